@@ -1,0 +1,58 @@
+# make demo    build the environment, install, run the demonstration on real input
+# make test    the whole suite; PYTEST_ARGS="-k name -x" narrows it, JOBS=4 uses more processes
+# make check   ruff (lint and format) and mypy --strict
+# make perf    this engine beside single-process py-lmdb and beside the limit; PERF_ARGS="--shards 4" changes it
+# make clean   remove the environment, caches and build products
+#
+# Needs make, a C compiler and Python 3.11 or newer; no environment has to be active. PYTHON=/path/to/python chooses one.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+NEW_ENOUGH := 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+	"$$p" -c $(NEW_ENOUGH) >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+JOBS        ?= 2
+PYTEST_ARGS ?=
+DEMO_ARGS   ?=
+PERF_ARGS   ?= --entries 1000000 --value-bytes 256 --chunk 5000 --shards 2
+
+.PHONY: help demo test check format perf clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found; set PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/shardengine demo $(DEMO_ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+perf: $(STAMP)
+	$(BIN)/python -m perf apply $(PERF_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,129 @@
+"""shardengine: a replicated state machine on all cores of a host.
+
+A replicated log hands over committed chunks. The *coordinator* (this process) splits each chunk by key hash over
+*worker* processes, one a shard; each applies its part to its own LMDB environment. A two-phase commit makes the chunk
+atomic over all shards. Reads go straight to the environments, through one read transaction a shard (a *cut*).
+
+Order of life: `Engine(path)`, `start()`, any number of `apply_chunk` and reads, `stop()`, `close_storage()`; or
+`async with Engine(path) as db`.
+
+Glossary: *entry*, one committed log record. *Chunk*, consecutive entries, applied whole or not at all. *Group*, queued
+chunks that go through one commit. *Part*, what one shard gets of a group; *participant*, a shard that has one. *Solo*,
+a group with one participant and no vote. *Decision record*, what makes a group decided. *Generation*, one directory
+with a full set of shards. *Run mark*, whether the files may hold more than the disk does.
+
+Files, lowest first:
+
+    errors.py       every error a user can meet
+    config.py       every setting, with its unit and range
+    contract.py     the StateMachine protocol, StartReport, ScanResult
+    commit.py       two-phase group commit as a table; no I/O
+    decision.py     the decision record, and what a start makes of it
+    log.py          where the accepted log ends; terms
+    split.py        from entries to parts
+    cut.py          reads at one applied index
+    view.py         repeatable reads
+    files.py        files that are whole or absent; locks
+    generations.py  the data directory
+    processes.py    worker processes: start, kill, reap
+    chunks.py       what is in flight: Chunk, Batch, Delivery
+    coordinator.py  chunks in, actions carried out, results out
+    opening.py      from a path to a locked, trusted directory
+    runtime.py      one run: everything between start and stop
+    engine.py       the class people use; asyncio
+    verify.py       judge a stopped directory
+    cli/            the command line; needs the extra `cli`
+"""
+
+from engine.config import EngineConfig, load_config
+from engine.contract import ScanResult, StartReport, StateMachine
+from engine.engine import Engine, run
+from engine.errors import (
+    BadEntryError,
+    ChunkAbortedError,
+    ChunkFailedError,
+    ChunkTooLargeError,
+    CommitRuleError,
+    ConfigError,
+    DamagedError,
+    EngineError,
+    EngineLockedError,
+    EngineStateError,
+    EngineStoppedError,
+    ForkedError,
+    FormatError,
+    LogConflictError,
+    LogGapError,
+    LogOrderError,
+    MachineImportError,
+    MachineMismatchError,
+    ShardCountMismatchError,
+    StateUntrustedError,
+    StoreError,
+    StoreFullError,
+    StoreMismatchError,
+    TooManyViewsError,
+    UndeclaredKeyError,
+    ViewClosedError,
+    WorkerFailedError,
+    WrongLoopError,
+    WrongThreadError,
+)
+from engine.view import View
+from shards.kv import CompareAndSwap, Delete, KeyValue, Put
+from shards.machine import Context, Machine, Rejected, Tx, encode
+from shards.types import ApplyResult, Entry, LogId
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ApplyResult",
+    "BadEntryError",
+    "ChunkAbortedError",
+    "ChunkFailedError",
+    "ChunkTooLargeError",
+    "CommitRuleError",
+    "CompareAndSwap",
+    "ConfigError",
+    "Context",
+    "DamagedError",
+    "Delete",
+    "Engine",
+    "EngineConfig",
+    "EngineError",
+    "EngineLockedError",
+    "EngineStateError",
+    "EngineStoppedError",
+    "Entry",
+    "ForkedError",
+    "FormatError",
+    "KeyValue",
+    "LogConflictError",
+    "LogGapError",
+    "LogId",
+    "LogOrderError",
+    "Machine",
+    "MachineImportError",
+    "MachineMismatchError",
+    "Put",
+    "Rejected",
+    "ScanResult",
+    "ShardCountMismatchError",
+    "StartReport",
+    "StateMachine",
+    "StateUntrustedError",
+    "StoreError",
+    "StoreFullError",
+    "StoreMismatchError",
+    "TooManyViewsError",
+    "Tx",
+    "UndeclaredKeyError",
+    "View",
+    "ViewClosedError",
+    "WorkerFailedError",
+    "WrongLoopError",
+    "WrongThreadError",
+    "encode",
+    "load_config",
+    "run",
+]

@@ -1,0 +1,152 @@
+"""What is in flight: chunks, the groups they went into, the calls that wait for them, a flush. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine import errors
+from engine.errors import ChunkFailedError, EngineError
+from engine.log import Mark
+from engine.split import Piece
+from ipc.ring import Extent
+from shards import wire
+from shards.part import Run
+from shards.types import ApplyResult, Entry, Position
+
+
+class Chunk:
+    """An accepted chunk until it is resolved: its pieces, and who waits for it.
+
+    Exactly one of `results` and `error` is set once it is `done`.
+    """
+
+    __slots__ = (
+        "alone",
+        "before",
+        "bytes",
+        "error",
+        "first",
+        "last",
+        "pieces",
+        "rejected",
+        "results",
+        "runs",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        before: Mark,
+        runs: list[Run],
+        pieces: dict[int, Piece],
+        rejected: dict[int, str],
+    ) -> None:
+        self.first = entries[0].index
+        self.last = entries[-1].index
+        self.before = before
+        self.runs = runs
+        self.pieces = pieces
+        self.rejected = rejected
+        self.bytes = sum(piece.size(len(runs)) for piece in pieces.values())
+        self.alone = False
+        self.results: list[ApplyResult] | None = None
+        self.error: EngineError | None = None
+        self.waiting: list[Callable[[], None]] = []
+
+    @property
+    def done(self) -> bool:
+        return self.results is not None or self.error is not None
+
+    def resolve(self, results: list[ApplyResult]) -> None:
+        self.results = results
+        self._wake()
+
+    def fail(self, error: EngineError) -> None:
+        self.error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        self.pieces = {}
+        for wake in waiting:
+            wake()
+
+
+class Batch:
+    """A submitted group: its chunks, the half of the rings it owns, and what its shards answered."""
+
+    __slots__ = ("chunks", "extents", "half", "noes", "position", "results")
+
+    def __init__(self, chunks: list[Chunk], half: int, position: Position, extents: dict[int, list[Extent]]) -> None:
+        self.chunks = chunks
+        self.half = half
+        self.position = position
+        self.extents = extents
+        self.results: dict[int, wire.PartResults] = {}
+        self.noes: dict[int, tuple[int | None, wire.Problem]] = {}
+
+    def first_no(self) -> tuple[int | None, wire.Problem]:
+        """The no that decides: of the first entry that failed, whichever shard said it; else one that names none."""
+        return min(self.noes.values(), key=lambda no: (no[0] is None, no[0]))
+
+
+class Delivery:
+    """One call of `apply_chunk`: entries applied before it, then the chunks that carry the rest."""
+
+    __slots__ = ("chunks", "first", "known", "last")
+
+    def __init__(self, first: int, last: int, known: list[ApplyResult], chunks: list[Chunk]) -> None:
+        self.first = first
+        self.last = last
+        self.known = known
+        self.chunks = chunks
+
+    def results(self) -> list[ApplyResult]:
+        """One result for each entry, in order. Raises the error of the first chunk that failed."""
+        for chunk in self.chunks:
+            if chunk.error is not None:
+                raise chunk.error
+        if not self.known and len(self.chunks) == 1 and self.chunks[0].first == self.first:
+            chunk = self.chunks[0]
+            assert chunk.results is not None
+            return chunk.results if chunk.last == self.last else chunk.results[: self.last - self.first + 1]
+        found = list(self.known)
+        for chunk in self.chunks:
+            assert chunk.results is not None
+            found += [result for result in chunk.results if self.first <= result.index <= self.last]
+        return found
+
+
+class Flush:
+    """A flush under way. `owed` are the shards that have not answered; None before they were asked."""
+
+    def __init__(self, token: int, callbacks: list[Callable[[EngineError | None], None]]) -> None:
+        self.token = token
+        self.owed: set[int] | None = None
+        self.error: EngineError | None = None
+        self.next: list[Callable[[EngineError | None], None]] = []
+        self._callbacks = callbacks
+
+    def owes(self, shard: int) -> bool:
+        return self.owed is not None and shard in self.owed
+
+    def done(self, error: EngineError | None) -> None:
+        for callback in self._callbacks:
+            callback(error)
+
+
+def error_of(problem: wire.Problem, index: int | None) -> EngineError:
+    """The error that a worker's problem becomes here: of the same class, or ChunkFailedError for any other."""
+    facts: dict[str, Any] = dict(problem.facts)
+    kind = getattr(errors, problem.kind, None)
+    message = problem.message
+    if not (isinstance(kind, type) and issubclass(kind, EngineError)):
+        kind = ChunkFailedError
+        message = f"{problem.kind}: {message}"
+        facts["reason"] = message
+    if index is not None:
+        message = f"entry {index} failed its chunk: {message}"
+        facts["index"] = index
+    return kind(message, hint=problem.hint, **facts)

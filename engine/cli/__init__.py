@@ -1,0 +1,57 @@
+"""The command `shardengine`, also `python -m engine`: load a directory, read it, check it, see it work.
+
+    shardengine demo                                   the whole engine on real input, in a minute
+    shardengine load records.tsv --data DIR            every line becomes a committed entry
+    shardengine get KEY --data DIR                     one value
+    shardengine scan PREFIX --data DIR                 keys and values in key order
+    shardengine digest --data DIR                      what to compare two replicas by
+    shardengine stats --data DIR                       shards, sizes, workers
+    shardengine verify --data DIR                      every file against every other, on a stopped directory
+
+Each opens the directory for as long as it runs, so none works beside a live engine. Settings come from `--config
+FILE`, `SHARDENGINE_*` environment variables and options, later wins (`engine.config`). Facts go to standard output,
+as one JSON object with `--json` (`scan`: one object a line); progress and errors go to standard error.
+
+Exit codes:
+
+    0    done
+    1    the data says no: no such key, damage found, a record that is none, two engines that differ
+    2    wrong use: unknown option, impossible setting, no engine in the directory
+    3    the engine could not: locked, full, damaged, another format; or the extra `cli` is not installed
+    128+n  signal n stopped it: what was in flight was finished and the engine was stopped (Ctrl-C: 130)
+
+A command imports only the public names of `engine`, and `click` and `rich` come with the extra `shardengine[cli]`: the
+engine itself never imports this package.
+
+Files, lowest first:
+
+    common.py     options, exit codes, output, opening an engine, stopping on a signal
+    progress.py   one line that says how far, how fast, how long still
+    feed.py       chunks into an engine, several in flight, in order
+    records.py    lines of a file into entries
+    load.py       the command `load`
+    corpus.py     the running Python's standard library as a log
+    demo.py       the command `demo`
+    show.py       the commands `get`, `scan`, `digest`, `stats`, `verify`
+    app.py        the command group
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Arguments default to the process's own."""
+    try:
+        from engine.cli.app import run_command
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("click", "rich"):
+            raise
+        sys.stderr.write(f"error: the command line needs {missing}: pip install 'shardengine[cli]'\n")
+        return 3
+    return run_command(sys.argv[1:] if argv is None else list(argv))

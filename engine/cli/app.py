@@ -1,0 +1,91 @@
+"""The command group: names, and what an error becomes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+
+import click
+
+from engine.cli.common import COULD_NOT, DATA_SAYS_NO, DONE, WRONG_USE, DataSaysNoError, StoppedError, say
+from engine.cli.demo import demo
+from engine.cli.load import load
+from engine.cli.show import digest, get, scan, stats, verify
+from engine.errors import ConfigError, EngineError
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        version = metadata.version("shardengine")
+    except metadata.PackageNotFoundError:
+        version = "not installed"
+    click.echo(f"shardengine {version}")
+    ctx.exit()
+
+
+@click.group(commands=[demo, load, get, scan, digest, stats, verify], context_settings={"max_content_width": 120})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+def shardengine() -> None:
+    """A sharded, replicated state machine engine: committed log entries in, durable readable state out.
+
+    \b
+    Exit codes: 0 done, 1 the data says no, 2 wrong use, 3 the engine could not, 128+n stopped by signal n.
+
+    \b
+    Examples:
+      shardengine demo
+      shardengine load words.tsv --data words --shards 4
+      shardengine get apple --data words
+    """
+
+
+def run_command(argv: list[str]) -> int:
+    """Run the command that `argv` names. Every foreseen error becomes a line on standard error and an exit code."""
+    try:
+        with shardengine.make_context("shardengine", argv) as context:  # `main` would keep EPIPE and SIGINT to itself
+            code = shardengine.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return WRONG_USE
+    except ConfigError as error:
+        return _report(error, WRONG_USE)
+    except DataSaysNoError as error:
+        return _report(error, DATA_SAYS_NO)
+    except StoppedError as error:
+        return _report(error, error.exit_code)
+    except EngineError as error:
+        return _report(error, COULD_NOT)
+    except (KeyboardInterrupt, click.Abort):
+        return _interrupted()
+    except BrokenPipeError:
+        return _reader_gone()
+    except OSError as error:
+        say(f"error: {error}")
+        return COULD_NOT
+    return code if isinstance(code, int) else DONE
+
+
+def _report(error: DataSaysNoError | StoppedError | EngineError, code: int) -> int:
+    say(f"error: {error.message}")
+    if error.hint:
+        say(f"hint: {error.hint}")
+    return code
+
+
+def _interrupted() -> int:
+    say("error: stopped by SIGINT")
+    return 130
+
+
+def _reader_gone() -> int:
+    """Whoever read standard output has enough; what is left in its buffer must not complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141

@@ -1,0 +1,262 @@
+"""Every limit and choice of an engine, named with its unit last, in one place.
+
+`EngineConfig` is the whole list: type, range, default and meaning of a setting stand at its field and nowhere else.
+Values come from a TOML file, then from `SHARDENGINE_*` environment variables, then from arguments; later wins. A
+value that cannot be is a `ConfigError` that names the key, the value, what was expected and where it came from.
+
+    ring_bytes = 33_554_432              # in a TOML file, at the top level
+    SHARDENGINE_RING_BYTES=33_554_432    # in the environment
+    EngineConfig(ring_bytes=33_554_432)  # in code
+
+Three settings are remembered by the directory, and `shards` is implied by it: there, `None` takes what it has.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+import msgspec
+from msgspec import Meta
+
+from engine.errors import ConfigError
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+ENV_PREFIX: Final = "SHARDENGINE_"
+
+BAD_ENTRY_DEFAULT: Final = "fail"
+KEY_BYTES_MAX_DEFAULT: Final = 480
+VALUE_BYTES_MAX_DEFAULT: Final = 1 * MIB
+"""What a new directory gets where its configuration says `None`."""
+
+ENTRY_OVERHEAD_BYTES: Final = 256
+"""More than the encoding of one command adds to its key and value on the way into a ring."""
+
+_ShardCount = Annotated[int, Meta(ge=1, le=256)]
+_KeyBytes = Annotated[int, Meta(ge=1, le=480)]
+_ValueBytes = Annotated[int, Meta(ge=1, le=1 * GIB)]
+_MapBytes = Annotated[int, Meta(ge=1 * MIB, le=16 * 1024 * GIB, multiple_of=4096)]
+_RingBytes = Annotated[int, Meta(ge=64 * KIB, le=8 * GIB, multiple_of=4096)]
+_BatchBytes = Annotated[int, Meta(ge=1, le=8 * GIB)]
+_Chunks = Annotated[int, Meta(ge=1, le=65_536)]
+_Views = Annotated[int, Meta(ge=1, le=16_384)]
+_TimeMs = Annotated[int, Meta(ge=1, le=86_400_000)]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of one engine: immutable, and checked when made.
+
+    Raises:
+        ConfigError: a value has the wrong type, lies out of range, or contradicts another one.
+    """
+
+    shards: _ShardCount | None = None
+    """Shards, one worker process each. None: what the directory has, else by usable CPUs."""
+
+    durability: Literal["process", "power"] = "process"
+    """What an acknowledged chunk survives: the end of any process, or a power loss too (fsync before each answer)."""
+
+    bad_entry: Literal["fail", "reject"] | None = None
+    """A committed entry that is no valid command fails its chunk, or is consumed with `succeeded=False`.
+    Fixed when the directory is created. None: what the directory has, else "fail"."""
+
+    key_bytes_max: _KeyBytes | None = None
+    """Longest key, bytes. Fixed when the directory is created. None: what the directory has, else 480."""
+
+    value_bytes_max: _ValueBytes | None = None
+    """Longest value, bytes. Fixed when the directory is created. None: what the directory has, else 1 MiB."""
+
+    map_bytes: _MapBytes = 64 * GIB
+    """Largest size of one shard's data file, bytes. Reserves address space, not disk."""
+
+    ring_bytes: _RingBytes = 32 * MIB
+    """Size of one shard's ring, bytes, two halves. What one chunk holds for a shard may be a quarter of it at most."""
+
+    in_flight_chunks_max: _Chunks = 16
+    """Accepted chunks that have no result yet, at most; further calls of `apply_chunk` wait in order."""
+
+    in_flight_bytes_max: _BatchBytes = 64 * MIB
+    """Data bytes of accepted chunks that have no result yet, at most. A larger chunk goes alone."""
+
+    group_bytes_max: _BatchBytes = 4 * MIB
+    """Data bytes of queued chunks that go through one commit together, at most; a single chunk may be larger.
+    Never more than fits a ring, whatever is set here: see `group_bytes`."""
+
+    worker_timeout_ms: _TimeMs = 30_000
+    """How long a worker may owe an answer before it is killed and replaced, milliseconds."""
+
+    start_timeout_ms: _TimeMs = 30_000
+    """How long `start()` waits for locks and for every worker's first word, milliseconds."""
+
+    stop_timeout_ms: _TimeMs = 30_000
+    """How long `stop()` waits for what is in flight and for workers to end, milliseconds."""
+
+    views_max: _Views = 64
+    """Views open at once, at most."""
+
+    view_age_max_ms: _TimeMs = 60_000
+    """How long a view may stay open, milliseconds: an old one makes the data files grow."""
+
+    after_power_loss: Literal["refuse", "empty"] = "refuse"
+    """When the state cannot be trusted and no snapshot can replace it: refuse to start, or start empty.
+    The old state is set aside, never deleted."""
+
+    @property
+    def part_bytes_max(self) -> int:
+        """What one chunk may hold for one shard, in bytes: half of one half of the ring."""
+        return self.ring_bytes // 4
+
+    @property
+    def group_bytes(self) -> int:
+        """The group limit that holds: `group_bytes_max`, or what a ring takes if that is less."""
+        return min(self.group_bytes_max, self.part_bytes_max)
+
+    def __post_init__(self) -> None:
+        for key, kind in _kinds().items():
+            _convert(key, getattr(self, key), f"argument {key}", kind, strict=True)
+        for fault in _contradictions(self):
+            raise fault
+
+
+def load_config(path: str | os.PathLike[str]) -> EngineConfig:
+    """Read a TOML file of settings; the environment is not consulted.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or holds an unknown key or an impossible value.
+    """
+    return resolve_config(path=path, environ={})
+
+
+def resolve_config(
+    *,
+    path: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> EngineConfig:
+    """Settings from a TOML file, then the environment, then arguments; later wins.
+
+    Args:
+        path: a TOML file with settings at its top level, or None.
+        environ: what to look for `SHARDENGINE_*` in; None is this process's environment.
+        overrides: arguments by setting name; a value of None counts as not given.
+
+    Raises:
+        ConfigError: names the key, the value, what was expected, and the source.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    kinds = _kinds()
+    env = os.environ if environ is None else environ
+    for key, value, source, strict in (*_from_file(path), *_from_environment(env), *_from_arguments(overrides or {})):
+        if key not in kinds:
+            raise _unknown(key, source)
+        values[key] = _convert(key, value, source, kinds[key], strict=strict)
+        sources[key] = source
+    try:
+        return EngineConfig(**values)
+    except ConfigError as error:  # each value alone was right: a contradiction between two of them
+        origin = ", ".join(f"{key} from {sources.get(key, 'its default')}" for key in error.facts["keys"])
+        raise ConfigError(f"{error.message}; {origin}", hint=error.hint, **error.facts) from None
+
+
+_Setting = tuple[str, object, str, bool]
+"""Key, value, source, and whether the value has its final type already."""
+
+
+def _from_file(path: str | os.PathLike[str] | None) -> list[_Setting]:
+    if path is None:
+        return []
+    source = f"file {os.fspath(path)}"
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{source}: {error.strerror or error}", hint="check the path", source=source) from error
+    except ValueError as error:  # tomllib.TOMLDecodeError and UnicodeDecodeError
+        raise ConfigError(
+            f"{source}: not TOML: {error}", hint="write one `key = value` a line", source=source
+        ) from error
+    return [(key, value, source, True) for key, value in table.items()]
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[_Setting]:
+    found: list[_Setting] = []
+    for name in sorted(environ):
+        if name.startswith(ENV_PREFIX):
+            text = environ[name].strip()
+            if re.fullmatch(r"[+-]?\d+(_\d+)*", text):
+                text = text.replace("_", "")
+            found.append((name.removeprefix(ENV_PREFIX).lower(), text, f"environment variable {name}", False))
+    return found
+
+
+def _from_arguments(overrides: Mapping[str, object]) -> list[_Setting]:
+    return [(key, value, f"argument {key}", True) for key, value in overrides.items() if value is not None]
+
+
+def _kinds() -> dict[str, Any]:
+    """The type of every setting, by name."""
+    return {field.name: field.type for field in msgspec.structs.fields(EngineConfig)}
+
+
+def _convert(key: str, value: object, source: str, kind: Any, *, strict: bool) -> object:
+    try:
+        return msgspec.convert(value, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        expected = _expectation(kind, error)
+        raise ConfigError(
+            f"{key} = {value!r} ({source}): expected {expected}",
+            hint=f"change it there, or leave {key} out",
+            key=key,
+            value=value,
+            source=source,
+            expected=expected,
+        ) from None
+
+
+def _expectation(kind: Any, error: msgspec.ValidationError) -> str:
+    for part in (kind, *get_args(kind)):
+        if get_origin(part) is Literal:
+            return " or ".join(repr(choice) for choice in get_args(part))
+    return str(error).removeprefix("Expected ").split(", got")[0].replace("`", "")
+
+
+def _unknown(key: str, source: str) -> ConfigError:
+    known = list(_kinds())
+    environment = source.startswith("environment")
+
+    def spell(name: str) -> str:
+        return ENV_PREFIX + name.upper() if environment else name
+
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {spell(near[0])}?" if near else f"the settings are {', '.join(map(spell, known))}"
+    return ConfigError(f"no setting is called {key} ({source})", hint=hint, key=key, source=source)
+
+
+def _contradictions(config: EngineConfig) -> list[ConfigError]:
+    """What the values say against each other: the largest entry has to fit into whatever it passes through."""
+    if config.value_bytes_max is None:
+        return []
+    largest = config.value_bytes_max + (config.key_bytes_max or KEY_BYTES_MAX_DEFAULT) + ENTRY_OVERHEAD_BYTES
+    rooms = [
+        ("ring_bytes", config.part_bytes_max, "a quarter of ring_bytes", 4 * largest),
+        ("map_bytes", config.map_bytes // 2, "half of map_bytes", 2 * largest),
+    ]
+    return [
+        ConfigError(
+            f"value_bytes_max = {config.value_bytes_max} makes an entry of up to {largest} bytes, but {name} is {room}",
+            hint=f"set {key} to {needed + -needed % 4096} or more, or lower value_bytes_max",
+            keys=("value_bytes_max", key),
+            key=key,
+            value=getattr(config, key),
+        )
+        for key, room, name, needed in rooms
+        if largest > room
+    ]

@@ -1,0 +1,505 @@
+"""Chunks in, actions of the commit table carried out, results out. Single-threaded; no event loop, no clock.
+
+The shell (`engine.engine`) brings it what happened: a chunk, an answer, the end of a link, the time. It does I/O only
+through what it was given: workers to send to, rings to write, the decision file, the readers' side. A simulator can
+give it others.
+
+Order of life of a chunk: `accept` checks, splits and queues it; `_fill` makes a group of what is queued, writes its
+parts into the rings' free halves and submits it; answers come in; `_publish` shows it to readers and resolves it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from typing import Protocol
+
+from engine import errors
+from engine.chunks import Batch, Chunk, Delivery, Flush, error_of
+from engine.commit import (
+    Abandon,
+    Action,
+    Commit,
+    Group,
+    Publish,
+    Record,
+    SendAbort,
+    SendCommit,
+    SendPart,
+    SendSolo,
+)
+from engine.decision import DecisionFile
+from engine.decision import Record as DecisionRecord
+from engine.errors import ChunkAbortedError, EngineError, StoreFullError, WorkerFailedError
+from engine.log import Tail
+from engine.split import Splitter, pack
+from ipc.ring import Extent, RingWriter
+from shards import wire
+from shards.digest import checksum
+from shards.types import ApplyResult, Entry, Position
+
+START_ATTEMPTS_MAX = 10
+
+
+class Sender(Protocol):
+    """What the coordinator needs of worker processes."""
+
+    def send(self, shard: int, order: wire.Order) -> None: ...
+    def kill(self, shard: int) -> None: ...
+
+
+class Publisher(Protocol):
+    """What it needs of the readers' side."""
+
+    def publish(self, shards: frozenset[int], position: Position) -> None: ...
+
+
+class Coordinator:
+    """Drives one generation from its start to its stop.
+
+    Invariants: applied <= submitted <= accepted, in log order; `_queue` is what is accepted and not submitted;
+    `_batches` are the open group and the staged one; each half of the rings belongs to at most one of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        splitter: Splitter,
+        workers: Sender,
+        rings: Sequence[RingWriter],
+        decision: DecisionFile,
+        position: Position,
+        commit: Commit,
+        machine_version: int,
+        group_bytes_max: int,
+        power: bool,
+    ) -> None:
+        record = decision.record
+        self._splitter = splitter
+        self._workers = workers
+        self._rings = rings
+        self._decision = decision
+        self._commit = commit
+        self._machine_version = machine_version
+        self._group_bytes_max = group_bytes_max
+        self._power = power
+        self._queue: deque[Chunk] = deque()
+        self._batches: dict[int, Batch] = {}
+        self._last_group = position.group
+        self._reads: Publisher | None = None
+        self._flush: Flush | None = None
+        self._starts_failed = [0] * len(rings)
+        self._problems: list[wire.Problem | None] = [None] * len(rings)
+        self._owing_since: list[float | None] = [None] * len(rings)
+        self._flushes = 0
+        self.up: set[int] = set()
+        self.applied = position
+        self.tail = Tail(position.index, position.term, position.clock, record.term_runs)
+        self.failure: EngineError | None = None
+        self.stalled: dict[int, wire.Problem] = {}
+        self.in_flight_chunks = 0
+        self.in_flight_bytes = 0
+        self.on_publish: Callable[[], None] = lambda: None
+        self.before_write: Callable[[], None] = lambda: None
+        if commit.open is not None:
+            self._batches[commit.open.number] = Batch([], 0, record.position, record.participants)
+
+    # ---- what is asked -------------------------------------------------------------------------------------------
+
+    def attach(self, reads: Publisher) -> None:
+        """From now on publishes are shown to `reads`."""
+        self._reads = reads
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing is accepted that is not resolved."""
+        return self._commit.idle and not self._queue
+
+    def owes(self, shard: int) -> bool:
+        """True while the worker of `shard` owes an answer."""
+        return self._commit.owes(shard) or (self._flush is not None and self._flush.owes(shard))
+
+    # ---- chunks --------------------------------------------------------------------------------------------------
+
+    def accept(self, entries: Sequence[Entry]) -> Delivery:
+        """Take a chunk, whole or not at all. Raises when it does not fit the log, or holds bad data."""
+        if self.failure is not None:
+            raise self.failure
+        known = self.tail.check(entries)
+        first, last = entries[0].index, entries[-1].index
+        applied = [ApplyResult(entry.index, True, already_applied=True) for entry in self._upto(entries, known)]
+        shared = [chunk for chunk in self._in_flight() if chunk.last >= first and chunk.first <= last] if known else []
+        fresh = entries[known:]
+        if fresh:
+            shared.append(self._queue_chunk(fresh))
+        return Delivery(first, last, applied, shared)
+
+    def _upto(self, entries: Sequence[Entry], known: int) -> Sequence[Entry]:
+        return entries[: max(0, min(known, self.applied.index + 1 - entries[0].index))]
+
+    def _in_flight(self) -> list[Chunk]:
+        return [chunk for batch in self._batches.values() for chunk in batch.chunks] + list(self._queue)
+
+    def _queue_chunk(self, entries: Sequence[Entry]) -> Chunk:
+        before = self.tail.mark
+        runs = self.tail.extend(entries)
+        try:
+            pieces, rejected = self._splitter.split(entries, len(runs))
+        except EngineError:
+            self.tail.retreat(before)
+            raise
+        chunk = Chunk(entries, before, runs, pieces, rejected)
+        self._queue.append(chunk)
+        self.in_flight_chunks += 1
+        self.in_flight_bytes += chunk.bytes
+        self._fill()
+        return chunk
+
+    def _fill(self) -> None:
+        """Submit what is queued, as far as the commit table takes groups."""
+        while self._queue and self._commit.can_submit and self._flush is None and self.failure is None:
+            try:
+                self.before_write()
+                self._submit()
+            except EngineError as error:
+                self._fail_from(0, error)
+            except OSError as error:
+                self._fail_from(0, StoreFullError(f"a ring or the run mark cannot be written: {error}"))
+
+    def _submit(self) -> None:
+        half = 1 - next(iter(self._batches.values())).half if self._batches else 0
+        for ring in self._rings:
+            ring.clear(half)
+        chunks, extents = self._pack(half)
+        last = chunks[-1]
+        run = last.runs[-1]
+        position = Position(self._last_group + 1, last.last, run.term, run.clock)
+        for _ in chunks:
+            self._queue.popleft()
+        self._last_group += 1
+        self._batches[position.group] = Batch(chunks, half, position, extents)
+        group = Group(position.group, frozenset(extents), self._solo(chunks, extents))
+        self._run(self._commit.submit(group))
+
+    def _pack(self, half: int) -> tuple[list[Chunk], dict[int, list[Extent]]]:
+        """Write the first queued chunks, as many as belong into one group, into `half` of the rings."""
+        chunks: list[Chunk] = []
+        extents: dict[int, list[Extent]] = {}
+        size = 0
+        for chunk in self._queue:
+            size += chunk.bytes
+            if chunks and (
+                chunk.alone or chunks[-1].alone or size > self._group_bytes_max or not self._fits(chunk, half)
+            ):
+                break
+            for shard, piece in chunk.pieces.items():
+                written = self._rings[shard].write(half, pack(chunk.first, chunk.runs, piece))
+                assert written is not None, "a piece is at most half of a half, and a half begins empty"
+                extents.setdefault(shard, []).append(Extent(*written, 0))
+            chunks.append(chunk)
+        return chunks, extents
+
+    def _fits(self, chunk: Chunk, half: int) -> bool:
+        runs = len(chunk.runs)
+        return all(piece.size(runs) <= self._rings[shard].room(half) for shard, piece in chunk.pieces.items())
+
+    def _solo(self, chunks: list[Chunk], extents: dict[int, list[Extent]]) -> bool:
+        """A solo leaves no record, so all its entries must be of the term that the record ends with."""
+        runs = self._decision.record.term_runs
+        term = runs[-1].term if runs else None
+        return (
+            self._commit.idle and len(extents) == 1 and all(run.term == term for chunk in chunks for run in chunk.runs)
+        )
+
+    # ---- actions of the commit table -----------------------------------------------------------------------------
+
+    def _run(self, actions: list[Action]) -> None:
+        todo = deque(actions)
+        while todo:
+            action = todo.popleft()
+            match action:
+                case SendPart(shard, group, decided):
+                    batch = self._batches[group]
+                    self._workers.send(shard, wire.Part(batch.position, batch.extents[shard], decided))
+                case SendSolo(shard, group):
+                    batch = self._batches[group]
+                    self._workers.send(shard, wire.Solo(batch.position, batch.extents[shard]))
+                case SendCommit(shard, group):
+                    self._workers.send(shard, wire.Commit(group))
+                case SendAbort(shard, group):
+                    self._workers.send(shard, wire.Abort(group))
+                case Record(group):
+                    todo.extendleft(reversed(self._record(self._batches[group])))
+                case Publish(group):
+                    self._publish(self._batches[group])
+                case Abandon(group, killer):
+                    self._abandon(group, killer)
+
+    def _record(self, batch: Batch) -> list[Action]:
+        """Write the decision: from its first byte on there is no way back."""
+        for shard, extents in batch.extents.items():
+            ring = self._rings[shard]
+            batch.extents[shard] = [
+                Extent(offset, length, checksum(ring.view(offset, length))) for offset, length, _ in extents
+            ]
+        position = batch.position
+        record = DecisionRecord(position, self.tail.kept_runs(position.index), batch.extents, self._machine_version)
+        try:
+            if self._power:
+                for shard in batch.extents:
+                    self._rings[shard].sync()
+            self._decision.write(record, sync=self._power)
+        except OSError as error:
+            self.fail(
+                errors.StoreError(
+                    f"the decision record cannot be written: {error}", hint="start again: the last chunks are undecided"
+                )
+            )
+            return []
+        return self._commit.recorded(position.group)
+
+    def _publish(self, batch: Batch) -> None:
+        assert self._reads is not None or not batch.chunks
+        if self._reads is not None:
+            self._reads.publish(frozenset(batch.extents), batch.position)
+        self.applied = batch.position
+        del self._batches[batch.position.group]
+        self.tail.forget_old_runs()
+        for chunk in batch.chunks:
+            self._settle(chunk)
+            chunk.resolve(self._results(chunk, batch))
+        self.on_publish()
+
+    def _settle(self, chunk: Chunk) -> None:
+        self.in_flight_chunks -= 1
+        self.in_flight_bytes -= chunk.bytes
+
+    def _results(self, chunk: Chunk, batch: Batch) -> list[ApplyResult]:
+        first, last = chunk.first, chunk.last
+        results = list(map(ApplyResult, range(first, last + 1), repeat(True)))
+        for offset, reason in chunk.rejected.items():
+            results[offset] = ApplyResult(first + offset, False, reason=reason)
+        for answered in batch.results.values():
+            for index, value in answered.values.items():
+                if first <= index <= last:
+                    results[index - first] = ApplyResult(index, True, value)
+            for index, reason in answered.rejected.items():
+                if first <= index <= last:
+                    results[index - first] = ApplyResult(index, False, reason=reason)
+        return results
+
+    # ---- what went wrong -----------------------------------------------------------------------------------------
+
+    def _abandon(self, group: int, killer: int | None) -> None:
+        """Take the chunks of `group`, and of the one staged behind it, back; then fail those that must fail."""
+        batches = [self._batches.pop(number) for number in sorted(self._batches)]
+        guilty = batches[0]
+        assert guilty.position.group == group
+        self._queue.extendleft(reversed([chunk for batch in batches for chunk in batch.chunks]))
+        if killer is not None:
+            self._isolate(guilty, self._killer_error(guilty, killer))
+            return
+        index, problem = guilty.first_no()
+        error = error_of(problem, index)
+        if index is None:
+            self._isolate(guilty, error)
+        else:
+            self._fail_from(next(at for at, chunk in enumerate(self._queue) if chunk.last >= index), error)
+
+    def _isolate(self, guilty: Batch, error: EngineError) -> None:
+        """A group failed without naming an entry: send its chunks again one by one. When it is one chunk already,
+        that chunk fails; and when it killed its worker, the engine does."""
+        if len(guilty.chunks) > 1:
+            for chunk in guilty.chunks:
+                chunk.alone = True
+        elif isinstance(error, WorkerFailedError):
+            self.fail(error)
+        else:
+            self._fail_from(0, error)
+
+    def _killer_error(self, guilty: Batch, shard: int) -> WorkerFailedError:
+        first, last = guilty.chunks[0].first, guilty.chunks[-1].last
+        return WorkerFailedError(
+            f"the chunk of entries {first} to {last} killed the worker of shard {shard} every time it was sent",
+            hint="see worker.log; reads go on, and a restart with a mended machine applies again",
+            shard=shard,
+            index=first,
+            last=last,
+        )
+
+    def _fail_from(self, at: int, error: EngineError) -> None:
+        """Fail the queued chunk at position `at`; those behind it would be gaps, so they fail with it."""
+        chunks = list(self._queue)
+        failing, behind = chunks[at], chunks[at + 1 :]
+        self._queue = deque(chunks[:at])
+        self.tail.retreat(failing.before)
+        self._settle(failing)
+        failing.fail(error)
+        for chunk in behind:
+            self._settle(chunk)
+            chunk.fail(
+                ChunkAbortedError(
+                    f"the chunk of entries {chunk.first} to {chunk.last} was not applied: the chunk of entries "
+                    f"{failing.first} to {failing.last}, ahead of it, failed: {error.message}",
+                    hint=f"send it again once the log is applied up to {chunk.first - 1}",
+                    first=chunk.first,
+                    last=chunk.last,
+                    failed_first=failing.first,
+                    failed_last=failing.last,
+                )
+            )
+        self.on_publish()
+
+    def fail(self, error: EngineError) -> None:
+        """Stop applying for good: every chunk in flight fails with `error`, and every later one. Reads go on."""
+        if self.failure is not None:
+            return
+        self.failure = error
+        doomed = self._in_flight()
+        self._batches.clear()
+        self._queue.clear()
+        for chunk in doomed:
+            self._settle(chunk)
+            chunk.fail(error)
+        flush, self._flush = self._flush, None
+        if flush is not None:
+            flush.done(error)
+        self.on_publish()
+
+    # ---- what workers say ----------------------------------------------------------------------------------------
+
+    def on_answer(self, shard: int, answer: wire.Answer) -> None:
+        """A message from the worker of `shard`."""
+        self._owing_since[shard] = None
+        if self.failure is not None:
+            return
+        match answer:
+            case wire.Hello():
+                self._on_hello(shard, answer)
+            case wire.Vote(group, results, problem, index):
+                self._note(shard, group, results, problem, index)
+                self._run(self._commit.vote(shard, group, problem is None))
+            case wire.Committed(group):
+                self.stalled.pop(shard, None)
+                self._run(self._commit.committed(shard, group))
+            case wire.SoloDone(group, results, problem, index):
+                self._note(shard, group, results, problem, index)
+                self._run(self._commit.solo_done(shard, group, problem is None))
+            case wire.Stalled(_, problem):
+                self.stalled[shard] = problem
+            case wire.Flushed(token, problem):
+                self._on_flushed(shard, token, problem)
+            case wire.Failed(problem):
+                self._problems[shard] = problem
+        self._proceed()
+
+    def _on_hello(self, shard: int, hello: wire.Hello) -> None:
+        assert hello.shard == shard
+        self._starts_failed[shard] = 0
+        self.up.add(shard)
+        batch = self._batches.get(hello.position.group)
+        if batch is not None and hello.solo is not None:
+            batch.results[shard] = hello.solo
+        self._run(self._commit.hello(shard, hello.position.group))
+        if self._flush is not None and self._flush.owes(shard):
+            self._workers.send(shard, wire.Flush(self._flush.token))
+
+    def _note(
+        self, shard: int, group: int, results: wire.PartResults | None, problem: wire.Problem | None, index: int | None
+    ) -> None:
+        batch = self._batches.get(group)
+        if batch is None:
+            return
+        if problem is not None:
+            batch.noes[shard] = (index, problem)
+        else:
+            assert results is not None
+            batch.results[shard] = results
+
+    def on_link_end(self, shard: int) -> bool:
+        """The worker of `shard` is dead and reaped. Returns True when another should be started."""
+        self._owing_since[shard] = None
+        self.up.discard(shard)
+        self.stalled.pop(shard, None)
+        for batch in self._batches.values():
+            batch.noes.pop(shard, None)
+        if self.failure is not None:
+            return False
+        self._starts_failed[shard] += 1
+        problem = self._problems[shard]
+        if problem is not None or self._starts_failed[shard] >= START_ATTEMPTS_MAX:
+            self.fail(self._start_error(shard, problem))
+            return False
+        self._run(self._commit.link_end(shard))
+        self._proceed()
+        return True
+
+    def _start_error(self, shard: int, problem: wire.Problem | None) -> EngineError:
+        if problem is not None:
+            return error_of(problem, None)
+        return WorkerFailedError(
+            f"the worker of shard {shard} died {START_ATTEMPTS_MAX} times in a row before it was ready",
+            hint="see worker.log in the data directory",
+            shard=shard,
+        )
+
+    def tick(self, now: float, timeout: float) -> None:
+        """Time passes (`now` and `timeout` in seconds): kill workers that owe an answer for too long."""
+        for shard, since in enumerate(self._owing_since):
+            if self.failure is not None or not self.owes(shard):
+                self._owing_since[shard] = None
+            elif since is None:
+                self._owing_since[shard] = now
+            elif now - since > timeout:
+                self._owing_since[shard] = None
+                self._workers.kill(shard)
+
+    def _proceed(self) -> None:
+        """After every event: submit what may now be submitted, flush when nothing is open."""
+        self._fill()
+        self._send_flush()
+
+    # ---- flush ---------------------------------------------------------------------------------------------------
+
+    def flush(self, done: Callable[[EngineError | None], None]) -> None:
+        """Make all that is published durable; then call `done`, with an error when it failed. No group opens
+        meanwhile."""
+        if self.failure is not None:
+            done(self.failure)
+        elif self._flush is not None:
+            self._flush.next.append(done)
+        else:
+            self._begin_flush([done])
+
+    def _begin_flush(self, done: list[Callable[[EngineError | None], None]]) -> None:
+        self._flushes += 1
+        self._flush = Flush(self._flushes, done)
+        self._send_flush()
+
+    def _send_flush(self) -> None:
+        flush = self._flush
+        if flush is None or flush.owed is not None or not self._commit.idle:
+            return
+        flush.owed = set(range(len(self._rings)))
+        for shard in flush.owed & self.up:
+            self._workers.send(shard, wire.Flush(flush.token))
+
+    def _on_flushed(self, shard: int, token: int, problem: wire.Problem | None) -> None:
+        flush = self._flush
+        if flush is None or flush.token != token or not flush.owes(shard):
+            return
+        assert flush.owed is not None
+        flush.owed.discard(shard)
+        if problem is not None:
+            flush.error = error_of(problem, None)
+        if flush.owed:
+            return
+        try:
+            self._decision.sync()
+        except OSError as error:
+            flush.error = errors.StoreError(f"the decision record cannot be synced: {error}")
+        self._flush = None
+        flush.done(flush.error)
+        if flush.next:
+            self._begin_flush(flush.next)

@@ -1,0 +1,169 @@
+"""The decision record: the newest group that is decided, and all it takes to do it again.
+
+    decision                                   a slot
+    +----------------------+                   0   8  sequence: rises by one with every record
+    | slot 0      64 KiB   |                   8   8  length of the payload
+    +----------------------+                   16  8  checksum (XXH3-64) of sequence, length and payload
+    | slot 1      64 KiB   |                   24  .. payload: a msgpack Record
+    +----------------------+                   all little-endian
+
+Records go into the two slots in turn, always over the older or unreadable one, so the newest whole record survives a
+crash in the middle of a write. A generation starts with a valid record; two unreadable slots are damage.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from engine.commit import Group
+from engine.errors import DamagedError
+from ipc.ring import Extent
+from shards.digest import checksum
+from shards.types import LogId, Position
+
+SLOT_BYTES = 64 * 1024
+TERM_RUNS_MAX = 1024
+_HEAD = struct.Struct("<QQQ")
+_COUNT = struct.Struct("<QQ")
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """A decided group.
+
+    position: where the log stands behind it. term_runs: the first index of each term, ascending, the newest
+    TERM_RUNS_MAX of them. participants: for each shard with a part, the extents that make it up.
+    """
+
+    position: Position
+    term_runs: list[LogId]
+    participants: dict[int, list[Extent]]
+    machine_version: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Record).decode
+
+
+def create_decision(path: Path, record: Record) -> None:
+    """Make the file with its first record. The caller makes it durable with the directory."""
+    with path.open("xb") as file:
+        file.truncate(2 * SLOT_BYTES)
+    decision = DecisionFile(path, fresh=True)
+    decision.write(record, sync=True)
+    decision.close()
+
+
+class DecisionFile:
+    """The open file. `record` is the newest one; `write` replaces it."""
+
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        """Raises DamagedError when neither slot is readable (unless `fresh`)."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._path = path
+        found = [self._read(slot) for slot in (0, 1)]
+        newest = max((one for one in found if one is not None), default=None, key=lambda one: one[0])
+        if newest is None and not fresh:
+            os.close(self._descriptor)
+            raise DamagedError(
+                f"{path}: neither slot holds a readable decision record",
+                hint="restore a snapshot, or start over in another directory",
+                path=str(path),
+            )
+        self._sequence = newest[0] if newest else 0
+        self._target = found.index(newest) ^ 1 if newest else 0
+        self.record = newest[1] if newest else Record(Position(), [], {}, 0)
+
+    def _read(self, slot: int) -> tuple[int, Record] | None:
+        data = os.pread(self._descriptor, SLOT_BYTES, slot * SLOT_BYTES)
+        if len(data) < _HEAD.size:
+            return None
+        sequence, length, expected = _HEAD.unpack_from(data)
+        payload = data[_HEAD.size : _HEAD.size + length]
+        if sequence == 0 or len(payload) != length or checksum(_COUNT.pack(sequence, length) + payload) != expected:
+            return None
+        try:
+            return sequence, _decode(payload)
+        except msgspec.MsgspecError:
+            return None
+
+    def write(self, record: Record, *, sync: bool) -> None:
+        """Write the next record; with `sync`, return when it is on the disk.
+
+        Raises OSError when the disk refuses; the older record is whole then, and the group is decided or not: only a
+        restart tells. The caller must not go on to commit.
+        """
+        payload = _encode(record)
+        assert len(payload) <= SLOT_BYTES - _HEAD.size
+        counted = _COUNT.pack(self._sequence + 1, len(payload))
+        slot = counted + checksum(counted + payload).to_bytes(8, "little") + payload
+        written = os.pwrite(self._descriptor, slot, self._target * SLOT_BYTES)
+        if written != len(slot):
+            raise OSError(f"{self._path}: wrote {written} of {len(slot)} bytes")
+        if sync:
+            os.fdatasync(self._descriptor)
+        self._sequence += 1
+        self._target ^= 1
+        self.record = record
+
+    def sync(self) -> None:
+        os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class Recovery(NamedTuple):
+    """Where a start finds the log, and what is left to do.
+
+    position: of the whole engine once `redo` is done. redo: the recorded group when some shard has not committed it;
+    `committed` are its participants that have.
+    """
+
+    position: Position
+    redo: Group | None
+    committed: frozenset[int]
+
+
+def recover(record: Record, positions: Sequence[Position]) -> Recovery:
+    """Judge the newest record against every shard's own position. No I/O.
+
+    A shard behind the record that took part in it must redo exactly that group. A shard ahead of it can only have
+    committed a solo, which is sent with nothing else open: its position is then the newest. Raises DamagedError for
+    anything else.
+    """
+    group = record.position.group
+    behind, ahead = set(), set()
+    for shard, position in enumerate(positions):
+        if position.group > group:
+            ahead.add(shard)
+            if position.index <= record.position.index:
+                raise _contradiction(shard, position, record)
+        elif position.group < group and shard in record.participants:
+            behind.add(shard)
+        elif (
+            position.group == group and group > 0 and (shard not in record.participants or position != record.position)
+        ):
+            raise _contradiction(shard, position, record)
+    if ahead and behind:
+        shard = min(behind)
+        raise _contradiction(shard, positions[shard], record)
+    if not record.participants.keys() <= set(range(len(positions))):
+        raise _contradiction(len(positions), Position(), record)
+    newest = max((*positions, record.position), key=lambda position: position.group)
+    redo = Group(group, frozenset(record.participants)) if behind else None
+    return Recovery(newest, redo, frozenset(record.participants) - behind if behind else frozenset())
+
+
+def _contradiction(shard: int, position: Position, record: Record) -> DamagedError:
+    return DamagedError(
+        f"shard {shard} stands at {position}, which the decision record {record.position} "
+        f"over shards {sorted(record.participants)} contradicts",
+        hint="restore a snapshot, or start over in another directory",
+        shard=shard,
+    )

@@ -1,0 +1,127 @@
+"""Every error the engine raises; all derive from `EngineError` and carry their numbers and a hint."""
+
+from __future__ import annotations
+
+from ipc.errors import EngineError
+from shards.errors import (
+    BadEntryError,
+    ChunkFailedError,
+    MachineImportError,
+    MachineMismatchError,
+    StoreError,
+    StoreFullError,
+    StoreMismatchError,
+    UndeclaredKeyError,
+)
+
+__all__ = [
+    "BadEntryError",
+    "ChunkAbortedError",
+    "ChunkFailedError",
+    "ChunkTooLargeError",
+    "CommitRuleError",
+    "ConfigError",
+    "DamagedError",
+    "EngineError",
+    "EngineLockedError",
+    "EngineStateError",
+    "EngineStoppedError",
+    "ForkedError",
+    "FormatError",
+    "LogConflictError",
+    "LogGapError",
+    "LogOrderError",
+    "MachineImportError",
+    "MachineMismatchError",
+    "ShardCountMismatchError",
+    "StateUntrustedError",
+    "StoreError",
+    "StoreFullError",
+    "StoreMismatchError",
+    "TooManyViewsError",
+    "UndeclaredKeyError",
+    "ViewClosedError",
+    "WorkerFailedError",
+    "WrongLoopError",
+    "WrongThreadError",
+]
+
+
+class ConfigError(EngineError):
+    """A setting has an impossible value; names the key, the value and the source it came from."""
+
+
+class EngineStateError(EngineError):
+    """The call does not fit the engine's state: not started, already started, or storage closed."""
+
+
+class EngineStoppedError(EngineStateError):
+    """The engine stopped, or stops, while or before the call: nothing of it was applied unless already answered."""
+
+
+class EngineLockedError(EngineError):
+    """Another engine holds the directory; names its pid."""
+
+
+class ShardCountMismatchError(EngineError):
+    """The directory holds another number of shards than asked for."""
+
+
+class FormatError(EngineError):
+    """The directory is of a format this version does not read, or no data directory at all."""
+
+
+class DamagedError(EngineError):
+    """Files contradict each other or fail their checksum; nothing was changed."""
+
+
+class StateUntrustedError(EngineError):
+    """The machine went down while state was not yet synced (durability="process"); the files cannot be trusted."""
+
+
+class LogGapError(EngineError):
+    """An entry's index leaves a gap after the last accepted one. Nothing of the chunk was accepted."""
+
+
+class LogOrderError(EngineError):
+    """Indices or terms inside a chunk, or against the log so far, fall. Nothing of the chunk was accepted."""
+
+
+class LogConflictError(EngineError):
+    """A re-delivered entry carries another term than the one that was accepted at its index."""
+
+
+class ChunkAbortedError(EngineError):
+    """A chunk ahead of this one failed, so this one would leave a gap. Nothing was applied; send it again."""
+
+
+class ChunkTooLargeError(EngineError):
+    """A chunk's part for one shard is larger than a ring takes; names the limit and the setting to raise."""
+
+
+class CommitRuleError(EngineError):
+    """An event that the commit protocol does not allow in this state: a defect, here or in a worker."""
+
+
+class WorkerFailedError(EngineError):
+    """A worker could not be brought to its duty: it does not start, hangs, or one chunk kills it every time."""
+
+
+class WrongThreadError(EngineError):
+    """The engine belongs to the thread that made it."""
+
+
+class WrongLoopError(EngineError):
+    """The engine belongs to the event loop of its first await until `stop()`."""
+
+
+class ForkedError(EngineError):
+    """The engine was made in a parent process; a forked child cannot use it."""
+
+
+class TooManyViewsError(EngineError):
+    """`views_max` views are open."""
+
+
+class ViewClosedError(EngineError):
+    """The view was closed, outlived its age limit, or its engine closed."""

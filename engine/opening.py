@@ -1,0 +1,155 @@
+"""From a path to a directory that is locked, known, trusted, and holds a generation. Changes no state in it."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import BAD_ENTRY_DEFAULT, KEY_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_DEFAULT, EngineConfig
+from engine.errors import ConfigError, StateUntrustedError
+from engine.files import Lock, refuse_network_filesystem
+from engine.generations import Directory, DirectoryConfig, Generation, RunMark, boot_id, check_shard_count
+from shards.machine import Machine
+from shards.placement import SLOTS
+from shards.store import FORMAT, PAGE_BYTES
+from shards.types import Limits
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open directory. `outcome` and `discarded` are those of a StartReport."""
+
+    directory: Directory
+    lock: Lock
+    config: DirectoryConfig
+    generation: Generation
+    outcome: str
+    discarded: Path | None
+
+
+def open_directory(path: Path, machine: type[Machine], config: EngineConfig) -> Opened:
+    """Lock `path`, making it when it is not there, and settle on a generation.
+
+    Raises EngineLockedError, FormatError, MachineMismatchError, ShardCountMismatchError, ConfigError, or
+    StateUntrustedError; the lock is free then.
+    """
+    check_resource_limits(config)
+    path.mkdir(parents=True, exist_ok=True)
+    refuse_network_filesystem(path)
+    lock = Lock(path / "LOCK")
+    try:
+        lock.take()
+        return _open_locked(Directory(path), lock, machine, config)
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], config: EngineConfig) -> Opened:
+    remembered = directory.load()
+    if remembered is None:
+        remembered = _new_config(machine, config)
+        directory.save(remembered)
+        directory.write_run_mark(RunMark(True, boot_id(), config.durability, remembered.lineage))
+    directory.check_machine(remembered, machine)
+    _check_fixed(remembered, config)
+    directory.remove_half_built()
+    generation = directory.current(machine.name)
+    outcome, discarded = "opened", None
+    if generation is not None:
+        check_shard_count(generation.shards, config.shards)
+        if not _trusted(directory.run_mark(), remembered.lineage):
+            discarded = directory.set_aside(generation)
+            generation = None
+    else:
+        discarded = directory.aside()
+    if generation is None:
+        outcome = _decide_to_create(discarded, config)
+        shards = config.shards or default_shards()
+        generation = directory.create(shards, machine, half_bytes(config))
+        if discarded is not None:
+            directory.write_run_mark(RunMark(True, boot_id(), config.durability, remembered.lineage))
+    return Opened(directory, lock, remembered, generation, outcome, discarded)
+
+
+def _new_config(machine: type[Machine], config: EngineConfig) -> DirectoryConfig:
+    limits = Limits(
+        config.key_bytes_max or KEY_BYTES_MAX_DEFAULT,
+        config.value_bytes_max or VALUE_BYTES_MAX_DEFAULT,
+    )
+    bad_entry = config.bad_entry or BAD_ENTRY_DEFAULT
+    return DirectoryConfig(FORMAT, os.urandom(16).hex(), machine.name, machine.version, SLOTS, limits, bad_entry)
+
+
+def _check_fixed(remembered: DirectoryConfig, config: EngineConfig) -> None:
+    """Raise ConfigError when `config` asks for other limits than the directory was created with."""
+    fixed = {
+        "key_bytes_max": (remembered.limits.key_bytes_max, config.key_bytes_max),
+        "value_bytes_max": (remembered.limits.value_bytes_max, config.value_bytes_max),
+        "bad_entry": (remembered.bad_entry, config.bad_entry),
+    }
+    for key, (found, asked) in fixed.items():
+        if asked is not None and asked != found:
+            raise ConfigError(
+                f"{key}={asked!r}, but the directory was created with {found!r}",
+                hint="it is part of the state machine and cannot change; leave the setting out",
+                key=key,
+                value=asked,
+                found=found,
+            )
+
+
+def _trusted(mark: RunMark | None, lineage: str) -> bool:
+    """False when the machine went down after writes that nobody had synced (or nobody can tell)."""
+    if mark is None or mark.lineage != lineage:
+        return False
+    return mark.clean or mark.mode == "power" or mark.boot_id == boot_id()
+
+
+def _decide_to_create(discarded: Path | None, config: EngineConfig) -> str:
+    if discarded is None:
+        return "created"
+    if config.after_power_loss == "empty":
+        return "emptied"
+    raise StateUntrustedError(
+        f'the machine went down before the state was synced (durability="process"), so the files cannot be trusted; '
+        f"they are set aside, whole, in {discarded}",
+        hint='feed the log again into an empty state with after_power_loss="empty", or use durability="power"',
+        discarded=str(discarded),
+    )
+
+
+def half_bytes(config: EngineConfig) -> int:
+    """The size of half a ring: whole pages."""
+    return config.ring_bytes // 2 // PAGE_BYTES * PAGE_BYTES
+
+
+def default_shards() -> int:
+    """min(8, max(2, usable cores - 1))."""
+    return min(8, max(2, usable_cores() - 1))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, by affinity and by cgroup quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def check_resource_limits(config: EngineConfig) -> None:
+    """Raise ConfigError when the process may not map, or write a file, as large as `map_bytes`."""
+    for name, limit in (("RLIMIT_AS", resource.RLIMIT_AS), ("RLIMIT_FSIZE", resource.RLIMIT_FSIZE)):
+        allowed = resource.getrlimit(limit)[0]
+        if allowed != resource.RLIM_INFINITY and allowed < config.map_bytes:
+            raise ConfigError(
+                f"map_bytes={config.map_bytes}, but {name} allows this process {allowed} bytes",
+                hint=f"lower map_bytes, or raise the limit (ulimit {'-v' if name == 'RLIMIT_AS' else '-f'})",
+                key="map_bytes",
+                value=config.map_bytes,
+                allowed=allowed,
+            )

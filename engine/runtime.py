@@ -1,0 +1,369 @@
+"""One run of an engine, from start to stop: its processes, rings, decision file, coordinator and readers' side.
+
+Driven by whoever waits: `on_readable` when a link has something, `tick` as time passes. `pump` does both, without an
+event loop, until something has come true.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import msgspec
+
+from engine.commit import Commit
+from engine.config import EngineConfig
+from engine.coordinator import Coordinator
+from engine.cut import Reads
+from engine.decision import DecisionFile, Recovery, recover
+from engine.errors import DamagedError, EngineError, MachineImportError, MachineMismatchError, WorkerFailedError
+from engine.files import Lock
+from engine.generations import RunMark, boot_id
+from engine.opening import Opened, half_bytes
+from engine.processes import Workers
+from engine.split import Splitter
+from ipc.errors import LinkClosedError
+from ipc.ring import RingWriter, create_ring
+from shards import wire
+from shards.digest import checksum
+from shards.machine import Machine
+from shards.store import ReadStore
+from shards.types import LogId, Position
+from shards.worker import WorkerSpec
+
+TICK_MS = 250
+_SPARE_READERS = 16
+log = logging.getLogger("shardengine")
+
+
+class Runtime:
+    """Everything that exists while an engine runs.
+
+    `on_link` and `off_link` are called with a shard and a descriptor when a link to watch appears, and before it
+    goes.
+    """
+
+    def __init__(self, opened: Opened, machine: type[Machine], config: EngineConfig) -> None:
+        self.opened = opened
+        self.config = config
+        self._generation = opened.generation
+        self._machine = machine
+        self.on_link: Callable[[int, int], None] = lambda shard, descriptor: None
+        self.off_link: Callable[[int, int], None] = lambda shard, descriptor: None
+        self._marked_clean = False
+        self._open = ExitStack()
+        self.durable = LogId(0, 0)
+        self.outcome = opened.outcome
+        self.splitter = Splitter(
+            machine(),
+            self._generation.shards,
+            opened.config.limits,
+            reject_bad=opened.config.bad_entry == "reject",
+            part_bytes_max=half_bytes(config) // 2,
+        )
+
+    @property
+    def shards(self) -> int:
+        return self._generation.shards
+
+    # ---- start ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Judge what is on the disk, start the workers, redo what is decided, open the readers' side. Blocks.
+
+        Whatever is raised leaves no process and no descriptor, and the files as they were.
+        """
+        try:
+            recovery = self._judge()
+            self._start_workers(recovery)
+            self._open_reads(recovery.position)
+            self._adopt_mark()
+            self._remember_version()
+        except BaseException:
+            self._open.close()
+            raise
+
+    def _judge(self) -> Recovery:
+        """Read record and positions while every shard's lock is held, so that no predecessor still writes."""
+        with ExitStack() as held:
+            for shard in range(self.shards):
+                owner = Lock(self._generation.shard(shard) / "owner")
+                held.callback(owner.close)
+                owner.take(self.config.start_timeout_ms)
+            positions = [self._position(shard) for shard in range(self.shards)]
+            self._decision = DecisionFile(self._generation.decision)
+            self._open.callback(self._decision.close)
+            recovery = recover(self._decision.record, positions)
+            self._check_redo(recovery)
+            self._rings = [self._open_ring(shard, recovery) for shard in range(self.shards)]
+            return recovery
+
+    def _remember_version(self) -> None:
+        config = self.opened.config
+        if config.machine_version < self._machine.version:
+            self.opened.directory.save(msgspec.structs.replace(config, machine_version=self._machine.version))
+
+    def _position(self, shard: int) -> Position:
+        store = self._read_store(shard)
+        try:
+            store.clear_dead_readers()
+            transaction = store.begin()
+            position = transaction.position()
+            transaction.close()
+            return position
+        finally:
+            store.close()
+
+    def _read_store(self, shard: int) -> ReadStore:
+        return ReadStore(
+            self._generation.shard(shard),
+            self._generation.identity(shard),
+            map_bytes=self.config.map_bytes,
+            readers_max=self.config.views_max + _SPARE_READERS,
+        )
+
+    def _check_redo(self, recovery: Recovery) -> None:
+        """What is to be redone must be there, whole, and mean what it meant."""
+        record = self._decision.record
+        version = self._machine.version
+        if recovery.redo is not None and record.machine_version != version:
+            raise MachineMismatchError(
+                f"group {record.position.group} was decided under machine version {record.machine_version} and is not "
+                f"committed everywhere; it cannot be redone under version {version}",
+                hint=f"start once with version {record.machine_version}, and stop, before moving on",
+            )
+
+    def _open_ring(self, shard: int, recovery: Recovery) -> RingWriter:
+        path = self._generation.shard(shard) / "ring"
+        ring = RingWriter(path)
+        if recovery.redo is not None:
+            for offset, length, expected in self._decision.record.participants.get(shard, ()):
+                if checksum(ring.view(offset, length)) != expected:
+                    ring.close()
+                    raise DamagedError(
+                        f"{path}: the decided part at {offset} does not match its checksum", shard=shard, offset=offset
+                    )
+        elif ring.half_bytes != half_bytes(self.config):
+            ring.close()
+            path.unlink()
+            create_ring(path, half_bytes(self.config))
+            ring = RingWriter(path)
+        self._open.callback(ring.close)
+        return ring
+
+    def _start_workers(self, recovery: Recovery) -> None:
+        self.workers = Workers([self._spec(shard) for shard in range(self.shards)], self._log_path)
+        self._open.callback(self.workers.close)
+        self.coordinator = Coordinator(
+            splitter=self.splitter,
+            workers=self.workers,
+            rings=self._rings,
+            decision=self._decision,
+            position=recovery.position,
+            commit=Commit(self.shards, recovery.position.group, recovery.redo, recovery.committed),
+            machine_version=self._machine.version,
+            group_bytes_max=self.config.group_bytes_max,
+            power=self.config.durability == "power",
+        )
+        if recovery.redo is not None:
+            self.outcome = "redone"
+        for shard in range(self.shards):
+            self._start_worker(shard)
+        ready = self.pump(
+            lambda: len(self.coordinator.up) == self.shards and self.coordinator.idle, self.config.start_timeout_ms
+        )
+        if not ready:
+            raise self._not_ready()
+
+    @property
+    def _log_path(self) -> Path:
+        return self.opened.directory.path / "worker.log"
+
+    def _spec(self, shard: int) -> WorkerSpec:
+        return WorkerSpec(
+            directory=str(self._generation.shard(shard).resolve()),
+            identity=self._generation.identity(shard),
+            machine=machine_name(self._machine),
+            limits=self.opened.config.limits,
+            map_bytes=self.config.map_bytes,
+            readers_max=self.config.views_max + _SPARE_READERS,
+            sync=self.config.durability == "power",
+            link=-1,
+            parent=-1,
+            sys_path=[entry for entry in sys.path if entry] + [""] * ("" in sys.path),
+        )
+
+    def _not_ready(self) -> EngineError:
+        missing = sorted(set(range(self.shards)) - self.coordinator.up)
+        if missing:
+            return WorkerFailedError(
+                f"workers of shards {missing} were not ready after {self.config.start_timeout_ms} ms",
+                hint=f"raise start_timeout_ms, or see {self._log_path}",
+                shards=missing,
+            )
+        stalled = {shard: problem.message for shard, problem in self.coordinator.stalled.items()}
+        return WorkerFailedError(
+            f"a decided group could not be committed within {self.config.start_timeout_ms} ms: {stalled}",
+            hint="make room, or raise start_timeout_ms; nothing is lost",
+        )
+
+    def _open_reads(self, position: Position) -> None:
+        stores: list[ReadStore] = []
+        try:
+            for shard in range(self.shards):
+                stores.append(self._read_store(shard))
+            self.reads = Reads(stores, position, self.splitter.owner)
+        except EngineError:
+            for store in stores:
+                store.close()
+            raise
+        self.coordinator.attach(self.reads)
+
+    def _adopt_mark(self) -> None:
+        mark = self.opened.directory.run_mark()
+        self._marked_clean = mark is not None and mark.clean
+        if self._marked_clean:
+            self.durable = self.last_applied
+        elif self.config.durability == "power":
+            self.flush()  # an earlier run in mode "process" may have left writes to the kernel
+        self.coordinator.before_write = self._mark_unclean
+
+    # ---- the run mark and durability -----------------------------------------------------------------------------
+
+    @property
+    def last_applied(self) -> LogId:
+        return LogId(self.coordinator.applied.index, self.coordinator.applied.term)
+
+    def _mark(self, clean: bool) -> RunMark:
+        return RunMark(clean, boot_id(), self.config.durability, self.opened.config.lineage)
+
+    def _mark_unclean(self) -> None:
+        if self._marked_clean:
+            self.opened.directory.write_run_mark(self._mark(False))
+            self._marked_clean = False
+            self.durable = LogId(0, 0)
+
+    def request_flush(self, done: Callable[[EngineError | None], None]) -> None:
+        """Make all that is published durable, then call `done`."""
+
+        def flushed(error: EngineError | None) -> None:
+            if error is None and not self._marked_clean:
+                self.opened.directory.write_run_mark(self._mark(True))
+                self._marked_clean = True
+            if error is None:
+                self.durable = self.last_applied
+            done(error)
+
+        self.coordinator.flush(flushed)
+
+    def flush(self) -> None:
+        """Block until all that is published is durable. Raises what the disk said."""
+        answers: list[EngineError | None] = []
+        self.request_flush(answers.append)
+        self.pump(lambda: bool(answers), None)
+        if answers and answers[0] is not None:
+            raise answers[0]
+
+    # ---- drive ---------------------------------------------------------------------------------------------------
+
+    def _start_worker(self, shard: int) -> None:
+        link = self.workers.start(shard)
+        self.on_link(shard, link.fileno())
+
+    def on_readable(self, shard: int) -> None:
+        """Take everything the worker of `shard` has to say. A defect in the protocol stops the engine by name."""
+        link = self.workers.links[shard]
+        if link is None:
+            return
+        try:
+            link.flush()
+            while (message := link.receive()) is not None:
+                self.coordinator.on_answer(shard, wire.decode_answer(message))
+        except LinkClosedError:
+            self._bury(shard)
+        except Exception as error:
+            log.exception("shard %d: the protocol was broken", shard)
+            failure = error if isinstance(error, EngineError) else WorkerFailedError(f"defect: {error!r}")
+            self.coordinator.fail(failure)
+
+    def _bury(self, shard: int) -> None:
+        link = self.workers.links[shard]
+        assert link is not None
+        self.off_link(shard, link.fileno())
+        pid = self.workers.pid(shard)
+        self.workers.reap(shard)
+        if self.coordinator.on_link_end(shard):
+            log.warning("the worker of shard %d (process %s) died; starting another", shard, pid)
+            self._start_worker(shard)
+
+    def tick(self) -> None:
+        """Time has passed: look for workers that owe an answer for too long, and send what a full link kept back."""
+        for link in self.workers.links:
+            if link is not None:
+                with suppress(LinkClosedError):
+                    link.flush()
+        self.coordinator.tick(time.monotonic(), self.config.worker_timeout_ms / 1000)
+
+    def pump(self, until: Callable[[], bool], timeout_ms: int | None) -> bool:
+        """Drive the engine, blocking, until `until()` (True), or a failure, which is raised, or the time is up."""
+        deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        while not until():
+            if self.coordinator.failure is not None:
+                raise self.coordinator.failure
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            self.poll(TICK_MS)
+            self.tick()
+        return True
+
+    def poll(self, timeout_ms: int) -> None:
+        poller = select.poll()
+        shards: dict[int, int] = {}
+        for shard, link in enumerate(self.workers.links):
+            if link is not None:
+                shards[link.fileno()] = shard
+                poller.register(link.fileno(), select.POLLIN | (select.POLLOUT if link.wants_write else 0))
+        for descriptor, _ in poller.poll(timeout_ms):
+            self.on_readable(shards[descriptor])
+
+    # ---- stop ----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Finish what is in flight, make it durable, end the workers. Blocks up to `stop_timeout_ms`.
+
+        Raises the failure that kept it from finishing; the workers are gone all the same, and the next start judges
+        what they left.
+        """
+        try:
+            if not self.pump(lambda: self.coordinator.idle, self.config.stop_timeout_ms):
+                raise WorkerFailedError(
+                    f"chunks were still in flight after {self.config.stop_timeout_ms} ms",
+                    hint="raise stop_timeout_ms; the next start decides about them",
+                )
+            self.flush()
+            self.workers.stop(self.config.stop_timeout_ms)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Kill the workers and give back everything but the readers' side and the directory's lock."""
+        for shard, link in enumerate(self.workers.links):
+            if link is not None:
+                self.off_link(shard, link.fileno())
+        self._open.close()
+
+
+def machine_name(machine: type[Machine]) -> str:
+    """`module:qualname`. MachineImportError when no other process can import that."""
+    if machine.__module__ == "__main__" or "<locals>" in machine.__qualname__:
+        raise MachineImportError(
+            f"workers cannot import the machine class {machine.__module__}.{machine.__qualname__}",
+            hint="define it at the top level of an importable module, not in the program's main file or a function",
+            machine=machine.__qualname__,
+        )
+    return f"{machine.__module__}:{machine.__qualname__}"

@@ -1,0 +1,168 @@
+"""From entries to parts: decode, check, place. No I/O.
+
+A chunk is split when it is accepted, so that bad data is refused before any shard sees a byte. What is left of it is
+one `Piece` a shard: the untouched `data` bytes of its entries and their offsets from the chunk's first index.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from engine.errors import BadEntryError, ChunkTooLargeError
+from shards import part as layout
+from shards.digest import key_hash
+from shards.machine import Machine
+from shards.part import Run
+from shards.placement import SLOT_MASK, shard_table, slot_of
+from shards.types import Entry, Limits
+
+
+class Piece:
+    """What one shard gets of a chunk."""
+
+    __slots__ = ("datas", "offsets")
+
+    def __init__(self, offsets: array[int], datas: list[bytes]) -> None:
+        self.offsets = offsets
+        self.datas = datas
+
+    def size(self, runs: int) -> int:
+        """Bytes it takes in a ring."""
+        return layout.packed_size(runs, len(self.datas), sum(map(len, self.datas)))
+
+
+class Splitter:
+    """Splits chunks for one machine, shard count and set of limits."""
+
+    def __init__(self, machine: Machine, shards: int, limits: Limits, *, reject_bad: bool, part_bytes_max: int) -> None:
+        self._machine = machine
+        self._limits = limits
+        self._reject_bad = reject_bad
+        self._part_bytes_max = part_bytes_max
+        self._shards = shards
+        self._table = shard_table(shards)
+        self._decode = msgspec.msgpack.Decoder(machine.command).decode
+        self._keyed_by_itself = type(machine).partition_key is Machine.partition_key
+
+    def owner(self, key: bytes) -> int:
+        """The shard that holds `key`."""
+        return self._table[slot_of(key if self._keyed_by_itself else self._machine.partition_key(key))]
+
+    def check(self, data: bytes) -> None:
+        """Raise BadEntryError when `data` must not enter the log. Empty data, a no-op, may."""
+        reason = self._judge(data)[1] if data else None
+        if reason is not None:
+            raise BadEntryError(f"bad entry: {reason}", hint="do not propose it", reason=reason)
+
+    def split(self, entries: Sequence[Entry], runs: int) -> tuple[dict[int, Piece], dict[int, str]]:
+        """The pieces by shard, and why entries are rejected, by offset (only with `bad_entry="reject"`).
+
+        Raises BadEntryError naming the first bad entry, or ChunkTooLargeError when a piece, with its `runs`, passes
+        what a ring takes.
+        """
+        datas = [entry.data for entry in entries]
+        rejected: dict[int, str] = {}
+        owners = self._owners(datas)
+        if owners is None:
+            pieces = self._split_each(entries, rejected)
+        elif self._shards == 1:
+            pieces = {0: Piece(array("I", range(len(datas))), datas)}
+        else:
+            pieces = self._distribute(owners, datas)
+        for shard, piece in pieces.items():
+            self._check_size(shard, piece.size(runs), entries)
+        return pieces, rejected
+
+    def _owners(self, datas: list[bytes]) -> Sequence[int] | None:
+        """Each entry's shard, when every entry is a good command with one key; None when one needs a closer look."""
+        try:
+            commands = list(map(self._decode, datas))
+            keys = [key for (key,) in map(self._machine.keys, commands)]
+        except Exception:  # a bad command or a no-op among them, which _split_each names
+            return None
+        lengths = set(map(len, keys))
+        if min(lengths) < 1 or max(lengths) > self._limits.key_bytes_max:
+            return None
+        if max(map(len, datas)) > self._limits.value_bytes_max:
+            return None
+        if not self._keyed_by_itself:
+            keys = list(map(self._machine.partition_key, keys))
+        table = self._table
+        return [table[key_hash(key) & SLOT_MASK] for key in keys]
+
+    def _distribute(self, owners: Sequence[int], datas: list[bytes]) -> dict[int, Piece]:
+        offsets: list[list[int]] = [[] for _ in range(self._shards)]
+        buckets: list[list[bytes]] = [[] for _ in range(self._shards)]
+        add_offset = [bucket.append for bucket in offsets]
+        add_data = [bucket.append for bucket in buckets]
+        for offset, owner in enumerate(owners):
+            add_offset[owner](offset)
+            add_data[owner](datas[offset])
+        return {shard: Piece(array("I", offsets[shard]), datas) for shard, datas in enumerate(buckets) if datas}
+
+    def _split_each(self, entries: Sequence[Entry], rejected: dict[int, str]) -> dict[int, Piece]:
+        pieces: dict[int, Piece] = {}
+        for offset, entry in enumerate(entries):
+            if not entry.data:
+                continue
+            owner, reason = self._judge(entry.data)
+            if reason is None:
+                piece = pieces.setdefault(owner, Piece(array("I"), []))
+                piece.offsets.append(offset)
+                piece.datas.append(entry.data)
+            elif self._reject_bad:
+                rejected[offset] = reason
+            else:
+                raise BadEntryError(
+                    f"entry {entry.index}: {reason}",
+                    hint='check(data) before proposing; bad_entry="reject" consumes such entries',
+                    index=entry.index,
+                    reason=reason,
+                )
+        return pieces
+
+    def _judge(self, data: bytes) -> tuple[int, str | None]:
+        """The shard of a command, or why it is a bad one."""
+        try:
+            command: Any = self._decode(data)
+        except (msgspec.MsgspecError, TypeError) as error:
+            return 0, f"data is no command of {self._machine.name}: {error}"
+        try:
+            keys = self._machine.keys(command)
+        except Exception as error:
+            return 0, f"keys() failed: {type(error).__name__}: {error}"
+        if not keys:
+            return 0, "keys() names no key"
+        for key in keys:
+            if not isinstance(key, bytes) or not 1 <= len(key) <= self._limits.key_bytes_max:
+                size = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
+                return 0, f"a key of {size}; allowed are 1 to key_bytes_max={self._limits.key_bytes_max}"
+        slots = {slot_of(self._machine.partition_key(key)) for key in keys}
+        if len(slots) > 1:
+            return (
+                0,
+                f"its {len(keys)} keys lie in {len(slots)} partitions; partition_key() keeps related keys together",
+            )
+        if len(data) > self._limits.value_bytes_max:
+            return self._table[slots.pop()], self._machine.check(command, self._limits)
+        return self._table[slots.pop()], None
+
+    def _check_size(self, shard: int, size: int, entries: Sequence[Entry]) -> None:
+        if size > self._part_bytes_max:
+            raise ChunkTooLargeError(
+                f"the chunk of entries {entries[0].index} to {entries[-1].index} has a part of {size} bytes for shard "
+                f"{shard}, over the limit of {self._part_bytes_max}",
+                hint="send smaller chunks, or raise ring_bytes (a part may take a quarter of it)",
+                size=size,
+                limit=self._part_bytes_max,
+                shard=shard,
+            )
+
+
+def pack(first: int, runs: Sequence[Run], piece: Piece) -> list[bytes]:
+    """The buffers of a piece, for a ring."""
+    return layout.pack(first, runs, piece.offsets, piece.datas)

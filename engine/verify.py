@@ -1,0 +1,93 @@
+"""Judge a stopped directory: every page of every shard, every position against the decision record. Changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from engine.decision import DecisionFile, recover
+from engine.errors import EngineError, FormatError
+from engine.files import Lock
+from engine.generations import Directory, Generation
+from ipc.ring import RingReader
+from shards.digest import checksum
+from shards.store import ReadStore, damage_in
+from shards.types import Position
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something that is wrong. `shard` is None when it concerns all of them."""
+
+    shard: int | None
+    problem: str
+
+
+def verify_directory(path: str | Path) -> list[Finding]:
+    """Everything wrong with the live generation; empty when all is well. Reads every page; blocks that long.
+
+    Raises EngineLockedError while an engine runs on it, FormatError when there is nothing to judge.
+    """
+    directory = Directory(Path(path))
+    if not (directory.path / "config").is_file():
+        raise FormatError(f"{path} is no data directory", hint="name the directory an engine was opened with")
+    lock = Lock(directory.path / "LOCK")
+    try:
+        lock.take()
+        return _verify(directory)
+    finally:
+        lock.close()
+
+
+def _verify(directory: Directory) -> list[Finding]:
+    config = directory.load()
+    assert config is not None
+    generation = directory.current(config.machine)
+    if generation is None:
+        return [Finding(None, "there is no live generation: it was never finished, or it was set aside")]
+    findings: list[Finding] = []
+    positions: list[Position] = []
+    for shard in range(generation.shards):
+        findings += [Finding(shard, problem) for problem in damage_in(generation.shard(shard))]
+        try:
+            positions.append(_position(generation, shard))
+        except EngineError as error:
+            findings.append(Finding(shard, str(error)))
+    if len(positions) == generation.shards:
+        findings += _judge(generation, positions)
+    return findings
+
+
+def _position(generation: Generation, shard: int) -> Position:
+    path = generation.shard(shard)
+    size = (path / "data.mdb").stat().st_size
+    store = ReadStore(path, generation.identity(shard), map_bytes=max(size, 1 << 20), readers_max=4)
+    try:
+        transaction = store.begin()
+        position = transaction.position()
+        transaction.close()
+        return position
+    finally:
+        store.close()
+
+
+def _judge(generation: Generation, positions: list[Position]) -> list[Finding]:
+    """Positions against the record, and the parts of a group that is still to be redone against their checksums."""
+    try:
+        decision = DecisionFile(generation.decision)
+    except EngineError as error:
+        return [Finding(None, str(error))]
+    decision.close()
+    try:
+        recovery = recover(decision.record, positions)
+    except EngineError as error:
+        return [Finding(None, str(error))]
+    findings: list[Finding] = []
+    redo = (recovery.redo.participants if recovery.redo else frozenset()) - recovery.committed
+    for shard in sorted(redo):
+        ring = RingReader(generation.shard(shard) / "ring")
+        for offset, length, expected in decision.record.participants[shard]:
+            if checksum(ring.view(offset, length)) != expected:
+                findings.append(Finding(shard, f"the decided part at {offset} in its ring fails its checksum"))
+        ring.close()
+    return findings

@@ -1,0 +1,102 @@
+"""A link: one end of a `SOCK_SEQPACKET` socket pair, carrying whole messages of any length in order, both ways.
+
+A message travels as one or more packets. The first byte of a packet says whether more of the same message follows:
+
+    +------+------------------+        0: more packets of this message follow
+    | last | up to 32 KiB - 1 |        1: this is the last one
+    +------+------------------+
+
+The death of the peer is an end-of-file, after everything it sent has been read.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+
+from ipc.errors import LinkClosedError
+
+PACKET_BYTES = 32 * 1024
+_MORE, _LAST = b"\0", b"\1"
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends, neither inheritable, both blocking."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+class Link:
+    """One end. A *blocking* end (the worker's) waits in `send` and `receive`; a non-blocking end (the coordinator's)
+    never waits: what the socket does not take is queued, and `flush` sends it when the socket is writable.
+
+    Not thread-safe. After LinkClosedError the link is of no more use; `close` it.
+    """
+
+    def __init__(self, end: socket.socket, *, blocking: bool) -> None:
+        end.setblocking(blocking)
+        self._socket = end
+        self._queue: deque[bytes] = deque()
+        self._parts: list[bytes] = []
+        self._buffer = bytearray(PACKET_BYTES)
+        self._view = memoryview(self._buffer)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def wants_write(self) -> bool:
+        """True while messages are queued that the socket did not take yet."""
+        return bool(self._queue)
+
+    def send(self, message: bytes) -> None:
+        """Send `message`, or queue what a non-blocking socket does not take. LinkClosedError: the peer is gone."""
+        if len(message) < PACKET_BYTES:
+            self._queue.append(_LAST + message)
+        else:
+            room = PACKET_BYTES - 1
+            pieces = [message[at : at + room] for at in range(0, len(message), room)]
+            self._queue.extend(_MORE + piece for piece in pieces[:-1])
+            self._queue.append(_LAST + pieces[-1])
+        self.flush()
+
+    def flush(self) -> bool:
+        """Send what is queued. Returns True when nothing is left. LinkClosedError: the peer is gone."""
+        queue = self._queue
+        try:
+            while queue:
+                self._socket.send(queue[0])
+                queue.popleft()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise LinkClosedError(f"the peer of a link is gone: {error}") from error
+        return True
+
+    def receive(self) -> bytes | None:
+        """The next whole message, or None when a non-blocking link has none yet.
+
+        Raises LinkClosedError once the peer is gone and everything it sent has been read.
+        """
+        while True:
+            try:
+                size = self._socket.recv_into(self._buffer)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                raise LinkClosedError(f"the peer of a link is gone: {error}") from error
+            if size == 0:
+                raise LinkClosedError("the peer of a link is gone: end of file")
+            payload = bytes(self._view[1:size])
+            if self._buffer[0] == 0:
+                self._parts.append(payload)
+            elif self._parts:
+                self._parts.append(payload)
+                message = b"".join(self._parts)
+                self._parts.clear()
+                return message
+            else:
+                return payload
+
+    def close(self) -> None:
+        self._view.release()
+        self._socket.close()

@@ -1,0 +1,138 @@
+"""A ring: one memory-mapped file in two halves, one writer, one reader.
+
+    0                       half_bytes                    2 * half_bytes
+    +-----------------------+-----------------------------+
+    | half 0                | half 1                      |
+    +-----------------------+-----------------------------+
+      extents, contiguous, each starting at a multiple of 8
+
+The open group owns one half and the staged group the other; a half is freed whole (`clear`). There are no cursors in
+the file: an extent means something only once a message or a record names it, so a reader cannot see half a write. The
+bytes outlive every process, which makes the file the redo log.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import NamedTuple
+
+from ipc.errors import RingError
+
+ALIGNMENT = 8
+_RESERVE_STEP = 1 << 20
+_PIECE = 256  # buffers joined at a time: large joins cost page faults, single writes cost calls
+
+
+class Extent(NamedTuple):
+    """Where bytes lie in a ring, and what they hash to. Offsets and lengths in bytes; `checksum` is the owner's."""
+
+    offset: int
+    length: int
+    checksum: int
+
+
+def create_ring(path: str | os.PathLike[str], half_bytes: int) -> None:
+    """Make the file of a ring at `path`, zero-filled and sparse. Fails with FileExistsError when there is one."""
+    assert half_bytes % mmap.PAGESIZE == 0
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, 2 * half_bytes)
+    finally:
+        os.close(descriptor)
+
+
+class RingWriter:
+    """The writing end of a ring. One per ring, in the process that owns it; not thread-safe.
+
+    Invariant, per half: 0 <= used <= half_bytes, and used is a multiple of 8.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        size = os.fstat(self._descriptor).st_size
+        if size == 0 or size % (2 * mmap.PAGESIZE):
+            os.close(self._descriptor)
+            raise RingError(f"{path}: a ring of {size} bytes, not two whole halves", size=size)
+        self.half_bytes = size // 2
+        self._map = mmap.mmap(self._descriptor, size)
+        self._view = memoryview(self._map)
+        self._used = [0, 0]
+        self._reserved = [0, 0]
+
+    def write(self, half: int, buffers: list[bytes]) -> tuple[int, int] | None:
+        """Copy `buffers`, end to end, behind what `half` already holds.
+
+        Returns (offset, length) of the bytes from the file's start, or None when they do not fit. Raises OSError
+        when the disk has no room for them. Nothing has changed then.
+        """
+        length = sum(map(len, buffers))
+        used = self._used[half]
+        if used + length > self.half_bytes:
+            return None
+        start = at = half * self.half_bytes + used
+        if used + length > self._reserved[half]:
+            self._reserve(half, used + length)
+        for first in range(0, len(buffers), _PIECE):
+            piece = b"".join(buffers[first : first + _PIECE])
+            self._view[at : at + len(piece)] = piece
+            at += len(piece)
+        self._used[half] = min(self.half_bytes, -(-(used + length) // ALIGNMENT) * ALIGNMENT)
+        return start, length
+
+    def room(self, half: int) -> int:
+        """Bytes that still fit into `half`."""
+        return self.half_bytes - self._used[half]
+
+    def clear(self, half: int) -> None:
+        """Free `half` whole. Extents in it mean nothing any more."""
+        self._used[half] = 0
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """The bytes of an extent, not copied. Raises RingError when they lie outside the ring."""
+        return _slice(self._view, offset, length)
+
+    def _reserve(self, half: int, needed: int) -> None:
+        """Have the file system allocate the first `needed` bytes of `half`: a store to a page that a full disk has
+        no block for would be a SIGBUS, this is an OSError."""
+        step = min(self.half_bytes, -(-needed // _RESERVE_STEP) * _RESERVE_STEP)
+        start = half * self.half_bytes + self._reserved[half]
+        os.posix_fallocate(self._descriptor, start, step - self._reserved[half])
+        self._reserved[half] = step
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        self._view.release()
+        self._map.close()
+        os.close(self._descriptor)
+
+
+class RingReader:
+    """The reading end: looks only at extents that somebody named."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._view = memoryview(self._map)
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """The bytes of an extent, not copied; release it before `close`. RingError when it lies outside the ring."""
+        return _slice(self._view, offset, length)
+
+    def close(self) -> None:
+        self._view.release()
+        self._map.close()
+
+
+def _slice(view: memoryview, offset: int, length: int) -> memoryview:
+    if not 0 <= offset <= offset + length <= len(view):
+        raise RingError(
+            f"an extent of {length} bytes at {offset} does not lie in a ring of {len(view)} bytes",
+            offset=offset,
+            length=length,
+            size=len(view),
+        )
+    return view[offset : offset + length]

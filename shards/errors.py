@@ -1,0 +1,37 @@
+"""What can go wrong inside one shard, or with one entry."""
+
+from __future__ import annotations
+
+from ipc.errors import EngineError
+
+
+class ChunkFailedError(EngineError):
+    """The chunk failed as a whole; names the entry (`index`) when one caused it. No shard keeps a trace of it."""
+
+
+class BadEntryError(ChunkFailedError):
+    """An entry's data is no command of this machine, or passes a limit. Names the index and the limit."""
+
+
+class UndeclaredKeyError(ChunkFailedError):
+    """`apply` touched a key that `keys(command)` does not name: answers would depend on the shard count."""
+
+
+class StoreError(EngineError):
+    """A shard's LMDB environment could not do what was asked; the transaction left no trace."""
+
+
+class StoreFullError(StoreError, ChunkFailedError):
+    """No room for a group: the map, or the disk under it, is full. Nothing was applied."""
+
+
+class StoreMismatchError(StoreError):
+    """A shard's files belong to another shard, generation, machine or format than the one that opens them."""
+
+
+class MachineImportError(EngineError):
+    """A worker process cannot import the machine class: it lives in `__main__`, in a function, or nowhere."""
+
+
+class MachineMismatchError(EngineError):
+    """The directory was created by another machine, or by a later version of this one."""

@@ -1,0 +1,77 @@
+"""The byte layout of a part: what one shard gets of a group, contiguous in its ring.
+
+    offset          size       field (little-endian)
+    0               4          entries: how many
+    4               4          runs: how many
+    8               8          base: log index the entries' offsets count from
+    16              24 * runs  runs: (first index, term, clock) where term or clock change, ascending
+    16 + 24 * runs  4 * n      offsets: index - base of each entry, ascending
+    ...             the rest   a msgpack array header and the entries' `data`, untouched
+
+The worker decodes the last field, a whole part, with one typed call.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ipc.errors import RingError
+
+_HEAD = struct.Struct("<IIQ")
+_RUN = struct.Struct("<QQQ")
+_ARRAY = struct.Struct(">BI")
+_ARRAY32 = 0xDD  # https://github.com/msgpack/msgpack/blob/master/spec.md#array-format-family
+OVERHEAD_BYTES = 4  # an entry's offset
+
+assert sys.byteorder == "little" and array("I").itemsize == 4, "parts are written as this machine's integers"
+
+
+class Run(NamedTuple):
+    """From the entry `first` on, entries have this term and stand at this log clock, up to the next run."""
+
+    first: int
+    term: int
+    clock: int
+
+
+class Unpacked(NamedTuple):
+    runs: list[Run]
+    base: int
+    offsets: array[int]
+    commands: memoryview
+
+
+def pack(base: int, runs: Sequence[Run], offsets: array[int], datas: Sequence[bytes]) -> list[bytes]:
+    """The buffers of a part, to be written end to end."""
+    return [
+        _HEAD.pack(len(datas), len(runs), base),
+        *(_RUN.pack(*run) for run in runs),
+        offsets.tobytes(),
+        _ARRAY.pack(_ARRAY32, len(datas)),
+        *datas,
+    ]
+
+
+def packed_size(runs: int, entries: int, data_bytes: int) -> int:
+    """What `pack` writes, in bytes."""
+    return _HEAD.size + _RUN.size * runs + OVERHEAD_BYTES * entries + _ARRAY.size + data_bytes
+
+
+def unpack(view: memoryview) -> Unpacked:
+    """Take a part apart without copying the commands. RingError: these bytes are no part."""
+    try:
+        count, run_count, base = _HEAD.unpack_from(view)
+        offsets_at = _HEAD.size + _RUN.size * run_count
+        commands_at = offsets_at + OVERHEAD_BYTES * count
+        runs = [Run(*run) for run in _RUN.iter_unpack(view[_HEAD.size : offsets_at])]
+        offsets = array("I")
+        offsets.frombytes(view[offsets_at:commands_at])
+    except (struct.error, ValueError) as error:
+        raise RingError(f"no part at this extent: {error}", length=len(view)) from error
+    if len(offsets) != count or len(runs) != run_count or commands_at >= len(view):
+        raise RingError("no part at this extent: it is cut short", length=len(view))
+    return Unpacked(runs, base, offsets, view[commands_at:])

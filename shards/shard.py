@@ -1,0 +1,201 @@
+"""A worker's duties, without its process: orders in, answers out.
+
+At most one part is applied and not committed (`current`); later ones queue, unread, behind it. A part that is marked
+decided is committed as soon as it is applied. When that, or a commit, fails, the shard is *stalled*: the group is
+decided and there is no "no" any more, so `retry` applies it again from the ring until it succeeds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from ipc.errors import EngineError, RingError
+from ipc.ring import Extent
+from shards import part as layout
+from shards import wire
+from shards.machine import Context, Machine, Rejected, Tx
+from shards.types import Limits, Position
+
+
+class TransactionalStore(Protocol):
+    """What a shard needs of a store; `shards.store.Store` is one."""
+
+    def begin(self) -> None: ...
+    def get(self, key: bytes) -> bytes | None: ...
+    def write(self, writes: dict[bytes, bytes | None]) -> None: ...
+    def commit(self, position: Position, solo_results: bytes | None = None) -> None: ...
+    def abort(self) -> None: ...
+    def sync(self) -> None: ...
+
+
+class _ApplyError(Exception):
+    """`apply`, or the decoding, of the entry at `index` failed with `cause`."""
+
+    def __init__(self, index: int | None, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.index = index
+        self.cause = cause
+
+
+class Shard:
+    """Applies parts to one store, in the order they come.
+
+    Invariant: `current` is set exactly while the store holds its open transaction, or while its vote was no, or while
+    it is stalled; `queue` is empty whenever `current` is None.
+    """
+
+    def __init__(
+        self, store: TransactionalStore, machine: Machine, limits: Limits, view: Callable[[int, int], memoryview]
+    ) -> None:
+        self._store = store
+        self._machine = machine
+        self._limits = limits
+        self._view = view
+        self._decode = msgspec.msgpack.Decoder(list[machine.command]).decode  # type: ignore[name-defined]
+        self._context = Context()
+        self._current: wire.Part | None = None
+        self._queue: deque[wire.Part] = deque()
+        self.stalled = False
+
+    def handle(self, order: wire.Part | wire.Solo | wire.Commit | wire.Abort | wire.Flush) -> list[wire.Answer]:
+        """Carry out one order. Returns the answers it gives rise to, in the order they must be sent."""
+        match order:
+            case wire.Part():
+                self._queue.append(order)
+                return self._advance()
+            case wire.Commit(group):
+                assert self._current is not None and self._current.position.group == group
+                return self._commit(self._current) + self._advance()
+            case wire.Abort(group):
+                if self._current is not None and self._current.position.group >= group:
+                    self._store.abort()
+                    self._current = None
+                self._queue = deque(part for part in self._queue if part.position.group < group)
+                return self._advance()
+            case wire.Solo():
+                assert self._current is None and not self._queue
+                return [self._solo(order)]
+            case wire.Flush(token):
+                return [self._flush(token)]
+
+    def retry(self) -> list[wire.Answer]:
+        """Try again to commit the decided group that stalled."""
+        assert self.stalled and self._current is not None
+        self.stalled = False
+        return self._redo(self._current) + self._advance()
+
+    def _advance(self) -> list[wire.Answer]:
+        answers: list[wire.Answer] = []
+        while self._current is None and self._queue:
+            part = self._current = self._queue.popleft()
+            answers += self._redo(part) if part.decided else [self._vote(part)]
+        return answers
+
+    def _vote(self, part: wire.Part) -> wire.Vote:
+        try:
+            return wire.Vote(part.position.group, self._apply(part.extents), None, None)
+        except _ApplyError as error:
+            return wire.Vote(part.position.group, None, problem_of(error.cause), error.index)
+
+    def _commit(self, part: wire.Part) -> list[wire.Answer]:
+        try:
+            self._store.commit(part.position)
+        except EngineError as error:
+            self.stalled = True
+            return [wire.Stalled(part.position.group, problem_of(error))]
+        self._current = None
+        return [wire.Committed(part.position.group)]
+
+    def _redo(self, part: wire.Part) -> list[wire.Answer]:
+        try:
+            self._apply(part.extents)
+        except _ApplyError as error:
+            self.stalled = True
+            return [wire.Stalled(part.position.group, problem_of(error.cause))]
+        return self._commit(part)
+
+    def _solo(self, order: wire.Solo) -> wire.SoloDone:
+        group = order.position.group
+        try:
+            results = self._apply(order.extents)
+            self._store.commit(order.position, wire.encode(results))
+        except _ApplyError as error:
+            return wire.SoloDone(group, None, problem_of(error.cause), error.index)
+        except EngineError as error:
+            return wire.SoloDone(group, None, problem_of(error), None)
+        return wire.SoloDone(group, results, None, None)
+
+    def _flush(self, token: int) -> wire.Flushed:
+        try:
+            self._store.sync()
+        except EngineError as error:
+            return wire.Flushed(token, problem_of(error))
+        return wire.Flushed(token, None)
+
+    def _apply(self, extents: Sequence[Extent]) -> wire.PartResults:
+        """Apply a part inside a new transaction. On _ApplyError there is none any more."""
+        self._store.begin()
+        try:
+            transaction = Tx(self._store.get, self._limits)
+            results = wire.PartResults({}, {})
+            for extent in extents:
+                self._apply_extent(extent, transaction, results)
+            self._store.write(transaction.writes)
+            return results
+        except EngineError as error:
+            self._store.abort()
+            raise _ApplyError(None, error) from error
+        except _ApplyError:
+            self._store.abort()
+            raise
+
+    def _apply_extent(self, extent: Extent, transaction: Tx, results: wire.PartResults) -> None:
+        view = self._view(extent.offset, extent.length)
+        unpacked = layout.unpack(view)
+        try:
+            commands = self._decode(unpacked.commands)
+        except msgspec.MsgspecError as error:
+            raise RingError(f"a part does not decode: {error}") from error
+        if len(commands) != len(unpacked.offsets):
+            raise RingError(f"a part of {len(unpacked.offsets)} entries holds {len(commands)} commands")
+        writes = self._machine.blind_writes(commands)
+        if writes is not None:
+            transaction.write_all(writes)
+        else:
+            self._apply_each(commands, unpacked, transaction, results)
+
+    def _apply_each(
+        self, commands: list[Any], unpacked: layout.Unpacked, transaction: Tx, results: wire.PartResults
+    ) -> None:
+        machine, context = self._machine, self._context
+        runs = iter([*unpacked.runs, layout.Run(1 << 64, 0, 0)])
+        run, upcoming = next(runs), next(runs)
+        for offset, command in zip(unpacked.offsets, commands, strict=True):
+            index = unpacked.base + offset
+            while index >= upcoming.first:
+                run, upcoming = upcoming, next(runs)
+            context.index, context.term, context.time_ms = index, run.term, run.clock
+            try:
+                transaction.declare(machine.keys(command))
+                value = machine.apply(transaction, command, context)
+                if value is not None:
+                    results.values[index] = msgspec.Raw(wire.encode(value))
+            except Rejected as rejection:
+                transaction.drop()
+                results.rejected[index] = rejection.reason
+            except Exception as error:
+                raise _ApplyError(index, error) from error
+            else:
+                transaction.settle()
+
+
+def problem_of(error: Exception) -> wire.Problem:
+    """An error as it travels. Its numbers go along where msgpack carries them."""
+    if isinstance(error, EngineError):
+        facts = {name: value for name, value in error.facts.items() if isinstance(value, (int, str, bytes))}
+        return wire.Problem(type(error).__name__, error.message, error.hint, facts)
+    return wire.Problem(type(error).__name__, str(error) or repr(error), "", {})

@@ -1,0 +1,345 @@
+"""One shard's LMDB environment: the writer's side (`Store`) and the readers' (`ReadStore`). The owner of `lmdb`.
+
+Databases: `data` (key -> value), `expiry` (key -> deadline and its inverse; nothing writes it yet), `meta`:
+
+    identity   whose files these are: format, generation, shard, shards, slots, machine
+    position   group, index, term, clock: committed in the same transaction as the data they describe
+    solo       group and results of the last Solo, so that an answer lost with its worker can be given again
+
+Every commit is page-level copy on write, so the death of a process leaves the last commit. `sync=False` (mode
+"process") leaves it to the kernel when pages reach the disk: that survives every process, not the machine.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import lmdb
+import lmdb.verify
+import msgspec
+
+from shards.errors import StoreError, StoreFullError, StoreMismatchError
+from shards.types import Position
+
+FORMAT = 1
+PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+BadKey = lmdb.BadValsizeError
+_DATABASES_MAX = 3
+_SPARE_TXNS = 2  # closed read transactions kept for reuse: a publish opens one and closes one
+_RESERVE_BYTES = 16 << 20
+_INLINE_BYTES = PAGE_BYTES // 2 - 64 - 511  # a longer value may, with its key, go to overflow pages
+_COMMIT_PAGES = 64  # for the free list, meta and root pages of a commit
+_IDENTITY, _POSITION, _SOLO = b"identity", b"position", b"solo"
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Whose files an environment holds."""
+
+    generation: str
+    shard: int
+    shards: int
+    slots: int
+    machine: str
+    format: int = FORMAT
+
+
+class SoloRecord(msgspec.Struct, frozen=True, array_like=True):
+    group: int
+    results: bytes
+
+
+_encode = msgspec.msgpack.encode
+_decode_identity = msgspec.msgpack.Decoder(Identity).decode
+_decode_position = msgspec.msgpack.Decoder(Position).decode
+_decode_solo = msgspec.msgpack.Decoder(SoloRecord).decode
+
+
+def _open(path: Path, map_bytes: int, readers_max: int, *, readonly: bool, sync: bool = False) -> lmdb.Environment:
+    try:
+        return lmdb.open(
+            str(path),
+            map_size=map_bytes,
+            subdir=True,
+            create=not readonly,
+            readonly=readonly,
+            writemap=not readonly,
+            meminit=False,
+            sync=sync,
+            metasync=sync,
+            readahead=True,
+            max_dbs=_DATABASES_MAX,
+            max_readers=readers_max,
+            max_spare_txns=_SPARE_TXNS if readonly else 0,
+            lib_version=0,
+        )
+    except lmdb.Error as error:
+        raise StoreError(f"cannot open {path}: {error}", path=str(path), map_bytes=map_bytes) from error
+
+
+def _position(txn: lmdb.Transaction[bytes]) -> Position:
+    return _decode_position(txn.get(_POSITION, b""))
+
+
+class Store:
+    """The writer's side. One per environment on the whole machine, used by one thread.
+
+    One write transaction at a time: `begin`, any number of `get`, one `write`, then `commit` or `abort`. An error in
+    any of them leaves the transaction to be aborted; what is committed stays.
+    """
+
+    def __init__(self, path: Path, identity: Identity, *, map_bytes: int, readers_max: int, sync: bool) -> None:
+        self._env = _open(path, map_bytes, readers_max, readonly=False, sync=sync)
+        self._file = path / "data.mdb"
+        self._map_bytes = map_bytes
+        self._descriptor = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
+        self._data = self._env.open_db(b"data")
+        self._env.open_db(b"expiry")
+        self._meta = self._env.open_db(b"meta")
+        self._txn: lmdb.Transaction[bytes] | None = None
+        self._reserved = 0
+        self._map_size = self._env.info()["map_size"]
+        self._adopt(path, identity)
+
+    def _adopt(self, path: Path, identity: Identity) -> None:
+        """Sign an empty environment; refuse one that was signed by another."""
+        with self._env.begin(write=True, db=self._meta) as txn:
+            found = txn.get(_IDENTITY)
+            if found is None:
+                txn.put(_IDENTITY, _encode(identity))
+                txn.put(_POSITION, _encode(Position()))
+                found = _encode(identity)
+        try:
+            _check_identity(path, found, identity)
+        except StoreMismatchError:
+            self.close()
+            raise
+
+    @property
+    def position(self) -> Position:
+        """Where the last commit stands in the log."""
+        with self._env.begin(db=self._meta) as txn:
+            return _position(txn)
+
+    def solo_results(self) -> bytes | None:
+        """The results of the last commit when that was a Solo, as they were given to `commit`; else None."""
+        with self._env.begin(db=self._meta) as txn:
+            found = txn.get(_SOLO)
+            if found is None:
+                return None
+            solo = _decode_solo(found)
+            return solo.results if solo.group == _position(txn).group else None
+
+    def begin(self) -> None:
+        assert self._txn is None
+        self._txn = self._env.begin(write=True, db=self._data)
+
+    def get(self, key: bytes) -> bytes | None:
+        """What the open transaction sees: the last commit and its own writes."""
+        assert self._txn is not None
+        return self._txn.get(key)
+
+    def write(self, writes: Mapping[bytes, bytes | None]) -> None:
+        """Put and delete (None) in key order. Raises StoreFullError, before the first page is touched, when map or
+        disk might not hold the writes and their commit."""
+        txn = self._txn
+        assert txn is not None
+        self._reserve(writes, txn)
+        try:
+            for key in sorted(key for key, value in writes.items() if value is None):
+                txn.delete(key)
+            puts = [(key, value) for key in sorted(writes) if (value := writes[key]) is not None]
+            with txn.cursor() as cursor:
+                cursor.putmulti(puts)
+        except lmdb.MapFullError as error:
+            raise self._full("the map is full", 0) from error
+        except lmdb.Error as error:
+            raise StoreError(f"{self._file}: {error}", path=str(self._file)) from error
+
+    def commit(self, position: Position, solo_results: bytes | None = None) -> None:
+        """Commit data and position together; in mode "power" the call returns when both are on the disk.
+
+        Raises StoreError when LMDB could not; the transaction is gone then and left no trace.
+        """
+        txn, self._txn = self._txn, None
+        assert txn is not None
+        try:
+            txn.put(_POSITION, _encode(position), db=self._meta)
+            if solo_results is not None:
+                txn.put(_SOLO, _encode(SoloRecord(position.group, solo_results)), db=self._meta)
+            txn.commit()
+        except lmdb.Error as error:
+            txn.abort()
+            raise StoreError(f"{self._file}: the commit failed: {error}", path=str(self._file)) from error
+
+    def abort(self) -> None:
+        """Drop the open transaction, if there is one."""
+        if self._txn is not None:
+            self._txn.abort()
+            self._txn = None
+
+    def sync(self) -> None:
+        """Return when everything committed is on the disk. StoreError: the disk refused."""
+        try:
+            self._env.sync(True)
+        except lmdb.Error as error:
+            raise StoreError(f"{self._file}: sync failed: {error}", path=str(self._file)) from error
+
+    def close(self) -> None:
+        """Abort what is open, close, and cut the file, which is as long as the map, to the pages in use."""
+        self.abort()
+        used = (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
+        self._env.close()
+        os.truncate(self._file, used)
+        os.close(self._descriptor)
+
+    def _reserve(self, writes: Mapping[bytes, bytes | None], txn: lmdb.Transaction[bytes]) -> None:
+        """Make sure that map and disk hold the worst case: every write copies a leaf and splits it, every branch
+        page on the way is copied, long values take pages of their own."""
+        stat = txn.stat(self._data)
+        count = len(writes)
+        branches = min(count * stat["depth"], stat["branch_pages"])
+        pages = min(count, stat["leaf_pages"]) + count + branches + stat["depth"] + _COMMIT_PAGES
+        pages += count // 256  # free list
+        pages += sum(
+            len(value) // PAGE_BYTES + 1
+            for value in writes.values()
+            if value is not None and len(value) > _INLINE_BYTES
+        )
+        needed = (self._env.info()["last_pgno"] + 1 + pages) * PAGE_BYTES
+        if needed > self._map_size:
+            raise self._full("the map is full", needed)
+        if needed > self._reserved:
+            self._allocate(needed)
+
+    def _allocate(self, needed: int) -> None:
+        start = self._reserved or (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
+        end = min(self._map_size, -(-needed // _RESERVE_BYTES) * _RESERVE_BYTES)
+        try:
+            os.posix_fallocate(self._descriptor, start, end - start)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StoreError(f"{self._file}: cannot reserve disk: {error}", path=str(self._file)) from error
+            raise self._full(f"the disk is full ({os.strerror(error.errno)})", needed) from error
+        self._reserved = end
+
+    def _full(self, what: str, needed: int) -> StoreFullError:
+        used = (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
+        return StoreFullError(
+            f"{self._file}: {what}: {used} bytes used, up to {needed} needed, limit {self._map_size}",
+            hint="raise map_bytes" if "map" in what else "free disk space; later chunks then succeed",
+            used=used,
+            needed=needed,
+            limit=self._map_size,
+        )
+
+
+def _check_identity(path: Path, found: bytes | None, expected: Identity) -> None:
+    if found is None:
+        raise StoreMismatchError(f"{path} is no shard: it holds no identity", path=str(path))
+    try:
+        identity = _decode_identity(found)
+    except msgspec.MsgspecError as error:
+        raise StoreMismatchError(f"{path}: unreadable identity: {error}", path=str(path)) from error
+    for field in msgspec.structs.fields(Identity):
+        has, wants = getattr(identity, field.name), getattr(expected, field.name)
+        if has != wants:
+            raise StoreMismatchError(
+                f"{path} belongs to {field.name} {has!r}, not {wants!r}", path=str(path), found=has, expected=wants
+            )
+
+
+class ReadTx:
+    """One read transaction: the shard exactly as one commit left it, whatever is committed later."""
+
+    def __init__(self, txn: lmdb.Transaction[bytes], store: ReadStore) -> None:
+        self._txn = txn
+        self._store = store
+        self.get = txn.get  # bound: a lookup is one call. Raises BadKey for a key no record can have.
+
+    def position(self) -> Position:
+        return _decode_position(self._txn.get(_POSITION, b"", self._store.meta))
+
+    def count(self) -> int:
+        """Live records."""
+        return int(self._txn.stat(self._store.data)["entries"])
+
+    def close(self) -> None:
+        self._txn.abort()
+
+    def scan(self, prefix: bytes, start_after: bytes | None, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        """Records whose key starts with `prefix`, in key order, those beyond `start_after` only."""
+        with self._txn.cursor() as cursor:
+            found = _seek_last(cursor, prefix, start_after) if reverse else _seek(cursor, prefix, start_after)
+            step = cursor.iterprev if reverse else cursor.iternext
+            if found:
+                for key, value in step():
+                    if not key.startswith(prefix):
+                        return
+                    yield key, value
+
+
+def _seek(cursor: lmdb.Cursor[bytes], prefix: bytes, start_after: bytes | None) -> bool:
+    start = max(prefix, start_after + b"\0") if start_after is not None else prefix
+    return bool(cursor.set_range(start) if start else cursor.first())
+
+
+def _seek_last(cursor: lmdb.Cursor[bytes], prefix: bytes, start_after: bytes | None) -> bool:
+    """Stand on the last key with `prefix`, or the last one before `start_after` when that comes earlier."""
+    end = _successor(prefix)
+    if start_after is not None and (end is None or start_after < end):
+        end = start_after
+    if end is None:
+        return bool(cursor.last())
+    if not end:
+        return False
+    return bool(cursor.prev() if cursor.set_range(end) else cursor.last())
+
+
+def _successor(prefix: bytes) -> bytes | None:
+    """The least key above every key that starts with `prefix`; None when there is none."""
+    stripped = prefix.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None
+
+
+class ReadStore:
+    """The readers' side of an environment, which a `Store` has made before. Never waits for the writer."""
+
+    def __init__(self, path: Path, identity: Identity, *, map_bytes: int, readers_max: int) -> None:
+        self._env = _open(path, map_bytes, readers_max, readonly=True)
+        try:
+            self.data = self._env.open_db(b"data", create=False)
+            self.meta = self._env.open_db(b"meta", create=False)
+            with self._env.begin(db=self.meta) as txn:
+                _check_identity(path, txn.get(_IDENTITY), identity)
+        except lmdb.Error as error:
+            self._env.close()
+            raise StoreMismatchError(f"{path} is no shard: {error}", path=str(path)) from error
+        except StoreMismatchError:
+            self._env.close()
+            raise
+
+    def begin(self) -> ReadTx:
+        """Pin the last commit. Costs one of the environment's reader slots until `close`."""
+        try:
+            return ReadTx(self._env.begin(db=self.data), self)
+        except lmdb.Error as error:
+            raise StoreError(f"cannot begin to read: {error}", hint="raise views_max") from error
+
+    def clear_dead_readers(self) -> int:
+        """Free the reader slots of processes that were killed."""
+        return self._env.reader_check()
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def damage_in(path: Path) -> list[str]:
+    """What is structurally wrong with an environment at rest, by reading every page; empty when nothing is."""
+    try:
+        findings: list[str] = lmdb.verify.verify(str(path / "data.mdb"), subdir=False)  # type: ignore[no-untyped-call]
+        return findings
+    except (lmdb.verify.VerifyError, OSError) as error:
+        return [str(error)]

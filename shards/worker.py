@@ -1,0 +1,142 @@
+"""The process around a shard. Started by the coordinator as `main(spec)`, with two inherited descriptors.
+
+Order of life: ignore the signals that supervisors send to whole groups, take the shard's lock (and wait for it: a
+predecessor may still be dying), import the machine, open store and ring, say Hello, serve. It ends when the link does,
+when the coordinator's pidfd fires (a forked child of the host may keep the link open), or on Stop.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import importlib
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from ipc.errors import EngineError, LinkClosedError
+from ipc.link import Link
+from ipc.ring import RingReader
+from shards import wire
+from shards.errors import MachineImportError
+from shards.machine import Machine
+from shards.shard import Shard, problem_of
+from shards.store import Identity, Store
+from shards.types import Limits
+
+_RETRY_MS = 200
+_COLLECT_EVERY = 1024  # orders between garbage collections
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class WorkerSpec(msgspec.Struct, frozen=True):
+    """All that a worker is told. `link` and `parent` are descriptor numbers: its end of the link, and a pidfd of the
+    coordinator."""
+
+    directory: str
+    identity: Identity
+    machine: str
+    limits: Limits
+    map_bytes: int
+    readers_max: int
+    sync: bool
+    link: int
+    parent: int
+    sys_path: list[str]
+
+
+def import_machine(name: str) -> type[Machine]:
+    """The class that `module:qualname` names. MachineImportError: there is none, or it is no Machine."""
+    module, _, qualname = name.partition(":")
+    hint = "define the machine class at the top level of a module that is importable from sys.path"
+    try:
+        found: object = importlib.import_module(module)
+        for attribute in qualname.split("."):
+            found = getattr(found, attribute)
+    except Exception as error:
+        raise MachineImportError(
+            f"worker cannot import {name}: {type(error).__name__}: {error}", hint=hint, machine=name
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Machine)):
+        raise MachineImportError(f"{name} is no subclass of Machine", hint=hint, machine=name)
+    return found
+
+
+def main(text: str) -> None:
+    """Be a worker, as the JSON of a WorkerSpec says, until the coordinator ends or says Stop."""
+    for number in IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    spec = msgspec.json.decode(text, type=WorkerSpec)
+    end = socket.socket(fileno=spec.link)
+    with closing(Link(end, blocking=True)) as link:
+        try:
+            _run(spec, link)
+        except LinkClosedError:
+            pass
+        except EngineError as error:
+            link.send(wire.encode(wire.Failed(problem_of(error))))
+
+
+def _run(spec: WorkerSpec, link: Link) -> None:
+    directory = Path(spec.directory)
+    with _owning(directory / "owner"):
+        machine = import_machine(spec.machine)()
+        store = Store(directory, spec.identity, map_bytes=spec.map_bytes, readers_max=spec.readers_max, sync=spec.sync)
+        ring = RingReader(directory / "ring")
+        shard = Shard(store, machine, spec.limits, ring.view)
+        solo = store.solo_results()
+        results = None if solo is None else msgspec.msgpack.decode(solo, type=wire.PartResults)
+        link.send(wire.encode(wire.Hello(spec.identity.shard, store.position, results)))
+        gc.freeze()
+        gc.disable()
+        if _serve(shard, link, spec.parent):
+            store.close()
+
+
+@contextmanager
+def _owning(path: Path) -> Iterator[None]:
+    """Hold the shard's lock, which the kernel drops with the process, however it ends."""
+    with path.open("r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+def _serve(shard: Shard, link: Link, parent: int) -> bool:
+    """Answer orders. Returns True on Stop, False when the coordinator is gone: nothing is tidied up then, so that
+    what it had not decided is dropped as by a kill."""
+    poller = select.poll()
+    poller.register(link.fileno(), select.POLLIN)
+    poller.register(parent, select.POLLIN)
+    served = 0
+    while True:
+        ready = poller.poll(_RETRY_MS if shard.stalled else None)
+        if any(descriptor == parent for descriptor, _ in ready):
+            return False
+        answers = []
+        if ready:
+            message = link.receive()
+            assert message is not None, "a blocking link returns messages only"
+            order = wire.decode_order(message)
+            if isinstance(order, wire.Stop):
+                return True
+            answers = shard.handle(order)
+        elif shard.stalled:
+            answers = shard.retry()
+        for answer in answers:
+            link.send(wire.encode(answer))
+        served += 1
+        if served % _COLLECT_EVERY == 0:
+            gc.collect()
+
+
+def bootstrap() -> str:
+    """The program text of a worker: `python -P -c TEXT SPEC`. It imports nothing of the caller's `__main__`."""
+    return (
+        "import json, sys; sys.path[:] = json.loads(sys.argv[1])['sys_path']; "
+        "from shards.worker import main; main(sys.argv[1])"
+    )
