@@ -49,29 +49,16 @@ class Chunk:
         self.runs = runs
         self.pieces = pieces
         self.rejected = rejected
-        self.bytes = sum(piece.size(len(runs)) for piece in pieces.values())
+        self.bytes = sum([piece.size for piece in pieces.values()])
         self.alone = False
         self.results: list[ApplyResult] | None = None
         self.error: EngineError | None = None
-        self.waiting: list[Callable[[], None]] = []
+        self.waiting: list[Any] = []
+        """Who waits, in the shell's own terms; the shell wakes them when the coordinator says the chunk is done."""
 
     @property
     def done(self) -> bool:
         return self.results is not None or self.error is not None
-
-    def resolve(self, results: list[ApplyResult]) -> None:
-        self.results = results
-        self._wake()
-
-    def fail(self, error: EngineError) -> None:
-        self.error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        waiting, self.waiting = self.waiting, []
-        self.pieces = {}
-        for wake in waiting:
-            wake()
 
 
 class Batch:

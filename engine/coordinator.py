@@ -11,9 +11,9 @@ parts into the rings' free halves and submits it; answers come in; `_publish` sh
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import repeat
-from typing import Protocol
+from typing import Any, Protocol
 
 from engine import errors
 from engine.chunks import Batch, Chunk, Delivery, Flush, error_of
@@ -52,7 +52,7 @@ class Sender(Protocol):
 class Publisher(Protocol):
     """What it needs of the readers' side."""
 
-    def publish(self, shards: frozenset[int], position: Position) -> None: ...
+    def publish(self, shards: Collection[int], position: Position) -> None: ...
 
 
 class Coordinator:
@@ -100,8 +100,27 @@ class Coordinator:
         self.stalled: dict[int, wire.Problem] = {}
         self.in_flight_chunks = 0
         self.in_flight_bytes = 0
+        self.wake: Callable[[Any], None] = lambda waiter: None
         self.on_publish: Callable[[], None] = lambda: None
         self.before_write: Callable[[], None] = lambda: None
+        self._carry_out: dict[type[Action], Callable[[Any], None]] = {
+            SendPart: self._send_part,
+            SendSolo: self._send_solo,
+            SendCommit: self._send_commit,
+            SendAbort: self._send_abort,
+            Record: self._record,
+            Publish: self._publish,
+            Abandon: self._abandon,
+        }
+        self._take: dict[type[wire.Answer], Callable[[int, Any], None]] = {
+            wire.Hello: self._on_hello,
+            wire.Vote: self._on_vote,
+            wire.Committed: self._on_committed,
+            wire.SoloDone: self._on_solo_done,
+            wire.Stalled: self._on_stalled,
+            wire.Flushed: self._on_flushed,
+            wire.Failed: self._on_failed,
+        }
         if commit.open is not None:
             self._batches[commit.open.number] = Batch([], 0, record.position, record.participants)
 
@@ -128,8 +147,10 @@ class Coordinator:
             raise self.failure
         known = self.tail.check(entries)
         first, last = entries[0].index, entries[-1].index
+        if not known:
+            return Delivery(first, last, [], [self._queue_chunk(entries)])
         applied = [ApplyResult(entry.index, True, already_applied=True) for entry in self._upto(entries, known)]
-        shared = [chunk for chunk in self._in_flight() if chunk.last >= first and chunk.first <= last] if known else []
+        shared = [chunk for chunk in self._in_flight() if chunk.last >= first and chunk.first <= last]
         fresh = entries[known:]
         if fresh:
             shared.append(self._queue_chunk(fresh))
@@ -201,43 +222,38 @@ class Coordinator:
         return chunks, extents
 
     def _fits(self, chunk: Chunk, half: int) -> bool:
-        runs = len(chunk.runs)
-        return all(piece.size(runs) <= self._rings[shard].room(half) for shard, piece in chunk.pieces.items())
+        return all(piece.size <= self._rings[shard].room(half) for shard, piece in chunk.pieces.items())
 
     def _solo(self, chunks: list[Chunk], extents: dict[int, list[Extent]]) -> bool:
         """A solo leaves no record, so all its entries must be of the term that the record ends with."""
+        if len(extents) != 1 or not self._commit.idle:
+            return False
         runs = self._decision.record.term_runs
-        term = runs[-1].term if runs else None
-        return (
-            self._commit.idle and len(extents) == 1 and all(run.term == term for chunk in chunks for run in chunk.runs)
-        )
+        return bool(runs) and chunks[0].runs[0].term == runs[-1].term == chunks[-1].runs[-1].term
 
     # ---- actions of the commit table -----------------------------------------------------------------------------
 
     def _run(self, actions: list[Action]) -> None:
-        todo = deque(actions)
-        while todo:
-            action = todo.popleft()
-            match action:
-                case SendPart(shard, group, decided):
-                    batch = self._batches[group]
-                    self._workers.send(shard, wire.Part(batch.position, batch.extents[shard], decided))
-                case SendSolo(shard, group):
-                    batch = self._batches[group]
-                    self._workers.send(shard, wire.Solo(batch.position, batch.extents[shard]))
-                case SendCommit(shard, group):
-                    self._workers.send(shard, wire.Commit(group))
-                case SendAbort(shard, group):
-                    self._workers.send(shard, wire.Abort(group))
-                case Record(group):
-                    todo.extendleft(reversed(self._record(self._batches[group])))
-                case Publish(group):
-                    self._publish(self._batches[group])
-                case Abandon(group, killer):
-                    self._abandon(group, killer)
+        for action in actions:
+            self._carry_out[type(action)](action)
 
-    def _record(self, batch: Batch) -> list[Action]:
+    def _send_part(self, action: SendPart) -> None:
+        batch = self._batches[action.group]
+        self._workers.send(action.shard, wire.Part(batch.position, batch.extents[action.shard], action.decided))
+
+    def _send_solo(self, action: SendSolo) -> None:
+        batch = self._batches[action.group]
+        self._workers.send(action.shard, wire.Solo(batch.position, batch.extents[action.shard]))
+
+    def _send_commit(self, action: SendCommit) -> None:
+        self._workers.send(action.shard, wire.Commit(action.group))
+
+    def _send_abort(self, action: SendAbort) -> None:
+        self._workers.send(action.shard, wire.Abort(action.group))
+
+    def _record(self, action: Record) -> None:
         """Write the decision: from its first byte on there is no way back."""
+        batch = self._batches[action.group]
         for shard, extents in batch.extents.items():
             ring = self._rings[shard]
             batch.extents[shard] = [
@@ -256,24 +272,33 @@ class Coordinator:
                     f"the decision record cannot be written: {error}", hint="start again: the last chunks are undecided"
                 )
             )
-            return []
-        return self._commit.recorded(position.group)
+            return
+        self._run(self._commit.recorded(position.group))
 
-    def _publish(self, batch: Batch) -> None:
+    def _publish(self, action: Publish) -> None:
+        batch = self._batches[action.group]
         assert self._reads is not None or not batch.chunks
         if self._reads is not None:
-            self._reads.publish(frozenset(batch.extents), batch.position)
+            self._reads.publish(batch.extents, batch.position)
         self.applied = batch.position
-        del self._batches[batch.position.group]
+        del self._batches[action.group]
         self.tail.forget_old_runs()
         for chunk in batch.chunks:
+            chunk.results = self._results(chunk, batch)
             self._settle(chunk)
-            chunk.resolve(self._results(chunk, batch))
         self.on_publish()
 
     def _settle(self, chunk: Chunk) -> None:
+        """`chunk` is done: it makes room, and who waits for it may go on."""
         self.in_flight_chunks -= 1
         self.in_flight_bytes -= chunk.bytes
+        waiting, chunk.waiting, chunk.pieces = chunk.waiting, [], {}
+        for waiter in waiting:
+            self.wake(waiter)
+
+    def _doom(self, chunk: Chunk, error: EngineError) -> None:
+        chunk.error = error
+        self._settle(chunk)
 
     def _results(self, chunk: Chunk, batch: Batch) -> list[ApplyResult]:
         first, last = chunk.first, chunk.last
@@ -291,14 +316,14 @@ class Coordinator:
 
     # ---- what went wrong -----------------------------------------------------------------------------------------
 
-    def _abandon(self, group: int, killer: int | None) -> None:
-        """Take the chunks of `group`, and of the one staged behind it, back; then fail those that must fail."""
+    def _abandon(self, action: Abandon) -> None:
+        """Take the chunks of a group, and of the one staged behind it, back; then fail those that must fail."""
         batches = [self._batches.pop(number) for number in sorted(self._batches)]
         guilty = batches[0]
-        assert guilty.position.group == group
+        assert guilty.position.group == action.group
         self._queue.extendleft(reversed([chunk for batch in batches for chunk in batch.chunks]))
-        if killer is not None:
-            self._isolate(guilty, self._killer_error(guilty, killer))
+        if action.killer is not None:
+            self._isolate(guilty, self._killer_error(guilty, action.killer))
             return
         index, problem = guilty.first_no()
         error = error_of(problem, index)
@@ -334,11 +359,10 @@ class Coordinator:
         failing, behind = chunks[at], chunks[at + 1 :]
         self._queue = deque(chunks[:at])
         self.tail.retreat(failing.before)
-        self._settle(failing)
-        failing.fail(error)
+        self._doom(failing, error)
         for chunk in behind:
-            self._settle(chunk)
-            chunk.fail(
+            self._doom(
+                chunk,
                 ChunkAbortedError(
                     f"the chunk of entries {chunk.first} to {chunk.last} was not applied: the chunk of entries "
                     f"{failing.first} to {failing.last}, ahead of it, failed: {error.message}",
@@ -347,7 +371,7 @@ class Coordinator:
                     last=chunk.last,
                     failed_first=failing.first,
                     failed_last=failing.last,
-                )
+                ),
             )
         self.on_publish()
 
@@ -360,8 +384,7 @@ class Coordinator:
         self._batches.clear()
         self._queue.clear()
         for chunk in doomed:
-            self._settle(chunk)
-            chunk.fail(error)
+            self._doom(chunk, error)
         flush, self._flush = self._flush, None
         if flush is not None:
             flush.done(error)
@@ -374,25 +397,26 @@ class Coordinator:
         self._owing_since[shard] = None
         if self.failure is not None:
             return
-        match answer:
-            case wire.Hello():
-                self._on_hello(shard, answer)
-            case wire.Vote(group, results, problem, index):
-                self._note(shard, group, results, problem, index)
-                self._run(self._commit.vote(shard, group, problem is None))
-            case wire.Committed(group):
-                self.stalled.pop(shard, None)
-                self._run(self._commit.committed(shard, group))
-            case wire.SoloDone(group, results, problem, index):
-                self._note(shard, group, results, problem, index)
-                self._run(self._commit.solo_done(shard, group, problem is None))
-            case wire.Stalled(_, problem):
-                self.stalled[shard] = problem
-            case wire.Flushed(token, problem):
-                self._on_flushed(shard, token, problem)
-            case wire.Failed(problem):
-                self._problems[shard] = problem
+        self._take[type(answer)](shard, answer)
         self._proceed()
+
+    def _on_vote(self, shard: int, vote: wire.Vote) -> None:
+        self._note(shard, vote)
+        self._run(self._commit.vote(shard, vote.group, vote.problem is None))
+
+    def _on_solo_done(self, shard: int, done: wire.SoloDone) -> None:
+        self._note(shard, done)
+        self._run(self._commit.solo_done(shard, done.group, done.problem is None))
+
+    def _on_committed(self, shard: int, committed: wire.Committed) -> None:
+        self.stalled.pop(shard, None)
+        self._run(self._commit.committed(shard, committed.group))
+
+    def _on_stalled(self, shard: int, stalled: wire.Stalled) -> None:
+        self.stalled[shard] = stalled.problem
+
+    def _on_failed(self, shard: int, failed: wire.Failed) -> None:
+        self._problems[shard] = failed.problem
 
     def _on_hello(self, shard: int, hello: wire.Hello) -> None:
         assert hello.shard == shard
@@ -405,17 +429,14 @@ class Coordinator:
         if self._flush is not None and self._flush.owes(shard):
             self._workers.send(shard, wire.Flush(self._flush.token))
 
-    def _note(
-        self, shard: int, group: int, results: wire.PartResults | None, problem: wire.Problem | None, index: int | None
-    ) -> None:
-        batch = self._batches.get(group)
+    def _note(self, shard: int, answer: wire.Vote | wire.SoloDone) -> None:
+        batch = self._batches.get(answer.group)
         if batch is None:
             return
-        if problem is not None:
-            batch.noes[shard] = (index, problem)
-        else:
-            assert results is not None
-            batch.results[shard] = results
+        if answer.problem is not None:
+            batch.noes[shard] = (answer.index, answer.problem)
+        elif answer.results is not None:
+            batch.results[shard] = answer.results
 
     def on_link_end(self, shard: int) -> bool:
         """The worker of `shard` is dead and reaped. Returns True when another should be started."""
@@ -457,8 +478,10 @@ class Coordinator:
 
     def _proceed(self) -> None:
         """After every event: submit what may now be submitted, flush when nothing is open."""
-        self._fill()
-        self._send_flush()
+        if self._queue:
+            self._fill()
+        if self._flush is not None:
+            self._send_flush()
 
     # ---- flush ---------------------------------------------------------------------------------------------------
 
@@ -485,14 +508,14 @@ class Coordinator:
         for shard in flush.owed & self.up:
             self._workers.send(shard, wire.Flush(flush.token))
 
-    def _on_flushed(self, shard: int, token: int, problem: wire.Problem | None) -> None:
+    def _on_flushed(self, shard: int, flushed: wire.Flushed) -> None:
         flush = self._flush
-        if flush is None or flush.token != token or not flush.owes(shard):
+        if flush is None or flush.token != flushed.token or not flush.owes(shard):
             return
         assert flush.owed is not None
         flush.owed.discard(shard)
-        if problem is not None:
-            flush.error = error_of(problem, None)
+        if flushed.problem is not None:
+            flush.error = error_of(flushed.problem, None)
         if flush.owed:
             return
         try:

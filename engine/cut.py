@@ -4,7 +4,7 @@ A `Cut` never changes. The published one answers `get`; a view holds a cut of it
 A publish opens a new read transaction on each shard that committed, shares those of the others with the cut before,
 and closes what no cut holds any more.
 
-Invariant: `_ReadTx.holders` counts the cuts, alive, that hold it; a cut is alive while published or pinned.
+Invariant: `ReadTx.holders` counts the cuts, alive, that hold it; a cut is alive while published or pinned.
 """
 
 from __future__ import annotations
@@ -22,31 +22,20 @@ from shards.types import Position
 _RECORDS_PER_SLICE = 512
 
 
-class _Held:
-    """A read transaction and how many cuts hold it."""
-
-    __slots__ = ("holders", "tx")
-
-    def __init__(self, tx: ReadTx) -> None:
-        self.tx = tx
-        self.holders = 0
-
-
 class Cut:
     """All shards at one applied index. Every read of it, at any time, sees the same state."""
 
-    __slots__ = ("_gets", "_owner", "held", "pins", "position")
+    __slots__ = ("_owner", "pins", "position", "shards")
 
-    def __init__(self, held: Sequence[_Held], position: Position, owner: Callable[[bytes], int]) -> None:
-        self.held = held
+    def __init__(self, shards: Sequence[ReadTx], position: Position, owner: Callable[[bytes], int]) -> None:
+        self.shards = shards
         self.position = position
         self.pins = 0
         self._owner = owner
-        self._gets = [one.tx.get for one in held]
 
     def get(self, key: bytes) -> bytes | None:
         try:
-            return self._gets[self._owner(key)](key)
+            return self.shards[self._owner(key)].get(key)
         except BadKey:
             return None  # no record can have such a key
 
@@ -58,7 +47,7 @@ class Cut:
     ) -> ScanResult:
         if limit is not None and limit < 0:
             raise ValueError(f"limit is {limit}; it counts records, 0 or more, or is None")
-        scans = [one.tx.scan(prefix, start_after, reverse=reverse) for one in self.held]
+        scans = [shard.scan(prefix, start_after, reverse=reverse) for shard in self.shards]
         merged = heapq.merge(*scans, key=itemgetter(0), reverse=reverse) if len(scans) > 1 else scans[0]
         if limit is None:
             return ScanResult(list(merged), self.position.index, more=False)
@@ -66,12 +55,12 @@ class Cut:
         return ScanResult(found[:limit], self.position.index, more=len(found) > limit)
 
     def count(self) -> int:
-        return sum(one.tx.count() for one in self.held)
+        return sum(shard.count() for shard in self.shards)
 
     def digest_slices(self) -> Iterator[int]:
         """The digest, as a sum of parts that take about a millisecond each."""
-        for one in self.held:
-            records = one.tx.scan(b"", None, reverse=False)
+        for shard in self.shards:
+            records = shard.scan(b"", None, reverse=False)
             while batch := list(islice(records, _RECORDS_PER_SLICE)):
                 yield records_digest(batch)
 
@@ -83,7 +72,7 @@ class Reads:
         self._stores = stores
         self._owner = owner
         self._pinned: set[Cut] = set()
-        self.cut = self._hold([_Held(store.begin()) for store in stores], position)
+        self.cut = self._hold([store.begin() for store in stores], position)
 
     @property
     def pinned(self) -> int:
@@ -93,10 +82,10 @@ class Reads:
     def publish(self, shards: Collection[int], position: Position) -> None:
         """Make what `shards` have committed visible, all at once."""
         old = self.cut
-        held = list(old.held)
+        fresh = list(old.shards)
         for shard in shards:
-            held[shard] = _Held(self._stores[shard].begin())
-        self.cut = self._hold(held, position)
+            fresh[shard] = self._stores[shard].begin()
+        self.cut = self._hold(fresh, position)
         if old.pins == 0:
             self._drop(old)
 
@@ -120,13 +109,13 @@ class Reads:
         for store in self._stores:
             store.close()
 
-    def _hold(self, held: Sequence[_Held], position: Position) -> Cut:
-        for one in held:
-            one.holders += 1
-        return Cut(held, position, self._owner)
+    def _hold(self, shards: Sequence[ReadTx], position: Position) -> Cut:
+        for shard in shards:
+            shard.holders += 1
+        return Cut(shards, position, self._owner)
 
     def _drop(self, cut: Cut) -> None:
-        for one in cut.held:
-            one.holders -= 1
-            if one.holders == 0:
-                one.tx.close()
+        for shard in cut.shards:
+            shard.holders -= 1
+            if shard.holders == 0:
+                shard.close()

@@ -23,13 +23,13 @@ from typing import Any
 
 import msgspec
 
-from engine.chunks import Delivery
 from engine.config import EngineConfig
 from engine.contract import ScanResult, StartReport
 from engine.cut import Reads
 from engine.errors import (
     ConfigError,
     EngineError,
+    EngineLockedError,
     EngineStateError,
     EngineStoppedError,
     ForkedError,
@@ -112,7 +112,7 @@ class Engine:
         if self._runtime is not None:
             raise EngineStateError("the engine runs already")
         self.close_storage()
-        _close_stopped(self._path)
+        _make_way(self._path)
         opened = open_directory(self._path, self._machine, self._config)
         runtime = Runtime(opened, self._machine, self._config)
         try:
@@ -122,6 +122,7 @@ class Engine:
             raise
         self._runtime, self._reads = runtime, runtime.reads
         runtime.coordinator.on_publish = self._published
+        runtime.coordinator.wake = self._resolve
         self._draining = False
         discarded = None if opened.discarded is None else str(opened.discarded)
         return StartReport(runtime.outcome, runtime.last_applied, discarded)
@@ -150,15 +151,17 @@ class Engine:
     async def aclose(self) -> None:
         """Let what is in flight finish without blocking the loop, then `stop` and `close_storage`."""
         self._check_thread()
-        if self._runtime is not None and self._runtime.coordinator.failure is None:
-            self._draining = True
-            self._bind()
-            self._release_waiting(EngineStoppedError("the engine stopped before the call had its turn"))
-            await self._settled(self._runtime.request_flush)
+        runtime = None if self._runtime is None else self._bind()
         try:
-            self.stop()
+            if runtime is not None and runtime.coordinator.failure is None:
+                self._draining = True
+                self._release_waiting(EngineStoppedError("the engine stopped before the call had its turn"))
+                await self._settled(runtime.request_flush)
         finally:
-            self.close_storage()
+            try:
+                self.stop()
+            finally:
+                self.close_storage()
 
     def close_storage(self) -> None:
         """Close the readers' side of a stopped engine; its views end. Raises EngineStateError while it runs."""
@@ -213,17 +216,21 @@ class Engine:
         runtime = self._bind()
         if not entries:
             return []
-        await self._wait_for_room(runtime)
+        if self._room or not self._has_room(runtime):
+            await self._wait_for_room()
         try:
             delivery = runtime.coordinator.accept(entries)
         finally:
-            self._wake_next()
-        await self._delivered(delivery)
+            if self._room:
+                self._wake_next()
+        for chunk in delivery.chunks:
+            if chunk.results is None and chunk.error is None:
+                future = asyncio.get_running_loop().create_future()
+                chunk.waiting.append(future)
+                await future
         return delivery.results()
 
-    async def _wait_for_room(self, runtime: Runtime) -> None:
-        if not self._room and self._has_room(runtime):
-            return
+    async def _wait_for_room(self) -> None:
         turn = asyncio.get_running_loop().create_future()
         self._room.append(turn)
         try:
@@ -248,13 +255,6 @@ class Engine:
         runtime = self._runtime
         if self._room and not self._room[0].done() and runtime is not None and self._has_room(runtime):
             self._resolve(self._room[0])
-
-    async def _delivered(self, delivery: Delivery) -> None:
-        for chunk in delivery.chunks:
-            if not chunk.done:
-                future = asyncio.get_running_loop().create_future()
-                chunk.waiting.append(lambda future=future: self._resolve(future))  # type: ignore[misc]
-                await future
 
     async def wait_applied(self, index: int, timeout: float | None = None) -> None:
         """Wait until everything up to `index` is applied and readable.
@@ -282,7 +282,8 @@ class Engine:
             return
         while self._waiters and self._waiters[0][0] <= coordinator.applied.index:
             self._resolve(heapq.heappop(self._waiters)[2])
-        self._wake_next()
+        if self._room:
+            self._wake_next()
 
     def _release_waiting(self, error: EngineError) -> None:
         waiting = [*self._room, *(future for _, _, future in self._waiters)]
@@ -437,10 +438,11 @@ class Engine:
 
     def _bind(self) -> Runtime:
         """Belong to the running loop from now on, and let it watch the links."""
-        runtime = self._running()
+        runtime = self._runtime
         loop = asyncio.get_running_loop()
-        if self._loop is loop:
+        if runtime is not None and self._loop is loop and threading.get_ident() == self._thread:
             return runtime
+        runtime = self._running()
         if self._loop is not None:
             raise WrongLoopError("the engine belongs to another event loop until stop()", hint="stop() it there")
         self._loop = loop
@@ -487,10 +489,19 @@ class Engine:
         self._thread = _NOBODY
 
 
-def _close_stopped(path: Path) -> None:
-    """A stopped engine of this process may still read the directory; LMDB lets a process open it only once."""
+def _make_way(path: Path) -> None:
+    """Refuse a directory that another engine of this process runs on: its lock keeps out other processes only. One
+    that is stopped may still read there; LMDB lets a process open it only once."""
     for other in list(_engines):
-        if other._runtime is None and other._reads is not None and other._path.resolve() == path.resolve():
+        if other._forked or other._path.resolve() != path.resolve():
+            continue
+        if other._runtime is not None:
+            raise EngineLockedError(
+                f"{path} is held by another engine of this process, {os.getpid()}",
+                hint="one engine at a time may use a directory; stop the other one",
+                pid=os.getpid(),
+            )
+        if other._reads is not None:
             other._check_thread()
             other.close_storage()
 

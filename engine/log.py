@@ -50,6 +50,8 @@ class Tail:
         Raises LogGapError, LogOrderError or LogConflictError, with the numbers.
         """
         first = entries[0].index
+        if len(entries) == 1 and first == self.index + 1 and entries[0].term >= self.term:
+            return 0
         indices = [entry.index for entry in entries]
         if indices != list(range(first, first + len(entries))):
             raise _disorder(indices)
@@ -92,10 +94,11 @@ class Tail:
 
     def extend(self, entries: Sequence[Entry]) -> list[Run]:
         """Accept `entries`, which `check` has passed. Returns where term or clock change among them."""
-        terms = {entry.term for entry in entries}
-        latest = max(entry.time_ms for entry in entries)
-        if len(terms) == 1 and latest <= self.clock:
-            runs = [Run(entries[0].index, entries[0].term, self.clock)]
+        first = entries[0]
+        if len(entries) == 1:
+            runs = [Run(first.index, first.term, max(self.clock, first.time_ms))]
+        elif len({entry.term for entry in entries}) == 1 and max([entry.time_ms for entry in entries]) <= self.clock:
+            runs = [Run(first.index, first.term, self.clock)]
         else:
             runs = _runs(entries, self.clock)
         for run in runs:

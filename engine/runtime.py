@@ -276,13 +276,12 @@ class Runtime:
         self.on_link(shard, link.fileno())
 
     def on_readable(self, shard: int) -> None:
-        """Take everything the worker of `shard` has to say. A defect in the protocol stops the engine by name."""
+        """Take the next word of the worker of `shard`. A defect in the protocol stops the engine by name."""
         link = self.workers.links[shard]
         if link is None:
             return
         try:
-            link.flush()
-            while (message := link.receive()) is not None:
+            if (message := link.receive()) is not None:
                 self.coordinator.on_answer(shard, wire.decode_answer(message))
         except LinkClosedError:
             self._bury(shard)

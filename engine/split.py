@@ -24,15 +24,13 @@ from shards.types import Entry, Limits
 class Piece:
     """What one shard gets of a chunk."""
 
-    __slots__ = ("datas", "offsets")
+    __slots__ = ("datas", "offsets", "size")
 
     def __init__(self, offsets: array[int], datas: list[bytes]) -> None:
         self.offsets = offsets
         self.datas = datas
-
-    def size(self, runs: int) -> int:
+        self.size = 0
         """Bytes it takes in a ring."""
-        return layout.packed_size(runs, len(self.datas), sum(map(len, self.datas)))
 
 
 class Splitter:
@@ -69,12 +67,14 @@ class Splitter:
         owners = self._owners(datas)
         if owners is None:
             pieces = self._split_each(entries, rejected)
-        elif self._shards == 1:
-            pieces = {0: Piece(array("I", range(len(datas))), datas)}
+        elif self._shards == 1 or len(owners) == 1:
+            pieces = {owners[0]: Piece(array("I", range(len(datas))), datas)}
         else:
             pieces = self._distribute(owners, datas)
         for shard, piece in pieces.items():
-            self._check_size(shard, piece.size(runs), entries)
+            piece.size = layout.packed_size(runs, len(piece.datas), sum(map(len, piece.datas)))
+            if piece.size > self._part_bytes_max:
+                raise self._too_large(shard, piece.size, entries)
         return pieces, rejected
 
     def _owners(self, datas: list[bytes]) -> Sequence[int] | None:
@@ -151,16 +151,15 @@ class Splitter:
             return self._table[slots.pop()], self._machine.check(command, self._limits)
         return self._table[slots.pop()], None
 
-    def _check_size(self, shard: int, size: int, entries: Sequence[Entry]) -> None:
-        if size > self._part_bytes_max:
-            raise ChunkTooLargeError(
-                f"the chunk of entries {entries[0].index} to {entries[-1].index} has a part of {size} bytes for shard "
-                f"{shard}, over the limit of {self._part_bytes_max}",
-                hint="send smaller chunks, or raise ring_bytes (a part may take a quarter of it)",
-                size=size,
-                limit=self._part_bytes_max,
-                shard=shard,
-            )
+    def _too_large(self, shard: int, size: int, entries: Sequence[Entry]) -> ChunkTooLargeError:
+        return ChunkTooLargeError(
+            f"the chunk of entries {entries[0].index} to {entries[-1].index} has a part of {size} bytes for shard "
+            f"{shard}, over the limit of {self._part_bytes_max}",
+            hint="send smaller chunks, or raise ring_bytes (a part may take a quarter of it)",
+            size=size,
+            limit=self._part_bytes_max,
+            shard=shard,
+        )
 
 
 def pack(first: int, runs: Sequence[Run], piece: Piece) -> list[bytes]:

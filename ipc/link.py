@@ -51,7 +51,10 @@ class Link:
     def send(self, message: bytes) -> None:
         """Send `message`, or queue what a non-blocking socket does not take. LinkClosedError: the peer is gone."""
         if len(message) < PACKET_BYTES:
-            self._queue.append(_LAST + message)
+            packet = _LAST + message
+            if not self._queue and self._send(packet):
+                return
+            self._queue.append(packet)
         else:
             room = PACKET_BYTES - 1
             pieces = [message[at : at + room] for at in range(0, len(message), room)]
@@ -61,11 +64,15 @@ class Link:
 
     def flush(self) -> bool:
         """Send what is queued. Returns True when nothing is left. LinkClosedError: the peer is gone."""
-        queue = self._queue
+        while self._queue:
+            if not self._send(self._queue[0]):
+                return False
+            self._queue.popleft()
+        return True
+
+    def _send(self, packet: bytes) -> bool:
         try:
-            while queue:
-                self._socket.send(queue[0])
-                queue.popleft()
+            self._socket.send(packet)
         except BlockingIOError:
             return False
         except OSError as error:

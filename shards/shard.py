@@ -63,30 +63,32 @@ class Shard:
 
     def handle(self, order: wire.Part | wire.Solo | wire.Commit | wire.Abort | wire.Flush) -> list[wire.Answer]:
         """Carry out one order. Returns the answers it gives rise to, in the order they must be sent."""
-        match order:
-            case wire.Part():
-                self._queue.append(order)
-                return self._advance()
-            case wire.Commit(group):
-                assert self._current is not None and self._current.position.group == group
-                return self._commit(self._current) + self._advance()
-            case wire.Abort(group):
-                if self._current is not None and self._current.position.group >= group:
-                    self._store.abort()
-                    self._current = None
-                self._queue = deque(part for part in self._queue if part.position.group < group)
-                return self._advance()
-            case wire.Solo():
-                assert self._current is None and not self._queue
-                return [self._solo(order)]
-            case wire.Flush(token):
-                return [self._flush(token)]
+        kind = type(order)
+        if kind is wire.Solo:
+            assert self._current is None and not self._queue
+            return [self._solo(order)]
+        if kind is wire.Part:
+            self._queue.append(order)
+            return self._advance()
+        if kind is wire.Commit:
+            assert self._current is not None and self._current.position.group == order.group
+            return self._commit(self._current) + self._advance()
+        if kind is wire.Abort:
+            return self._abort(order.group)
+        return [self._flush(order.token)]
 
     def retry(self) -> list[wire.Answer]:
         """Try again to commit the decided group that stalled."""
         assert self.stalled and self._current is not None
         self.stalled = False
         return self._redo(self._current) + self._advance()
+
+    def _abort(self, group: int) -> list[wire.Answer]:
+        if self._current is not None and self._current.position.group >= group:
+            self._store.abort()
+            self._current = None
+        self._queue = deque(part for part in self._queue if part.position.group < group)
+        return self._advance()
 
     def _advance(self) -> list[wire.Answer]:
         answers: list[wire.Answer] = []

@@ -252,9 +252,13 @@ def _check_identity(path: Path, found: bytes | None, expected: Identity) -> None
 
 
 class ReadTx:
-    """One read transaction: the shard exactly as one commit left it, whatever is committed later."""
+    """One read transaction: the shard exactly as one commit left it, whatever is committed later. `holders` is for
+    the owner to count who needs it."""
+
+    __slots__ = ("_store", "_txn", "get", "holders")
 
     def __init__(self, txn: lmdb.Transaction[bytes], store: ReadStore) -> None:
+        self.holders = 0
         self._txn = txn
         self._store = store
         self.get = txn.get  # bound: a lookup is one call. Raises BadKey for a key no record can have.

@@ -54,7 +54,7 @@ hex_option = click.option("--hex", "as_hex", is_flag=True, help="Keys and values
 
 def existing(data: Path) -> Path:
     """`data`, if an engine was ever created there: a command that reads must not create one."""
-    if not (data / "CURRENT").is_file():
+    if not (data / "config").is_file():
         raise click.UsageError(f"{data} holds no engine; name the directory that `shardengine load` created")
     return data
 
