@@ -423,8 +423,8 @@ class Coordinator:
         self._starts_failed[shard] = 0
         self.up.add(shard)
         batch = self._batches.get(hello.position.group)
-        if batch is not None and hello.solo is not None:
-            batch.results[shard] = hello.solo
+        if batch is not None:
+            batch.results.setdefault(shard, hello.solo)
         self._run(self._commit.hello(shard, hello.position.group))
         if self._flush is not None and self._flush.owes(shard):
             self._workers.send(shard, wire.Flush(self._flush.token))

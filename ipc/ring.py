@@ -56,6 +56,7 @@ class RingWriter:
             raise RingError(f"{path}: a ring of {size} bytes, not two whole halves", size=size)
         self.half_bytes = size // 2
         self._map = mmap.mmap(self._descriptor, size)
+        self._map.madvise(mmap.MADV_RANDOM)  # else the first touch of a page reads megabytes of zeroes ahead
         self._view = memoryview(self._map)
         self._used = [0, 0]
         self._reserved = [0, 0]

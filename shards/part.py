@@ -38,11 +38,28 @@ class Run(NamedTuple):
     clock: int
 
 
-class Unpacked(NamedTuple):
-    runs: list[Run]
-    base: int
-    offsets: array[int]
-    commands: memoryview
+class Unpacked:
+    """A part taken apart. `commands` is the msgpack array of its `entries` commands; the rest is unpacked on demand."""
+
+    __slots__ = ("_base", "_offsets", "_runs", "commands", "entries")
+
+    def __init__(self, entries: int, commands: memoryview, base: int, runs: memoryview, offsets: memoryview) -> None:
+        self.entries = entries
+        self.commands = commands
+        self._base = base
+        self._runs = runs
+        self._offsets = offsets
+
+    def runs(self) -> list[Run]:
+        """Where term or clock change."""
+        return [Run(*run) for run in _RUN.iter_unpack(self._runs)]
+
+    def indices(self) -> list[int]:
+        """The log index of each command."""
+        offsets = array("I")
+        offsets.frombytes(self._offsets)
+        base = self._base
+        return [base + offset for offset in offsets]
 
 
 def pack(base: int, runs: Sequence[Run], offsets: array[int], datas: Sequence[bytes]) -> list[bytes]:
@@ -63,15 +80,11 @@ def packed_size(runs: int, entries: int, data_bytes: int) -> int:
 
 def unpack(view: memoryview) -> Unpacked:
     """Take a part apart without copying the commands. RingError: these bytes are no part."""
-    try:
-        count, run_count, base = _HEAD.unpack_from(view)
-        offsets_at = _HEAD.size + _RUN.size * run_count
-        commands_at = offsets_at + OVERHEAD_BYTES * count
-        runs = [Run(*run) for run in _RUN.iter_unpack(view[_HEAD.size : offsets_at])]
-        offsets = array("I")
-        offsets.frombytes(view[offsets_at:commands_at])
-    except (struct.error, ValueError) as error:
-        raise RingError(f"no part at this extent: {error}", length=len(view)) from error
-    if len(offsets) != count or len(runs) != run_count or commands_at >= len(view):
+    if len(view) < _HEAD.size:
+        raise RingError("no part at this extent: it has no head", length=len(view))
+    entries, runs, base = _HEAD.unpack_from(view)
+    offsets_at = _HEAD.size + _RUN.size * runs
+    commands_at = offsets_at + OVERHEAD_BYTES * entries
+    if runs == 0 or commands_at >= len(view):
         raise RingError("no part at this extent: it is cut short", length=len(view))
-    return Unpacked(runs, base, offsets, view[commands_at:])
+    return Unpacked(entries, view[commands_at:], base, view[_HEAD.size : offsets_at], view[offsets_at:commands_at])

@@ -63,17 +63,16 @@ class Shard:
 
     def handle(self, order: wire.Part | wire.Solo | wire.Commit | wire.Abort | wire.Flush) -> list[wire.Answer]:
         """Carry out one order. Returns the answers it gives rise to, in the order they must be sent."""
-        kind = type(order)
-        if kind is wire.Solo:
+        if isinstance(order, wire.Solo):
             assert self._current is None and not self._queue
             return [self._solo(order)]
-        if kind is wire.Part:
+        if isinstance(order, wire.Part):
             self._queue.append(order)
             return self._advance()
-        if kind is wire.Commit:
+        if isinstance(order, wire.Commit):
             assert self._current is not None and self._current.position.group == order.group
             return self._commit(self._current) + self._advance()
-        if kind is wire.Abort:
+        if isinstance(order, wire.Abort):
             return self._abort(order.group)
         return [self._flush(order.token)]
 
@@ -124,7 +123,7 @@ class Shard:
         group = order.position.group
         try:
             results = self._apply(order.extents)
-            self._store.commit(order.position, wire.encode(results))
+            self._store.commit(order.position, wire.encode(results) if results.values or results.rejected else b"")
         except _ApplyError as error:
             return wire.SoloDone(group, None, problem_of(error.cause), error.index)
         except EngineError as error:
@@ -162,8 +161,8 @@ class Shard:
             commands = self._decode(unpacked.commands)
         except msgspec.MsgspecError as error:
             raise RingError(f"a part does not decode: {error}") from error
-        if len(commands) != len(unpacked.offsets):
-            raise RingError(f"a part of {len(unpacked.offsets)} entries holds {len(commands)} commands")
+        if len(commands) != unpacked.entries:
+            raise RingError(f"a part of {unpacked.entries} entries holds {len(commands)} commands")
         writes = self._machine.blind_writes(commands)
         if writes is not None:
             transaction.write_all(writes)
@@ -174,10 +173,9 @@ class Shard:
         self, commands: list[Any], unpacked: layout.Unpacked, transaction: Tx, results: wire.PartResults
     ) -> None:
         machine, context = self._machine, self._context
-        runs = iter([*unpacked.runs, layout.Run(1 << 64, 0, 0)])
+        runs = iter([*unpacked.runs(), layout.Run(1 << 64, 0, 0)])
         run, upcoming = next(runs), next(runs)
-        for offset, command in zip(unpacked.offsets, commands, strict=True):
-            index = unpacked.base + offset
+        for index, command in zip(unpacked.indices(), commands, strict=True):
             while index >= upcoming.first:
                 run, upcoming = upcoming, next(runs)
             context.index, context.term, context.time_ms = index, run.term, run.clock

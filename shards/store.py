@@ -31,6 +31,7 @@ _DATABASES_MAX = 3
 _SPARE_TXNS = 2  # closed read transactions kept for reuse: a publish opens one and closes one
 _RESERVE_BYTES = 16 << 20
 _INLINE_BYTES = PAGE_BYTES // 2 - 64 - 511  # a longer value may, with its key, go to overflow pages
+_DEPTH_MAX = 16  # of a tree: 2^16 leaves would take that with two records a page
 _COMMIT_PAGES = 64  # for the free list, meta and root pages of a commit
 _IDENTITY, _POSITION, _SOLO = b"identity", b"position", b"solo"
 
@@ -69,7 +70,7 @@ def _open(path: Path, map_bytes: int, readers_max: int, *, readonly: bool, sync:
             meminit=False,
             sync=sync,
             metasync=sync,
-            readahead=True,
+            readahead=not readonly,  # the writer walks into fresh pages; lookups read one at a time
             max_dbs=_DATABASES_MAX,
             max_readers=readers_max,
             max_spare_txns=_SPARE_TXNS if readonly else 0,
@@ -100,6 +101,7 @@ class Store:
         self._meta = self._env.open_db(b"meta")
         self._txn: lmdb.Transaction[bytes] | None = None
         self._reserved = 0
+        self._granted_pages = 0
         self._map_size = self._env.info()["map_size"]
         self._adopt(path, identity)
 
@@ -197,22 +199,26 @@ class Store:
 
     def _reserve(self, writes: Mapping[bytes, bytes | None], txn: lmdb.Transaction[bytes]) -> None:
         """Make sure that map and disk hold the worst case: every write copies a leaf and splits it, every branch
-        page on the way is copied, long values take pages of their own."""
-        stat = txn.stat(self._data)
+        page on the way is copied, long values take pages of their own. What one group was granted and is sure not to
+        have used up is a small one's without asking."""
         count = len(writes)
-        branches = min(count * stat["depth"], stat["branch_pages"])
-        pages = min(count, stat["leaf_pages"]) + count + branches + stat["depth"] + _COMMIT_PAGES
-        pages += count // 256  # free list
+        pages = _COMMIT_PAGES + count // 256  # free list
         pages += sum(
-            len(value) // PAGE_BYTES + 1
-            for value in writes.values()
-            if value is not None and len(value) > _INLINE_BYTES
+            [len(value) // PAGE_BYTES + 1 for value in writes.values() if value and len(value) > _INLINE_BYTES]
         )
+        rough = pages + count * (2 + _DEPTH_MAX)
+        if rough <= self._granted_pages:
+            self._granted_pages -= rough
+            return
+        stat = txn.stat(self._data)
+        branches = min(count * stat["depth"], stat["branch_pages"])
+        pages += min(count, stat["leaf_pages"]) + count + branches + stat["depth"]
         needed = (self._env.info()["last_pgno"] + 1 + pages) * PAGE_BYTES
         if needed > self._map_size:
             raise self._full("the map is full", needed)
         if needed > self._reserved:
             self._allocate(needed)
+        self._granted_pages = (self._reserved - needed) // PAGE_BYTES
 
     def _allocate(self, needed: int) -> None:
         start = self._reserved or (self._env.info()["last_pgno"] + 1) * PAGE_BYTES

@@ -71,11 +71,12 @@ class PartResults(_Message, frozen=True):
 
 
 class Hello(_Message, frozen=True):
-    """The first word of a worker: it holds the shard's lock, and this is where the shard stands."""
+    """The first word of a worker: it holds the shard's lock, and this is where the shard stands. `solo` are the
+    results of the group it stands at, if that was a Solo."""
 
     shard: int
     position: Position
-    solo: PartResults | None
+    solo: PartResults
 
 
 class Vote(_Message, frozen=True):
@@ -123,4 +124,5 @@ Answer = Hello | Vote | Committed | SoloDone | Stalled | Flushed | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_order = msgspec.msgpack.Decoder(Order).decode
+decode_results = msgspec.msgpack.Decoder(PartResults).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode

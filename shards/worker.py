@@ -10,9 +10,12 @@ from __future__ import annotations
 import fcntl
 import gc
 import importlib
+import itertools
+import os
 import select
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -29,7 +32,7 @@ from shards.shard import Shard, problem_of
 from shards.store import Identity, Store
 from shards.types import Limits
 
-_RETRY_MS = 200
+_RETRY_S = 0.2
 _COLLECT_EVERY = 1024  # orders between garbage collections
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -90,12 +93,13 @@ def _run(spec: WorkerSpec, link: Link) -> None:
         ring = RingReader(directory / "ring")
         shard = Shard(store, machine, spec.limits, ring.view)
         solo = store.solo_results()
-        results = None if solo is None else msgspec.msgpack.decode(solo, type=wire.PartResults)
+        results = wire.decode_results(solo) if solo else wire.PartResults({}, {})
         link.send(wire.encode(wire.Hello(spec.identity.shard, store.position, results)))
+        threading.Thread(target=_die_with, args=(spec.parent,), daemon=True).start()
         gc.freeze()
         gc.disable()
-        if _serve(shard, link, spec.parent):
-            store.close()
+        _serve(shard, link)
+        store.close()
 
 
 @contextmanager
@@ -106,30 +110,25 @@ def _owning(path: Path) -> Iterator[None]:
         yield
 
 
-def _serve(shard: Shard, link: Link, parent: int) -> bool:
-    """Answer orders. Returns True on Stop, False when the coordinator is gone: nothing is tidied up then, so that
-    what it had not decided is dropped as by a kill."""
-    poller = select.poll()
-    poller.register(link.fileno(), select.POLLIN)
-    poller.register(parent, select.POLLIN)
-    served = 0
-    while True:
-        ready = poller.poll(_RETRY_MS if shard.stalled else None)
-        if any(descriptor == parent for descriptor, _ in ready):
-            return False
-        answers = []
-        if ready:
-            message = link.receive()
-            assert message is not None, "a blocking link returns messages only"
-            order = wire.decode_order(message)
-            if isinstance(order, wire.Stop):
-                return True
-            answers = shard.handle(order)
-        elif shard.stalled:
+def _die_with(coordinator: int) -> None:
+    """Exit at once when the coordinator's process, a pidfd, has ended, as by a kill: a forked child of the host may
+    keep our link open for ever."""
+    select.select([coordinator], [], [])
+    os._exit(1)
+
+
+def _serve(shard: Shard, link: Link) -> None:
+    """Answer orders until Stop. LinkClosedError: the coordinator is gone."""
+    for served in itertools.count(1):
+        if shard.stalled and not select.select([link], [], [], _RETRY_S)[0]:
             answers = shard.retry()
+        else:
+            order = wire.decode_order(link.receive() or b"")
+            if isinstance(order, wire.Stop):
+                return
+            answers = shard.handle(order)
         for answer in answers:
             link.send(wire.encode(answer))
-        served += 1
         if served % _COLLECT_EVERY == 0:
             gc.collect()
 
