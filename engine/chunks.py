@@ -62,15 +62,28 @@ class Chunk:
 
 
 class Batch:
-    """A submitted group: its chunks, the half of the rings it owns, and what its shards answered."""
+    """A submitted group: its chunks, the half of the rings it owns, and what its shards answered.
 
-    __slots__ = ("chunks", "extents", "half", "noes", "position", "results")
+    Its parts lie in the rings (`extents`), or, when it is a small solo, travel in the message (`inline`).
+    """
 
-    def __init__(self, chunks: list[Chunk], half: int, position: Position, extents: dict[int, list[Extent]]) -> None:
+    __slots__ = ("chunks", "extents", "half", "inline", "noes", "participants", "position", "results")
+
+    def __init__(
+        self,
+        chunks: list[Chunk],
+        half: int,
+        position: Position,
+        participants: frozenset[int],
+        extents: dict[int, list[Extent]],
+        inline: dict[int, bytes] | None,
+    ) -> None:
         self.chunks = chunks
         self.half = half
         self.position = position
+        self.participants = participants
         self.extents = extents
+        self.inline = inline
         self.results: dict[int, wire.PartResults] = {}
         self.noes: dict[int, tuple[int | None, wire.Problem]] = {}
 

@@ -11,7 +11,7 @@ A *group* goes through these phases; one group is open, and one more may be stag
                              +-----> abandoned (a no, or a killer)
 
 From the first byte of its record on, a group is decided: it is never voted on again, and a worker that lost it gets
-its part marked decided. The end of a link voids the votes of that process. A group that kills workers
+its part marked decided. The end of a link voids the votes of that process. A group that kills workers of one shard
 (`KILLS_MAX` times while they owed it an answer) is abandoned as a *killer*, which is no fault of its entries.
 
 The rules are those of the protocol's model: see tests/test_commit_model.py, which walks every reachable state of
@@ -21,7 +21,8 @@ small worlds against this very class.
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+
+import msgspec
 
 from engine.errors import CommitRuleError
 
@@ -38,7 +39,7 @@ class Phase(enum.Enum):
     COMMITTING = "committing"
 
 
-class Group(NamedTuple):
+class Group(msgspec.Struct, frozen=True):
     """A numbered group and the shards that have a part in it. A solo has exactly one, and is never staged."""
 
     number: int
@@ -46,7 +47,7 @@ class Group(NamedTuple):
     solo: bool = False
 
 
-class SendPart(NamedTuple):
+class SendPart(msgspec.Struct, frozen=True, gc=False):
     """Send `shard` its part of `group`; `decided` parts are committed without a vote."""
 
     shard: int
@@ -54,36 +55,36 @@ class SendPart(NamedTuple):
     decided: bool = False
 
 
-class SendSolo(NamedTuple):
+class SendSolo(msgspec.Struct, frozen=True, gc=False):
     shard: int
     group: int
 
 
-class SendCommit(NamedTuple):
+class SendCommit(msgspec.Struct, frozen=True, gc=False):
     shard: int
     group: int
 
 
-class SendAbort(NamedTuple):
+class SendAbort(msgspec.Struct, frozen=True, gc=False):
     """Tell `shard` to forget `group` and everything after it."""
 
     shard: int
     group: int
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """Write the decision record of `group`, make it durable, then report `recorded`."""
 
     group: int
 
 
-class Publish(NamedTuple):
+class Publish(msgspec.Struct, frozen=True, gc=False):
     """`group` is committed everywhere: show it to readers, resolve its results, free its half of the rings."""
 
     group: int
 
 
-class Abandon(NamedTuple):
+class Abandon(msgspec.Struct, frozen=True, gc=False):
     """`group`, and what was staged behind it, is cancelled on every shard. `killer` names the shard whose worker it
     killed over and over; None when it was voted down."""
 
@@ -129,7 +130,7 @@ class Commit:
         self._committed = set(committed)
         self._staged: Group | None = None
         self._staged_votes: dict[int, bool] = {}
-        self._kills: dict[int, int] = {}
+        self._kills: dict[tuple[int, int], int] = {}  # by group and shard
         self._withheld: set[int] = set()
         self._last = last
         assert all(shard < shards for shard in (redo.participants if redo else ()))
@@ -193,7 +194,8 @@ class Commit:
             return []  # it died before its Hello
         working_on = self._working_on(shard)
         if working_on is not None:
-            self._kills[working_on.number] = self._kills.get(working_on.number, 0) + 1
+            key = working_on.number, shard
+            self._kills[key] = self._kills.get(key, 0) + 1
         self._up.discard(shard)
         self._votes.discard(shard)
         self._noes.discard(shard)
@@ -331,7 +333,9 @@ class Commit:
 
     def _clear_open(self) -> None:
         assert self._open is not None
-        self._kills.pop(self._open.number, None)
+        if self._kills:
+            number = self._open.number
+            self._kills = {key: count for key, count in self._kills.items() if key[0] != number}
         self._open, self._phase = None, Phase.IDLE
         self._votes, self._noes, self._committed = set(), set(), set()
 
@@ -351,7 +355,7 @@ class Commit:
         return []  # RECORDING: `recorded` sends it
 
     def _resend(self, shard: int, group: Group) -> list[Action]:
-        if self._kills.get(group.number, 0) >= KILLS_MAX:
+        if self._kills.get((group.number, shard), 0) >= KILLS_MAX:
             return self._abandon(shard)
         return [SendSolo(shard, group.number) if group.solo else SendPart(shard, group.number)]
 
@@ -359,7 +363,7 @@ class Commit:
         """A killer is not sent again while it is staged; it is judged when its turn comes."""
         if staged is self._open:
             return self._resend(shard, staged)
-        if self._kills.get(staged.number, 0) >= KILLS_MAX:
+        if self._kills.get((staged.number, shard), 0) >= KILLS_MAX:
             self._withheld.add(shard)
             return []
         return [SendPart(shard, staged.number)]

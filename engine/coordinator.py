@@ -40,6 +40,7 @@ from shards.digest import checksum
 from shards.types import ApplyResult, Entry, Position
 
 START_ATTEMPTS_MAX = 10
+INLINE_BYTES_MAX = 16 * 1024
 
 
 class Sender(Protocol):
@@ -122,7 +123,9 @@ class Coordinator:
             wire.Failed: self._on_failed,
         }
         if commit.open is not None:
-            self._batches[commit.open.number] = Batch([], 0, record.position, record.participants)
+            self._batches[commit.open.number] = Batch(
+                [], 0, record.position, frozenset(record.participants), record.participants, None
+            )
 
     # ---- what is asked -------------------------------------------------------------------------------------------
 
@@ -190,21 +193,36 @@ class Coordinator:
 
     def _submit(self) -> None:
         half = 1 - next(iter(self._batches.values())).half if self._batches else 0
-        for ring in self._rings:
-            ring.clear(half)
-        chunks, extents = self._pack(half)
+        inline = self._inline(self._queue[0])
+        if inline is not None:
+            chunks = [self._queue[0]]
+            extents: dict[int, list[Extent]] = {}
+            participants = frozenset(inline)
+        else:
+            chunks, extents = self._pack(half)
+            participants = frozenset(extents)
         last = chunks[-1]
         run = last.runs[-1]
         position = Position(self._last_group + 1, last.last, run.term, run.clock)
         for _ in chunks:
             self._queue.popleft()
         self._last_group += 1
-        self._batches[position.group] = Batch(chunks, half, position, extents)
-        group = Group(position.group, frozenset(extents), self._solo(chunks, extents))
-        self._run(self._commit.submit(group))
+        self._batches[position.group] = Batch(chunks, half, position, participants, extents, inline)
+        solo = inline is not None or self._solo(chunks, participants)
+        self._run(self._commit.submit(Group(position.group, participants, solo)))
+
+    def _inline(self, chunk: Chunk) -> dict[int, bytes] | None:
+        """The part of a chunk that goes alone, to one shard, and is small enough to travel in the message itself: a
+        solo needs no redo log. None when it must go through the rings."""
+        if len(self._queue) > 1 or chunk.bytes > INLINE_BYTES_MAX or not self._solo([chunk], chunk.pieces):
+            return None
+        ((shard, piece),) = chunk.pieces.items()
+        return {shard: b"".join(pack(chunk.first, chunk.runs, piece))}
 
     def _pack(self, half: int) -> tuple[list[Chunk], dict[int, list[Extent]]]:
         """Write the first queued chunks, as many as belong into one group, into `half` of the rings."""
+        for ring in self._rings:
+            ring.clear(half)
         chunks: list[Chunk] = []
         extents: dict[int, list[Extent]] = {}
         size = 0
@@ -224,9 +242,9 @@ class Coordinator:
     def _fits(self, chunk: Chunk, half: int) -> bool:
         return all(piece.size <= self._rings[shard].room(half) for shard, piece in chunk.pieces.items())
 
-    def _solo(self, chunks: list[Chunk], extents: dict[int, list[Extent]]) -> bool:
+    def _solo(self, chunks: list[Chunk], participants: Collection[int]) -> bool:
         """A solo leaves no record, so all its entries must be of the term that the record ends with."""
-        if len(extents) != 1 or not self._commit.idle:
+        if len(participants) != 1 or not self._commit.idle:
             return False
         runs = self._decision.record.term_runs
         return bool(runs) and chunks[0].runs[0].term == runs[-1].term == chunks[-1].runs[-1].term
@@ -243,7 +261,11 @@ class Coordinator:
 
     def _send_solo(self, action: SendSolo) -> None:
         batch = self._batches[action.group]
-        self._workers.send(action.shard, wire.Solo(batch.position, batch.extents[action.shard]))
+        if batch.inline is not None:
+            order = wire.Solo(batch.position, [], batch.inline[action.shard])
+        else:
+            order = wire.Solo(batch.position, batch.extents[action.shard], b"")
+        self._workers.send(action.shard, order)
 
     def _send_commit(self, action: SendCommit) -> None:
         self._workers.send(action.shard, wire.Commit(action.group))
@@ -257,7 +279,7 @@ class Coordinator:
         for shard, extents in batch.extents.items():
             ring = self._rings[shard]
             batch.extents[shard] = [
-                Extent(offset, length, checksum(ring.view(offset, length))) for offset, length, _ in extents
+                Extent(one.offset, one.length, checksum(ring.view(one.offset, one.length))) for one in extents
             ]
         position = batch.position
         record = DecisionRecord(position, self.tail.kept_runs(position.index), batch.extents, self._machine_version)
@@ -279,7 +301,7 @@ class Coordinator:
         batch = self._batches[action.group]
         assert self._reads is not None or not batch.chunks
         if self._reads is not None:
-            self._reads.publish(batch.extents, batch.position)
+            self._reads.publish(batch.participants, batch.position)
         self.applied = batch.position
         del self._batches[action.group]
         self.tail.forget_old_runs()

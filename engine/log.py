@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+
+import msgspec
 
 from engine.decision import TERM_RUNS_MAX
 from engine.errors import LogConflictError, LogGapError, LogOrderError
@@ -13,7 +14,7 @@ from shards.part import Run
 from shards.types import Entry, LogId
 
 
-class Mark(NamedTuple):
+class Mark(msgspec.Struct, frozen=True, gc=False):
     """A place to go back to: behind entry `last`."""
 
     last: int
@@ -118,7 +119,7 @@ class Tail:
 
     def retreat(self, mark: Mark) -> None:
         """Go back to `mark`: what was accepted after it is not any more."""
-        self.index, self.term, self.clock = mark
+        self.index, self.term, self.clock = mark.last, mark.term, mark.clock
         while self.term_runs and self.term_runs[-1].index > mark.last:
             self.term_runs.pop()
 

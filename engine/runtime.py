@@ -142,11 +142,13 @@ class Runtime:
         path = self._generation.shard(shard) / "ring"
         ring = RingWriter(path)
         if recovery.redo is not None:
-            for offset, length, expected in self._decision.record.participants.get(shard, ()):
-                if checksum(ring.view(offset, length)) != expected:
+            for extent in self._decision.record.participants.get(shard, ()):
+                if checksum(ring.view(extent.offset, extent.length)) != extent.checksum:
                     ring.close()
                     raise DamagedError(
-                        f"{path}: the decided part at {offset} does not match its checksum", shard=shard, offset=offset
+                        f"{path}: the decided part at {extent.offset} does not match its checksum",
+                        shard=shard,
+                        offset=extent.offset,
                     )
         elif ring.half_bytes != half_bytes(self.config):
             ring.close()

@@ -86,8 +86,8 @@ def _judge(generation: Generation, positions: list[Position]) -> list[Finding]:
     redo = (recovery.redo.participants if recovery.redo else frozenset()) - recovery.committed
     for shard in sorted(redo):
         ring = RingReader(generation.shard(shard) / "ring")
-        for offset, length, expected in decision.record.participants[shard]:
-            if checksum(ring.view(offset, length)) != expected:
-                findings.append(Finding(shard, f"the decided part at {offset} in its ring fails its checksum"))
+        for extent in decision.record.participants[shard]:
+            if checksum(ring.view(extent.offset, extent.length)) != extent.checksum:
+                findings.append(Finding(shard, f"the decided part at {extent.offset} in its ring fails its checksum"))
         ring.close()
     return findings

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import NamedTuple
+
+import msgspec
 
 from ipc.errors import RingError
 
@@ -24,7 +25,7 @@ _RESERVE_STEP = 1 << 20
 _PIECE = 256  # buffers joined at a time: large joins cost page faults, single writes cost calls
 
 
-class Extent(NamedTuple):
+class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where bytes lie in a ring, and what they hash to. Offsets and lengths in bytes; `checksum` is the owner's."""
 
     offset: int

@@ -17,7 +17,8 @@ import struct
 import sys
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from ipc.errors import RingError
 
@@ -30,7 +31,7 @@ OVERHEAD_BYTES = 4  # an entry's offset
 assert sys.byteorder == "little" and array("I").itemsize == 4, "parts are written as this machine's integers"
 
 
-class Run(NamedTuple):
+class Run(msgspec.Struct, frozen=True, gc=False):
     """From the entry `first` on, entries have this term and stand at this log clock, up to the next run."""
 
     first: int
@@ -66,7 +67,7 @@ def pack(base: int, runs: Sequence[Run], offsets: array[int], datas: Sequence[by
     """The buffers of a part, to be written end to end."""
     return [
         _HEAD.pack(len(datas), len(runs), base),
-        *(_RUN.pack(*run) for run in runs),
+        *[_RUN.pack(run.first, run.term, run.clock) for run in runs],
         offsets.tobytes(),
         _ARRAY.pack(_ARRAY32, len(datas)),
         *datas,

@@ -122,7 +122,7 @@ class Shard:
     def _solo(self, order: wire.Solo) -> wire.SoloDone:
         group = order.position.group
         try:
-            results = self._apply(order.extents)
+            results = self._apply(order.extents, order.inline)
             self._store.commit(order.position, wire.encode(results) if results.values or results.rejected else b"")
         except _ApplyError as error:
             return wire.SoloDone(group, None, problem_of(error.cause), error.index)
@@ -137,14 +137,16 @@ class Shard:
             return wire.Flushed(token, problem_of(error))
         return wire.Flushed(token, None)
 
-    def _apply(self, extents: Sequence[Extent]) -> wire.PartResults:
+    def _apply(self, extents: Sequence[Extent], inline: bytes = b"") -> wire.PartResults:
         """Apply a part inside a new transaction. On _ApplyError there is none any more."""
         self._store.begin()
         try:
             transaction = Tx(self._store.get, self._limits)
             results = wire.PartResults({}, {})
+            if inline:
+                self._apply_view(memoryview(inline), transaction, results)
             for extent in extents:
-                self._apply_extent(extent, transaction, results)
+                self._apply_view(self._view(extent.offset, extent.length), transaction, results)
             self._store.write(transaction.writes)
             return results
         except EngineError as error:
@@ -154,8 +156,7 @@ class Shard:
             self._store.abort()
             raise
 
-    def _apply_extent(self, extent: Extent, transaction: Tx, results: wire.PartResults) -> None:
-        view = self._view(extent.offset, extent.length)
+    def _apply_view(self, view: memoryview, transaction: Tx, results: wire.PartResults) -> None:
         unpacked = layout.unpack(view)
         try:
             commands = self._decode(unpacked.commands)

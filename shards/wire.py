@@ -28,10 +28,11 @@ class Part(_Message, frozen=True):
 
 
 class Solo(_Message, frozen=True):
-    """Apply the part and commit it, with its results, in one go."""
+    """Apply the part and commit it, with its results, in one go. It lies at `extents`, or a small one is `inline`."""
 
     position: Position
     extents: list[Extent]
+    inline: bytes
 
 
 class Commit(_Message, frozen=True):

@@ -1,0 +1,84 @@
+"""Every command and snippet of the README runs as printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+DATA = "/tmp/shardengine-readme"
+
+
+def snippets() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+
+
+def commands() -> list[str]:
+    return re.findall(r"^    (\S.*)$", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S), re.M)
+
+
+def shell(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line of the README with this interpreter's commands first on the path."""
+    scripts = directory / "bin"
+    scripts.mkdir(exist_ok=True)
+    for name, module in (("shardengine", "-m engine"), ("python", "")):
+        script = scripts / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        script.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(  # noqa: PLW1510
+        ["/bin/sh", "-c", command.replace(DATA, str(directory / "data"))],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.mark.parametrize("snippet", snippets())
+def test_every_snippet_of_the_readme_prints_what_its_comments_say(snippet: str, tmp_path: Path) -> None:
+    program = tmp_path / "snippet.py"
+    program.write_text(snippet)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(  # noqa: PLW1510[sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    promised = re.findall(r"print\(.*\)  # (.*)$", snippet, re.M)
+    assert promised
+    assert done.stdout.splitlines() == promised
+
+
+def test_the_embedding_example_takes_fifteen_lines_or_fewer() -> None:
+    lines = [line for line in snippets()[0].splitlines() if line.strip()]
+    assert len(lines) <= 15
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("readme")
+    yield path
+    shutil.rmtree(path)
+
+
+def test_every_command_of_the_readme_works_in_the_order_it_is_printed(directory: Path) -> None:
+    ran = [command for command in commands() if not command.startswith("make ")]
+    assert any(command.startswith("shardengine") for command in ran)
+    assert any("perf" in command for command in ran)
+    for command in ran:
+        done = shell(command, directory)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_make_targets_that_the_readme_names_exist() -> None:
+    targets = {command.split()[1] for command in commands() if command.startswith("make ")}
+    assert targets == {"demo", "test"}
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
