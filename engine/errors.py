@@ -34,11 +34,19 @@ __all__ = [
     "MachineImportError",
     "MachineMismatchError",
     "ShardCountMismatchError",
+    "SnapshotAbortedError",
+    "SnapshotDamagedError",
+    "SnapshotError",
+    "SnapshotFormatError",
+    "SnapshotInProgressError",
+    "SnapshotLabelError",
+    "SnapshotStaleError",
     "StateUntrustedError",
     "StoreError",
     "StoreFullError",
     "StoreMismatchError",
     "TooManyViewsError",
+    "TravelError",
     "UndeclaredKeyError",
     "ViewClosedError",
     "WorkerFailedError",
@@ -105,6 +113,38 @@ class CommitRuleError(EngineError):
 
 class WorkerFailedError(EngineError):
     """A worker could not be brought to its duty: it does not start, hangs, or one chunk kills it every time."""
+
+
+class SnapshotError(EngineError):
+    """A snapshot could not be taken, read or installed. Live state and index are untouched."""
+
+
+class SnapshotDamagedError(SnapshotError):
+    """A snapshot's manifest or a part is missing, cut off, edited, or does not match its checksum."""
+
+
+class SnapshotFormatError(SnapshotError):
+    """A snapshot is of a format, machine, or set of limits that this engine does not take."""
+
+
+class SnapshotStaleError(SnapshotError):
+    """A snapshot is older than the current state, or of another lineage; `force=True` installs it all the same."""
+
+
+class SnapshotLabelError(SnapshotError):
+    """The state at the asked-for index is past, or falls inside a chunk: the label would be a lie."""
+
+
+class SnapshotInProgressError(SnapshotError):
+    """Another snapshot is being taken, or another state installed; one at a time."""
+
+
+class SnapshotAbortedError(SnapshotError):
+    """The snapshot was given up: a worker died or hung, the time ran out, or it was cancelled. No file is left."""
+
+
+class TravelError(SnapshotError):
+    """A piece of a travelling snapshot does not fit: a gap, a duplicate, damage, another source, or an early end."""
 
 
 class WrongThreadError(EngineError):

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from xxhash import xxh3_64_intdigest as checksum
+from xxhash import xxh3_128 as hasher128
+from xxhash import xxh3_128_digest as checksum128
 from xxhash import xxh3_128_intdigest
 from xxhash import xxh64_intdigest as key_hash
 
-__all__ = ["DIGEST_MODULUS", "checksum", "key_hash", "records_digest"]
+__all__ = ["DIGEST_MODULUS", "checksum", "checksum128", "hasher128", "key_hash", "records_digest"]
 
 DIGEST_MODULUS = 1 << 128
 _NO_DEADLINE = bytes(8)
