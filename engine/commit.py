@@ -107,6 +107,7 @@ class Commit:
 
     __slots__ = (
         "_committed",
+        "_held",
         "_kills",
         "_last",
         "_noes",
@@ -132,6 +133,7 @@ class Commit:
         self._staged_votes: dict[int, bool] = {}
         self._kills: dict[tuple[int, int], int] = {}  # by group and shard
         self._withheld: set[int] = set()
+        self._held = False
         self._last = last
         assert all(shard < shards for shard in (redo.participants if redo else ()))
 
@@ -156,6 +158,24 @@ class Commit:
         """True while a group may be opened or staged."""
         return self._open is None or (self._staged is None and self._phase is not Phase.SOLO)
 
+    @property
+    def quiet(self) -> bool:
+        """True while every shard's last commit is published: nothing is decided, or may be, as a solo."""
+        return self._phase in (Phase.IDLE, Phase.VOTING)
+
+    @property
+    def held(self) -> bool:
+        return self._held
+
+    def hold(self) -> None:
+        """From now on decide nothing new: what is decided is finished, then the table stays `quiet` until `release`."""
+        self._held = True
+
+    def release(self) -> list[Action]:
+        """Decide again, at once when all votes were in."""
+        self._held = False
+        return self._decide() if self._phase is Phase.VOTING else []
+
     def owes(self, shard: int) -> bool:
         """True while the worker of `shard` owes an answer: Hello when it is down, else to the part it works on."""
         return shard not in self._up or self._working_on(shard) is not None
@@ -164,7 +184,7 @@ class Commit:
         """Open `group`, or stage it behind the open one."""
         if not self.can_submit or group.number <= self._last:
             raise self._refusal("submit", group=group.number)
-        if group.solo and (self._open is not None or len(group.participants) != 1):
+        if group.solo and (self._open is not None or self._held or len(group.participants) != 1):
             raise self._refusal("submit solo", group=group.number)
         self._last = group.number
         if self._open is not None:
@@ -298,6 +318,8 @@ class Commit:
             return []
         if self._noes:
             return self._abandon(None)
+        if self._held:
+            return []
         self._phase = Phase.RECORDING
         return [Record(group.number)]
 

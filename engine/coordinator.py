@@ -16,6 +16,7 @@ from itertools import repeat
 from typing import Any, Protocol
 
 from engine import errors
+from engine.barrier import Stage
 from engine.chunks import Batch, Chunk, Delivery, Flush, error_of
 from engine.commit import (
     Abandon,
@@ -31,8 +32,9 @@ from engine.commit import (
 )
 from engine.decision import DecisionFile
 from engine.decision import Record as DecisionRecord
-from engine.errors import ChunkAbortedError, EngineError, StoreFullError, WorkerFailedError
+from engine.errors import ChunkAbortedError, EngineError, SnapshotAbortedError, StoreFullError, WorkerFailedError
 from engine.log import Tail
+from engine.pinning import Pinning, Request, Sender
 from engine.split import Splitter, pack
 from ipc.ring import Extent, RingWriter
 from shards import wire
@@ -41,13 +43,6 @@ from shards.types import ApplyResult, Entry, Position
 
 START_ATTEMPTS_MAX = 10
 INLINE_BYTES_MAX = 16 * 1024
-
-
-class Sender(Protocol):
-    """What the coordinator needs of worker processes."""
-
-    def send(self, shard: int, order: wire.Order) -> None: ...
-    def kill(self, shard: int) -> None: ...
 
 
 class Publisher(Protocol):
@@ -122,6 +117,8 @@ class Coordinator:
             wire.Flushed: self._on_flushed,
             wire.Failed: self._on_failed,
         }
+        self.pinning = Pinning(len(rings), commit, workers, self._run, self.tail.kept_runs)
+        self._take |= dict.fromkeys((wire.Pinned, wire.Copied, wire.Unpinned), self.pinning.on_answer)
         if commit.open is not None:
             self._batches[commit.open.number] = Batch(
                 [], 0, record.position, frozenset(record.participants), record.participants, None
@@ -174,6 +171,7 @@ class Coordinator:
             self.tail.retreat(before)
             raise
         chunk = Chunk(entries, before, runs, pieces, rejected)
+        self.pinning.accepted(chunk.first, chunk.last)
         self._queue.append(chunk)
         self.in_flight_chunks += 1
         self.in_flight_bytes += chunk.bytes
@@ -237,6 +235,8 @@ class Coordinator:
                 assert written is not None, "a piece is at most half of a half, and a half begins empty"
                 extents.setdefault(shard, []).append(Extent(*written, 0))
             chunks.append(chunk)
+            if chunk.last == self.pinning.label:
+                break
         return chunks, extents
 
     def _fits(self, chunk: Chunk, half: int) -> bool:
@@ -244,7 +244,7 @@ class Coordinator:
 
     def _solo(self, chunks: list[Chunk], participants: Collection[int]) -> bool:
         """A solo leaves no record, so all its entries must be of the term that the record ends with."""
-        if len(participants) != 1 or not self._commit.idle:
+        if len(participants) != 1 or not self._commit.idle or self._commit.held:
             return False
         runs = self._decision.record.term_runs
         return bool(runs) and chunks[0].runs[0].term == runs[-1].term == chunks[-1].runs[-1].term
@@ -265,6 +265,7 @@ class Coordinator:
             order = wire.Solo(batch.position, [], batch.inline[action.shard])
         else:
             order = wire.Solo(batch.position, batch.extents[action.shard], b"")
+        self.pinning.decided(batch.position.index)
         self._workers.send(action.shard, order)
 
     def _send_commit(self, action: SendCommit) -> None:
@@ -295,6 +296,7 @@ class Coordinator:
                 )
             )
             return
+        self.pinning.decided(position.index)
         self._run(self._commit.recorded(position.group))
 
     def _publish(self, action: Publish) -> None:
@@ -410,6 +412,7 @@ class Coordinator:
         flush, self._flush = self._flush, None
         if flush is not None:
             flush.done(error)
+        self.pinning.drop(SnapshotAbortedError(f"the snapshot was given up: {error.message}"))
         self.on_publish()
 
     # ---- what workers say ----------------------------------------------------------------------------------------
@@ -475,6 +478,7 @@ class Coordinator:
             self.fail(self._start_error(shard, problem))
             return False
         self._run(self._commit.link_end(shard))
+        self.pinning.on_link_end(shard)
         self._proceed()
         return True
 
@@ -489,6 +493,7 @@ class Coordinator:
 
     def tick(self, now: float, timeout: float) -> None:
         """Time passes (`now` and `timeout` in seconds): kill workers that owe an answer for too long."""
+        self.pinning.tick(now)
         for shard, since in enumerate(self._owing_since):
             if self.failure is not None or not self.owes(shard):
                 self._owing_since[shard] = None
@@ -500,10 +505,21 @@ class Coordinator:
 
     def _proceed(self) -> None:
         """After every event: submit what may now be submitted, flush when nothing is open."""
+        if self.pinning.stage is Stage.WAITING:
+            self.pinning.place(self.applied, len(self.up))
         if self._queue:
             self._fill()
         if self._flush is not None:
             self._send_flush()
+
+    # ---- snapshot ------------------------------------------------------------------------------------------------
+
+    def snapshot(self, request: Request) -> None:
+        """Begin a snapshot; see `Pinning.request`. Raises the engine's failure when there is one."""
+        if self.failure is not None:
+            raise self.failure
+        self.pinning.request(request, self.applied, self._in_flight())
+        self._proceed()
 
     # ---- flush ---------------------------------------------------------------------------------------------------
 

@@ -134,8 +134,8 @@ def recover(record: Record, positions: Sequence[Position]) -> Recovery:
     """Judge the newest record against every shard's own position. No I/O.
 
     A shard behind the record that took part in it must redo exactly that group. A shard ahead of it can only have
-    committed a solo, which is sent with nothing else open: its position is then the newest. Raises DamagedError for
-    anything else.
+    committed a solo, which is sent to it alone with nothing else open: its position is then the newest. Raises
+    DamagedError for anything else.
     """
     group = record.position.group
     behind, ahead = set(), set()
@@ -152,6 +152,10 @@ def recover(record: Record, positions: Sequence[Position]) -> Recovery:
             raise _contradiction(shard, position, record)
     if ahead and behind:
         shard = min(behind)
+        raise _contradiction(shard, positions[shard], record)
+    solos = {positions[shard].group: shard for shard in ahead}
+    if len(solos) < len(ahead):  # two shards at one group: no solo, and not the recorded one
+        shard = min(ahead - set(solos.values()))
         raise _contradiction(shard, positions[shard], record)
     if not record.participants.keys() <= set(range(len(positions))):
         raise _contradiction(len(positions), Position(), record)

@@ -52,7 +52,6 @@ def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], confi
     if remembered is None:
         remembered = _new_config(machine, config)
         directory.save(remembered)
-        directory.write_run_mark(RunMark(True, boot_id(), config.durability, remembered.lineage))
     directory.check_machine(remembered, machine)
     _check_fixed(remembered, config)
     directory.remove_half_built()
@@ -68,9 +67,9 @@ def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], confi
     if generation is None:
         outcome = _decide_to_create(discarded, config)
         shards = config.shards or default_shards()
+        # First the mark: a generation without one of this lineage could not be trusted after the next death.
+        directory.write_run_mark(RunMark(True, boot_id(), config.durability, remembered.lineage))
         generation = directory.create(shards, machine, half_bytes(config))
-        if discarded is not None:
-            directory.write_run_mark(RunMark(True, boot_id(), config.durability, remembered.lineage))
     return Opened(directory, lock, remembered, generation, outcome, discarded)
 
 

@@ -22,5 +22,6 @@ Files, lowest first:
     part.py       the byte layout of a part in a ring
     store.py      one LMDB environment: the writer's side and the readers'
     shard.py      the worker's duties, without a process: messages in, answers out
+    snapshot.py   one shard's part of a snapshot: pin, copy, let go
     worker.py     the process around it
 """

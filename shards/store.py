@@ -96,9 +96,9 @@ class Store:
         self._file = path / "data.mdb"
         self._map_bytes = map_bytes
         self._descriptor = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
-        self._data = self._env.open_db(b"data")
+        self.data = self._env.open_db(b"data")
         self._env.open_db(b"expiry")
-        self._meta = self._env.open_db(b"meta")
+        self.meta = self._env.open_db(b"meta")
         self._txn: lmdb.Transaction[bytes] | None = None
         self._reserved = 0
         self._granted_pages = 0
@@ -107,7 +107,7 @@ class Store:
 
     def _adopt(self, path: Path, identity: Identity) -> None:
         """Sign an empty environment; refuse one that was signed by another."""
-        with self._env.begin(write=True, db=self._meta) as txn:
+        with self._env.begin(write=True, db=self.meta) as txn:
             found = txn.get(_IDENTITY)
             if found is None:
                 txn.put(_IDENTITY, _encode(identity))
@@ -122,12 +122,12 @@ class Store:
     @property
     def position(self) -> Position:
         """Where the last commit stands in the log."""
-        with self._env.begin(db=self._meta) as txn:
+        with self._env.begin(db=self.meta) as txn:
             return _position(txn)
 
     def solo_results(self) -> bytes | None:
         """The results of the last commit when that was a Solo, as they were given to `commit`; else None."""
-        with self._env.begin(db=self._meta) as txn:
+        with self._env.begin(db=self.meta) as txn:
             found = txn.get(_SOLO)
             if found is None:
                 return None
@@ -136,7 +136,7 @@ class Store:
 
     def begin(self) -> None:
         assert self._txn is None
-        self._txn = self._env.begin(write=True, db=self._data)
+        self._txn = self._env.begin(write=True, db=self.data)
 
     def get(self, key: bytes) -> bytes | None:
         """What the open transaction sees: the last commit and its own writes."""
@@ -168,9 +168,9 @@ class Store:
         txn, self._txn = self._txn, None
         assert txn is not None
         try:
-            txn.put(_POSITION, _encode(position), db=self._meta)
+            txn.put(_POSITION, _encode(position), db=self.meta)
             if solo_results is not None:
-                txn.put(_SOLO, _encode(SoloRecord(position.group, solo_results)), db=self._meta)
+                txn.put(_SOLO, _encode(SoloRecord(position.group, solo_results)), db=self.meta)
             txn.commit()
         except lmdb.Error as error:
             txn.abort()
@@ -188,6 +188,17 @@ class Store:
             self._env.sync(True)
         except lmdb.Error as error:
             raise StoreError(f"{self._file}: sync failed: {error}", path=str(self._file)) from error
+
+    def pin(self) -> ReadTx:
+        """The last commit, readable whatever is committed later, also beside the open write transaction."""
+        try:
+            return ReadTx(self._env.begin(db=self.data), self)
+        except lmdb.Error as error:
+            raise StoreError(f"{self._file}: cannot pin: {error}", hint="raise views_max") from error
+
+    def copy(self, pinned: ReadTx, descriptor: int) -> None:
+        """Write exactly what is pinned, compacted, as an environment's file. Any thread; the writer goes on."""
+        pinned.copy_to(self._env, descriptor)
 
     def close(self) -> None:
         """Abort what is open, close, and cut the file, which is as long as the map, to the pages in use."""
@@ -210,7 +221,7 @@ class Store:
         if rough <= self._granted_pages:
             self._granted_pages -= rough
             return
-        stat = txn.stat(self._data)
+        stat = txn.stat(self.data)
         branches = min(count * stat["depth"], stat["branch_pages"])
         pages += min(count, stat["leaf_pages"]) + count + branches + stat["depth"]
         needed = (self._env.info()["last_pgno"] + 1 + pages) * PAGE_BYTES
@@ -263,7 +274,7 @@ class ReadTx:
 
     __slots__ = ("_store", "_txn", "get", "holders")
 
-    def __init__(self, txn: lmdb.Transaction[bytes], store: ReadStore) -> None:
+    def __init__(self, txn: lmdb.Transaction[bytes], store: ReadStore | Store) -> None:
         self.holders = 0
         self._txn = txn
         self._store = store
@@ -275,6 +286,13 @@ class ReadTx:
     def count(self) -> int:
         """Live records."""
         return int(self._txn.stat(self._store.data)["entries"])
+
+    def copy_to(self, env: lmdb.Environment, descriptor: int) -> None:
+        """For the store."""
+        try:
+            env.copyfd(descriptor, compact=True, txn=self._txn)
+        except lmdb.Error as error:
+            raise StoreError(f"the copy failed: {error}") from error
 
     def close(self) -> None:
         self._txn.abort()

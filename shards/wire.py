@@ -1,8 +1,10 @@
 """The closed set of messages on a link. Tagged msgpack arrays; anything else is a defect and says so.
 
-Coordinator to worker: Part, Solo, Commit, Abort, Flush, Stop. Worker to coordinator: Hello, Vote, Committed,
-SoloDone, Stalled, Flushed, Failed. A worker answers every Part with one Vote (or, when it is marked decided, with
-one Committed), every Commit with one Committed, every Solo with one SoloDone, every Flush with one Flushed.
+Coordinator to worker: Part, Solo, Commit, Abort, Flush, Pin, Copy, Unpin, Stop. Worker to coordinator: Hello, Vote,
+Committed, SoloDone, Stalled, Flushed, Pinned, Copied, Unpinned, Failed. A worker answers every Part with one Vote (or,
+when it is marked decided, with one Committed), every Commit with one Committed, every Solo with one SoloDone, every
+Flush with one Flushed, every Pin with one Pinned, every Copy with one Copied, every Unpin with one Unpinned, after
+which no Copied of that barrier comes.
 """
 
 from __future__ import annotations
@@ -49,6 +51,25 @@ class Flush(_Message, frozen=True):
     """Make all that is committed durable."""
 
     token: int
+
+
+class Pin(_Message, frozen=True):
+    """Keep the last commit readable, for the snapshot `barrier`."""
+
+    barrier: int
+
+
+class Copy(_Message, frozen=True):
+    """Copy what is pinned for `barrier` into a new file at `path`, on a thread, while orders go on."""
+
+    barrier: int
+    path: str
+
+
+class Unpin(_Message, frozen=True):
+    """Give the snapshot `barrier` up, whatever it has come to."""
+
+    barrier: int
 
 
 class Stop(_Message, frozen=True):
@@ -114,14 +135,38 @@ class Flushed(_Message, frozen=True):
     problem: Problem | None
 
 
+class Pinned(_Message, frozen=True):
+    """The commit at `position` is pinned, or cannot be."""
+
+    barrier: int
+    position: Position
+    problem: Problem | None
+
+
+class Copied(_Message, frozen=True):
+    """The pinned commit is on the disk, and not pinned any more; or the copy failed."""
+
+    barrier: int
+    size: int
+    entries: int
+    checksum: bytes
+    problem: Problem | None
+
+
+class Unpinned(_Message, frozen=True):
+    """Nothing is pinned or written for `barrier` any more."""
+
+    barrier: int
+
+
 class Failed(_Message, frozen=True):
     """The worker cannot take up its duty and exits."""
 
     problem: Problem
 
 
-Order = Part | Solo | Commit | Abort | Flush | Stop
-Answer = Hello | Vote | Committed | SoloDone | Stalled | Flushed | Failed
+Order = Part | Solo | Commit | Abort | Flush | Pin | Copy | Unpin | Stop
+Answer = Hello | Vote | Committed | SoloDone | Stalled | Flushed | Pinned | Copied | Unpinned | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_order = msgspec.msgpack.Decoder(Order).decode

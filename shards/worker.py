@@ -16,7 +16,7 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from shards import wire
 from shards.errors import MachineImportError
 from shards.machine import Machine
 from shards.shard import Shard, problem_of
+from shards.snapshot import Copier
 from shards.store import Identity, Store
 from shards.types import Limits
 
@@ -94,11 +95,17 @@ def _run(spec: WorkerSpec, link: Link) -> None:
         shard = Shard(store, machine, spec.limits, ring.view)
         solo = store.solo_results()
         results = wire.decode_results(solo) if solo else wire.PartResults({}, {})
-        link.send(wire.encode(wire.Hello(spec.identity.shard, store.position, results)))
+        voice = threading.Lock()
+
+        def say(answer: wire.Answer) -> None:
+            with voice:
+                link.send(wire.encode(answer))
+
+        say(wire.Hello(spec.identity.shard, store.position, results))
         threading.Thread(target=_die_with, args=(spec.parent,), daemon=True).start()
         gc.freeze()
         gc.disable()
-        _serve(shard, link)
+        _serve(shard, Copier(store, say), link, say)
         store.close()
 
 
@@ -117,7 +124,7 @@ def _die_with(coordinator: int) -> None:
     os._exit(1)
 
 
-def _serve(shard: Shard, link: Link) -> None:
+def _serve(shard: Shard, copier: Copier, link: Link, say: Callable[[wire.Answer], None]) -> None:
     """Answer orders until Stop. LinkClosedError: the coordinator is gone."""
     for served in itertools.count(1):
         if shard.stalled and not select.select([link], [], [], _RETRY_S)[0]:
@@ -126,9 +133,12 @@ def _serve(shard: Shard, link: Link) -> None:
             order = wire.decode_order(link.receive() or b"")
             if isinstance(order, wire.Stop):
                 return
-            answers = shard.handle(order)
+            if isinstance(order, wire.Pin | wire.Copy | wire.Unpin):
+                answers = copier.handle(order)
+            else:
+                answers = shard.handle(order)
         for answer in answers:
-            link.send(wire.encode(answer))
+            say(answer)
         if served % _COLLECT_EVERY == 0:
             gc.collect()
 
