@@ -16,7 +16,7 @@ Files, lowest first:
 
     errors.py       every error a user can meet
     config.py       every setting, with its unit and range
-    contract.py     the StateMachine protocol, StartReport, ScanResult
+    contract.py     the StateMachine protocol and the values it speaks in
     commit.py       two-phase group commit as a table; no I/O
     decision.py     the decision record, and what a start makes of it
     log.py          where the accepted log ends; terms
@@ -24,6 +24,11 @@ Files, lowest first:
     cut.py          reads at one applied index
     view.py         repeatable reads
     files.py        files that are whole or absent; locks
+    manifest.py     what a snapshot contains
+    retention.py    a directory of snapshots: which are valid, which stay
+    travel.py       a snapshot in numbered pieces, and whole again
+    archive.py      a snapshot as one file
+    policy.py       when it is time for a snapshot; no I/O, no clock
     generations.py  the data directory
     processes.py    worker processes: start, kill, reap
     chunks.py       what is in flight: Chunk, Batch, Delivery
@@ -36,7 +41,7 @@ Files, lowest first:
 """
 
 from engine.config import EngineConfig, load_config
-from engine.contract import ScanResult, StartReport, StateMachine
+from engine.contract import ScanResult, SnapshotInfo, SnapshotMetadata, StartReport, StateMachine
 from engine.engine import Engine, run
 from engine.errors import (
     BadEntryError,
@@ -57,6 +62,11 @@ from engine.errors import (
     LogOrderError,
     MachineImportError,
     MachineMismatchError,
+    PieceDamagedError,
+    PieceDuplicateError,
+    PieceEndError,
+    PieceGapError,
+    PieceSourceError,
     ShardCountMismatchError,
     SnapshotAbortedError,
     SnapshotDamagedError,
@@ -113,6 +123,11 @@ __all__ = [
     "Machine",
     "MachineImportError",
     "MachineMismatchError",
+    "PieceDamagedError",
+    "PieceDuplicateError",
+    "PieceEndError",
+    "PieceGapError",
+    "PieceSourceError",
     "Put",
     "Rejected",
     "ScanResult",
@@ -122,7 +137,9 @@ __all__ = [
     "SnapshotError",
     "SnapshotFormatError",
     "SnapshotInProgressError",
+    "SnapshotInfo",
     "SnapshotLabelError",
+    "SnapshotMetadata",
     "SnapshotStaleError",
     "StartReport",
     "StateMachine",

@@ -13,6 +13,9 @@ import msgspec
 
 from shards.types import ApplyResult, Entry, LogId
 
+Checksum = bytes
+"""An XXH3-128, 16 bytes."""
+
 
 class StateMachine(Protocol):
     """What a replicated log needs of the state it drives."""
@@ -49,3 +52,21 @@ class ScanResult(msgspec.Struct, frozen=True):
     entries: list[tuple[bytes, bytes]]
     revision: int
     more: bool
+
+
+class SnapshotMetadata(msgspec.Struct, frozen=True):
+    """Which snapshot: the state at exactly `last_included`, and the checksum of its manifest."""
+
+    last_included: LogId
+    checksum: Checksum
+
+
+class SnapshotInfo(msgspec.Struct, frozen=True):
+    """A snapshot on the disk. bytes: of all parts together. entries: live records in it. checksum: its manifest's."""
+
+    path: str
+    last_included: LogId
+    shards: int
+    bytes: int
+    entries: int
+    checksum: Checksum

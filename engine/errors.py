@@ -33,6 +33,11 @@ __all__ = [
     "LogOrderError",
     "MachineImportError",
     "MachineMismatchError",
+    "PieceDamagedError",
+    "PieceDuplicateError",
+    "PieceEndError",
+    "PieceGapError",
+    "PieceSourceError",
     "ShardCountMismatchError",
     "SnapshotAbortedError",
     "SnapshotDamagedError",
@@ -145,6 +150,26 @@ class SnapshotAbortedError(SnapshotError):
 
 class TravelError(SnapshotError):
     """A piece of a travelling snapshot does not fit: a gap, a duplicate, damage, another source, or an early end."""
+
+
+class PieceGapError(TravelError):
+    """A piece comes too early: one or more before it are missing. It was not taken; the missing one still fits."""
+
+
+class PieceDuplicateError(TravelError):
+    """A piece comes again. It was not taken; the next one still fits."""
+
+
+class PieceDamagedError(TravelError):
+    """A piece, or the part it completes, does not match its checksum, its manifest, or the form of a piece."""
+
+
+class PieceSourceError(TravelError):
+    """A piece belongs to another snapshot than those before it. It was not taken."""
+
+
+class PieceEndError(TravelError):
+    """The pieces end before the snapshot is whole, or go on after the last one."""
 
 
 class WrongThreadError(EngineError):

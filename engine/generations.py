@@ -29,7 +29,9 @@ CREATE_MAP_BYTES = 1 << 20
 
 
 class DirectoryConfig(msgspec.Struct, frozen=True):
-    """What is fixed when a directory is created: part of the state machine, not of a node's configuration."""
+    """What is fixed when a directory is created: part of the state machine, not of a node's configuration. A
+    generation keeps its own, since an installed snapshot brings its lineage, limits and choices along; the directory's
+    `config` file is that of the first one."""
 
     format: int
     lineage: str
@@ -41,28 +43,32 @@ class DirectoryConfig(msgspec.Struct, frozen=True):
 
 
 class GenerationInfo(msgspec.Struct, frozen=True):
-    """id: unlike any other generation's. shards: how many."""
+    """id: unlike any other generation's. shards: how many. config: what is fixed for it."""
 
     id: str
     shards: int
+    config: DirectoryConfig
 
 
 class RunMark(msgspec.Struct, frozen=True):
-    """Whether what is in the files may be more than what is on the disk. Durable before the first write of a run."""
+    """Whether what is in the files may be more than what is on the disk. Durable before the first write of a run.
+
+    It speaks of one generation only: another one was made durable before CURRENT named it, and has no write since.
+    """
 
     clean: bool
     boot_id: str
     mode: str
     lineage: str
+    generation: str
 
 
 class Generation:
     """The paths and identities of one generation."""
 
-    def __init__(self, path: Path, machine: str) -> None:
+    def __init__(self, path: Path, info: GenerationInfo | None = None) -> None:
         self.path = path
-        self.info = read_json(path / "GENERATION", GenerationInfo)
-        self._machine = machine
+        self.info = info or read_json(path / "GENERATION", GenerationInfo)
 
     @property
     def shards(self) -> int:
@@ -76,11 +82,13 @@ class Generation:
         return self.path / f"shard-{shard:03}"
 
     def identity(self, shard: int) -> Identity:
-        return identity_of(self.info, shard, self._machine)
+        return Identity(self.info.id, shard, self.info.shards, SLOTS, self.info.config.machine)
 
-
-def identity_of(info: GenerationInfo, shard: int, machine: str) -> Identity:
-    return Identity(info.id, shard, info.shards, SLOTS, machine)
+    def upgrade(self, version: int) -> None:
+        """Remember that a later version of the machine has taken over."""
+        config = msgspec.structs.replace(self.info.config, machine_version=version)
+        self.info = msgspec.structs.replace(self.info, config=config)
+        write_json(self.path / "GENERATION", self.info)
 
 
 class Directory:
@@ -120,18 +128,7 @@ class Directory:
     def save(self, config: DirectoryConfig) -> None:
         write_json(self._config, config)
 
-    def check_machine(self, config: DirectoryConfig, machine: type[Machine]) -> None:
-        """Raises MachineMismatchError unless `machine` may go on where `config`'s did."""
-        if machine.name != config.machine or machine.version < config.machine_version:
-            raise MachineMismatchError(
-                f"{self.path} belongs to machine {config.machine!r} version {config.machine_version}, "
-                f"not {machine.name!r} version {machine.version}",
-                hint="open it with the machine that wrote it, or a later version of it",
-                found=config.machine,
-                expected=machine.name,
-            )
-
-    def current(self, machine: str) -> Generation | None:
+    def current(self) -> Generation | None:
         """The live generation, or None: there is none yet, or it was set aside."""
         try:
             name = (self.path / "CURRENT").read_text().strip()
@@ -142,7 +139,7 @@ class Directory:
             if (self.path / f"set-aside-{name}").is_dir():
                 return None
             raise FormatError(f"{self.path}: CURRENT names {name}, which is not there", hint="was it moved away?")
-        return Generation(path, machine)
+        return Generation(path)
 
     def set_aside(self, generation: Generation) -> Path:
         """Put an untrusted generation out of the way, whole. Returns where it is."""
@@ -159,17 +156,38 @@ class Directory:
             return None
         return aside if aside.is_dir() else None
 
-    def create(self, shards: int, machine: type[Machine], half_bytes: int) -> Generation:
-        """Build an empty generation beside whatever is there, durable before CURRENT names it."""
+    def begin(self, shards: int, config: DirectoryConfig) -> Generation:
+        """A new, empty directory for a generation beside whatever is there. Nobody knows it yet."""
         path = self.path / f"gen-{self._next_number():06}"
         path.mkdir()
-        info = GenerationInfo(f"{path.name}-{os.urandom(8).hex()}", shards)
         for shard in range(shards):
-            _create_shard(path / f"shard-{shard:03}", identity_of(info, shard, machine.name), half_bytes)
-        create_decision(path / "decision", Record(Position(), [], {}, machine.version))
-        write_json(path / "GENERATION", info)
-        write_whole(self.path / "CURRENT", path.name.encode())
-        return Generation(path, machine.name)
+            (path / f"shard-{shard:03}").mkdir()
+        return Generation(path, GenerationInfo(f"{path.name}-{os.urandom(8).hex()}", shards, config))
+
+    def create(self, shards: int, config: DirectoryConfig, half_bytes: int) -> Generation:
+        """Build an empty generation beside whatever is there, and make it durable. CURRENT does not name it yet."""
+        generation = self.begin(shards, config)
+        for shard in range(shards):
+            path = generation.shard(shard)
+            Store(path, generation.identity(shard), map_bytes=CREATE_MAP_BYTES, readers_max=1, sync=True).close()
+        self.complete(generation, Record(Position(), [], {}, config.machine_version), half_bytes)
+        return generation
+
+    def complete(self, generation: Generation, record: Record, half_bytes: int) -> None:
+        """Give a generation, whose environments are there, its rings and first record, and make all of it durable."""
+        for shard in range(generation.shards):
+            path = generation.shard(shard)
+            create_ring(path / "ring", half_bytes)
+            (path / "owner").touch()
+            for name in ("data.mdb", "ring", "owner"):
+                sync_file(path / name)
+            sync_directory(path)
+        create_decision(generation.decision, record)
+        write_json(generation.path / "GENERATION", generation.info)
+
+    def make_current(self, generation: Generation) -> None:
+        """From here on there is no way back: the next start, whoever dies, finds this generation."""
+        write_whole(self.path / "CURRENT", generation.path.name.encode())
 
     def remove_half_built(self) -> None:
         """Delete the generations that CURRENT does not name: an unfinished creation left them."""
@@ -201,19 +219,21 @@ class Directory:
         return sum(path.lstat().st_blocks * 512 for path in self.path.rglob("*") if path.is_file())
 
 
-def _create_shard(path: Path, identity: Identity, half_bytes: int) -> None:
-    path.mkdir()
-    Store(path, identity, map_bytes=CREATE_MAP_BYTES, readers_max=1, sync=True).close()
-    create_ring(path / "ring", half_bytes)
-    (path / "owner").touch()
-    for name in ("data.mdb", "ring", "owner"):
-        sync_file(path / name)
-    sync_directory(path)
-
-
 def boot_id() -> str:
     """Unlike any other boot of any machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def check_machine(config: DirectoryConfig, machine: type[Machine], path: Path) -> None:
+    """Raises MachineMismatchError unless `machine` may go on where `config`'s did."""
+    if machine.name != config.machine or machine.version < config.machine_version:
+        raise MachineMismatchError(
+            f"{path} belongs to machine {config.machine!r} version {config.machine_version}, "
+            f"not {machine.name!r} version {machine.version}",
+            hint="open it with the machine that wrote it, or a later version of it",
+            found=config.machine,
+            expected=machine.name,
+        )
 
 
 def check_shard_count(found: int, asked: int | None) -> None:

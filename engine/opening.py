@@ -10,7 +10,15 @@ from pathlib import Path
 from engine.config import BAD_ENTRY_DEFAULT, KEY_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_DEFAULT, EngineConfig
 from engine.errors import ConfigError, StateUntrustedError
 from engine.files import Lock, refuse_network_filesystem
-from engine.generations import Directory, DirectoryConfig, Generation, RunMark, boot_id, check_shard_count
+from engine.generations import (
+    Directory,
+    DirectoryConfig,
+    Generation,
+    RunMark,
+    boot_id,
+    check_machine,
+    check_shard_count,
+)
 from shards.machine import Machine
 from shards.placement import SLOTS
 from shards.store import FORMAT, PAGE_BYTES
@@ -23,7 +31,6 @@ class Opened:
 
     directory: Directory
     lock: Lock
-    config: DirectoryConfig
     generation: Generation
     outcome: str
     discarded: Path | None
@@ -52,25 +59,23 @@ def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], confi
     if remembered is None:
         remembered = _new_config(machine, config)
         directory.save(remembered)
-    directory.check_machine(remembered, machine)
-    _check_fixed(remembered, config)
+    generation = directory.current()
+    fixed = remembered if generation is None else generation.info.config
+    check_machine(fixed, machine, directory.path)
+    _check_fixed(fixed, config)
     directory.remove_half_built()
-    generation = directory.current(machine.name)
-    outcome, discarded = "opened", None
+    discarded = directory.aside() if generation is None else None
     if generation is not None:
         check_shard_count(generation.shards, config.shards)
-        if not _trusted(directory.run_mark(), remembered.lineage):
-            discarded = directory.set_aside(generation)
-            generation = None
-    else:
-        discarded = directory.aside()
-    if generation is None:
-        outcome = _decide_to_create(discarded, config)
-        shards = config.shards or default_shards()
-        # First the mark: a generation without one of this lineage could not be trusted after the next death.
-        directory.write_run_mark(RunMark(True, boot_id(), config.durability, remembered.lineage))
-        generation = directory.create(shards, machine, half_bytes(config))
-    return Opened(directory, lock, remembered, generation, outcome, discarded)
+        if _trusted(directory, generation):
+            return Opened(directory, lock, generation, "opened", None)
+        discarded = directory.set_aside(generation)
+    outcome = _decide_to_create(discarded, config)
+    generation = directory.create(config.shards or default_shards(), fixed, half_bytes(config))
+    # First the mark: a generation without one of its own could not be trusted after the next death.
+    directory.write_run_mark(RunMark(True, boot_id(), config.durability, fixed.lineage, generation.info.id))
+    directory.make_current(generation)
+    return Opened(directory, lock, generation, outcome, discarded)
 
 
 def _new_config(machine: type[Machine], config: EngineConfig) -> DirectoryConfig:
@@ -100,11 +105,16 @@ def _check_fixed(remembered: DirectoryConfig, config: EngineConfig) -> None:
             )
 
 
-def _trusted(mark: RunMark | None, lineage: str) -> bool:
+def _trusted(directory: Directory, generation: Generation) -> bool:
     """False when the machine went down after writes that nobody had synced (or nobody can tell)."""
-    if mark is None or mark.lineage != lineage:
+    mark = directory.run_mark()
+    if mark is None:
         return False
-    return mark.clean or mark.mode == "power" or mark.boot_id == boot_id()
+    if mark.generation != generation.info.id:
+        return True
+    return mark.lineage == generation.info.config.lineage and (
+        mark.clean or mark.mode == "power" or mark.boot_id == boot_id()
+    )
 
 
 def _decide_to_create(discarded: Path | None, config: EngineConfig) -> str:

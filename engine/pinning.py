@@ -70,6 +70,8 @@ class Pinning:
         self._run = run
         self._term_runs = term_runs
         self._request: Request | None = None
+        self.label = 0
+        """The index that a group must end at; 0 when no snapshot waits for one."""
         self._sealing: tuple[Position, list[LogId]] | None = None
         self._carry_out: dict[type[barrier.Action], Callable[[Any], None]] = {
             barrier.SendPin: lambda action: workers.send(action.shard, wire.Pin(action.barrier)),
@@ -85,12 +87,6 @@ class Pinning:
     def stage(self) -> Stage:
         return self._barrier.stage
 
-    @property
-    def label(self) -> int:
-        """The index that a group must end at, 0 when no snapshot waits for one."""
-        waits = self._barrier.stage is Stage.WAITING and self._request is not None
-        return self._request.label.index if waits and self._request and self._request.label else 0
-
     def request(self, request: Request, applied: Position, in_flight: Sequence[Chunk]) -> None:
         """Begin a snapshot; `request.done` hears of its end, once nothing is pinned or written any more.
 
@@ -104,6 +100,7 @@ class Pinning:
             for chunk in in_flight:
                 self._check_chunk(label, chunk.first, chunk.last)
         self._request = request
+        self.label = 0 if label is None else label.index
         self._barrier.begin()
 
     def _check_label(self, label: LogId, applied: Position) -> None:
@@ -131,7 +128,7 @@ class Pinning:
 
     def accepted(self, first: int, last: int) -> None:
         """A chunk was accepted: a label inside it cannot be placed any more."""
-        if self.label:
+        if first <= self.label < last:
             try:
                 self._check_chunk(LogId(self.label, 0), first, last)
             except SnapshotLabelError as error:
@@ -157,6 +154,7 @@ class Pinning:
         self._commit.hold()
         if self._commit.quiet and up == self._shards:
             self._sealing = applied, self._term_runs(applied.index)
+            self.label = 0
             self._act(self._barrier.place())
 
     def on_answer(self, shard: int, answer: wire.Pinned | wire.Copied | wire.Unpinned) -> None:
@@ -207,7 +205,7 @@ class Pinning:
         self._end(Sealed(position, term_runs, [action.parts[shard] for shard in range(self._shards)]))
 
     def _end(self, outcome: Sealed | SnapshotError) -> None:
-        request, self._request, self._sealing = self._request, None, None
+        request, self._request, self._sealing, self.label = self._request, None, None, 0
         assert request is not None
         request.done(outcome)
 

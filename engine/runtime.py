@@ -14,8 +14,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import msgspec
-
 from engine.commit import Commit
 from engine.config import EngineConfig
 from engine.coordinator import Coordinator
@@ -62,8 +60,8 @@ class Runtime:
         self.splitter = Splitter(
             machine(),
             self._generation.shards,
-            opened.config.limits,
-            reject_bad=opened.config.bad_entry == "reject",
+            opened.generation.info.config.limits,
+            reject_bad=opened.generation.info.config.bad_entry == "reject",
             part_bytes_max=half_bytes(config) // 2,
         )
 
@@ -104,9 +102,8 @@ class Runtime:
             return recovery
 
     def _remember_version(self) -> None:
-        config = self.opened.config
-        if config.machine_version < self._machine.version:
-            self.opened.directory.save(msgspec.structs.replace(config, machine_version=self._machine.version))
+        if self._generation.info.config.machine_version < self._machine.version:
+            self._generation.upgrade(self._machine.version)
 
     def _position(self, shard: int) -> Position:
         store = self._read_store(shard)
@@ -191,7 +188,7 @@ class Runtime:
             directory=str(self._generation.shard(shard).resolve()),
             identity=self._generation.identity(shard),
             machine=machine_name(self._machine),
-            limits=self.opened.config.limits,
+            limits=self.opened.generation.info.config.limits,
             map_bytes=self.config.map_bytes,
             readers_max=self.config.views_max + _SPARE_READERS,
             sync=self.config.durability == "power",
@@ -228,7 +225,7 @@ class Runtime:
 
     def _adopt_mark(self) -> None:
         mark = self.opened.directory.run_mark()
-        self._marked_clean = mark is not None and mark.clean
+        self._marked_clean = mark is not None and (mark.clean or mark.generation != self._generation.info.id)
         if self._marked_clean:
             self.durable = self.last_applied
         elif self.config.durability == "power":
@@ -242,7 +239,8 @@ class Runtime:
         return LogId(self.coordinator.applied.index, self.coordinator.applied.term)
 
     def _mark(self, clean: bool) -> RunMark:
-        return RunMark(clean, boot_id(), self.config.durability, self.opened.config.lineage)
+        info = self._generation.info
+        return RunMark(clean, boot_id(), self.config.durability, info.config.lineage, info.id)
 
     def _mark_unclean(self) -> None:
         if self._marked_clean:

@@ -40,9 +40,7 @@ def verify_directory(path: str | Path) -> list[Finding]:
 
 
 def _verify(directory: Directory) -> list[Finding]:
-    config = directory.load()
-    assert config is not None
-    generation = directory.current(config.machine)
+    generation = directory.current()
     if generation is None:
         return [Finding(None, "there is no live generation: it was never finished, or it was set aside")]
     findings: list[Finding] = []

@@ -58,12 +58,15 @@ _decode_position = msgspec.msgpack.Decoder(Position).decode
 _decode_solo = msgspec.msgpack.Decoder(SoloRecord).decode
 
 
-def _open(path: Path, map_bytes: int, readers_max: int, *, readonly: bool, sync: bool = False) -> lmdb.Environment:
+def _open(
+    path: Path, map_bytes: int, readers_max: int, *, readonly: bool, sync: bool = False, part: bool = False
+) -> lmdb.Environment:
     try:
         return lmdb.open(
             str(path),
             map_size=map_bytes,
-            subdir=True,
+            subdir=not part,
+            lock=not part,
             create=not readonly,
             readonly=readonly,
             writemap=not readonly,
@@ -335,13 +338,16 @@ def _successor(prefix: bytes) -> bytes | None:
 class ReadStore:
     """The readers' side of an environment, which a `Store` has made before. Never waits for the writer."""
 
-    def __init__(self, path: Path, identity: Identity, *, map_bytes: int, readers_max: int) -> None:
-        self._env = _open(path, map_bytes, readers_max, readonly=True)
+    def __init__(
+        self, path: Path, identity: Identity | None, *, map_bytes: int, readers_max: int, part: bool = False
+    ) -> None:
+        self._env = _open(path, map_bytes, readers_max, readonly=True, part=part)
         try:
             self.data = self._env.open_db(b"data", create=False)
             self.meta = self._env.open_db(b"meta", create=False)
             with self._env.begin(db=self.meta) as txn:
-                _check_identity(path, txn.get(_IDENTITY), identity)
+                if identity is not None:
+                    _check_identity(path, txn.get(_IDENTITY), identity)
         except lmdb.Error as error:
             self._env.close()
             raise StoreMismatchError(f"{path} is no shard: {error}", path=str(path)) from error
@@ -356,6 +362,14 @@ class ReadStore:
         except lmdb.Error as error:
             raise StoreError(f"cannot begin to read: {error}", hint="raise views_max") from error
 
+    @classmethod
+    def of_part(cls, file: Path) -> ReadStore:
+        """The file of a snapshot's part, whosever it is: nobody writes it, so it needs no lock.
+
+        Raises StoreMismatchError when it is no shard's.
+        """
+        return cls(file, None, map_bytes=max(file.stat().st_size, PAGE_BYTES), readers_max=1, part=True)
+
     def clear_dead_readers(self) -> int:
         """Free the reader slots of processes that were killed."""
         return self._env.reader_check()
@@ -364,10 +378,59 @@ class ReadStore:
         self._env.close()
 
 
+class Loader:
+    """Makes an environment out of records that come in key order, in bounded transactions. Nobody else has it open.
+
+    Either `load` records into a new one, or start from a copied file; then `finish` signs it. Until then it belongs
+    to nobody.
+    """
+
+    def __init__(self, path: Path, map_bytes: int) -> None:
+        self._env = _open(path, map_bytes, 1, readonly=False)
+        self._file = path / "data.mdb"
+        self._data = self._env.open_db(b"data")
+        self._env.open_db(b"expiry")
+        self._meta = self._env.open_db(b"meta")
+
+    def load(self, records: list[tuple[bytes, bytes]]) -> None:
+        """Append `records`, all beyond those before. Raises StoreFullError when map or disk are full."""
+        try:
+            used = (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
+            room = sum([len(key) + len(value) for key, value in records]) * 2 + PAGE_BYTES * (
+                len(records) + _COMMIT_PAGES
+            )
+            with self._file.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), used, min(room, self._env.info()["map_size"] - used))
+            with self._env.begin(write=True, db=self._data) as txn:
+                txn.cursor().putmulti(records, append=True)
+        except (lmdb.Error, OSError) as error:
+            raise StoreFullError(
+                f"{self._file}: cannot load: {error}", hint="free disk space, or raise map_bytes", path=str(self._file)
+            ) from error
+
+    def finish(self, identity: Identity, position: Position) -> None:
+        """Sign the environment, and return when it is on the disk, closed, and cut to the pages in use."""
+        try:
+            with self._env.begin(write=True, db=self._meta) as txn:
+                txn.delete(_SOLO)
+                txn.put(_IDENTITY, _encode(identity))
+                txn.put(_POSITION, _encode(position))
+            self._env.sync(True)
+        except lmdb.Error as error:
+            raise StoreError(f"{self._file}: cannot finish: {error}", path=str(self._file)) from error
+        used = (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
+        self.close()
+        os.truncate(self._file, used)
+
+    def close(self) -> None:
+        self._env.close()
+
+
 def damage_in(path: Path) -> list[str]:
-    """What is structurally wrong with an environment at rest, by reading every page; empty when nothing is."""
+    """What is structurally wrong with an environment at rest, or with a part's file, by reading every page; empty when
+    nothing is."""
     try:
-        findings: list[str] = lmdb.verify.verify(str(path / "data.mdb"), subdir=False)  # type: ignore[no-untyped-call]
+        findings: list[str] = lmdb.verify.verify(str(path))  # type: ignore[no-untyped-call]
         return findings
     except (lmdb.verify.VerifyError, OSError) as error:
         return [str(error)]
