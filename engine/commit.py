@@ -199,8 +199,8 @@ class Commit:
 
     def hello(self, shard: int, stands_at: int) -> list[Action]:
         """The new worker of `shard` has said where the shard stands: its last committed group."""
-        if shard in self._up:
-            raise self._refusal("hello", shard=shard)
+        if shard in self._up or not self._may_stand_at(shard, stands_at):
+            raise self._refusal("hello", shard=shard, stands_at=stands_at)
         self._up.add(shard)
         staged = self._staged
         actions = self._welcome_open(shard, stands_at)
@@ -229,6 +229,8 @@ class Commit:
         if group is None:
             return []
         if group is self._staged:
+            if group is not self._working_on(shard):
+                raise self._refusal("vote", shard=shard, group=number)
             self._staged_votes[shard] = yes
             return []
         if self._phase is not Phase.VOTING or shard in self._votes | self._noes:
@@ -242,10 +244,14 @@ class Commit:
         if group is None or self._phase is not Phase.RECORDING or group.number != number:
             raise self._refusal("recorded", group=number)
         self._phase = Phase.COMMITTING
-        sends: list[Action] = [
-            SendCommit(shard, number) if shard in self._votes else SendPart(shard, number, decided=True)
-            for shard in sorted(group.participants & self._up)
-        ]
+        sends: list[Action] = []
+        for shard in sorted(group.participants & self._up):
+            if shard in self._votes:
+                sends.append(SendCommit(shard, number))
+                continue
+            sends.append(SendPart(shard, number, decided=True))
+            if self._staged is not None and shard in self._staged.participants:
+                sends += self._resend_staged(shard, self._staged)
         return sends + self._publish_when_committed()
 
     def committed(self, shard: int, number: int) -> list[Action]:
@@ -303,12 +309,33 @@ class Commit:
                 self._phase is Phase.VOTING and shard not in self._votes | self._noes
             )
             return group if owes else None
-        if staged is not None and shard in staged.participants and shard not in self._staged_votes:
+        if staged is not None and shard in staged.participants - self._withheld - self._staged_votes.keys():
             return staged
         return None
 
+    def _awaits_record(self, shard: int) -> bool:
+        """True for a new worker that is to be sent its decided part before anything else, once the record is whole."""
+        group = self._open
+        return (
+            group is not None
+            and self._phase is Phase.RECORDING
+            and shard in group.participants
+            and shard not in self._votes
+        )
+
+    def _may_stand_at(self, shard: int, number: int) -> bool:
+        """False for a group that the shard cannot have committed."""
+        group = self._open
+        if group is None or number < group.number:
+            return number <= self._last
+        return number == group.number and shard in group.participants and self._phase in (Phase.SOLO, Phase.COMMITTING)
+
     def _send_parts(self, group: Group) -> list[Action]:
-        return [SendPart(shard, group.number) for shard in sorted(group.participants & self._up)]
+        return [
+            SendPart(shard, group.number)
+            for shard in sorted(group.participants & self._up)
+            if not self._awaits_record(shard)
+        ]
 
     def _decide(self) -> list[Action]:
         """Once every participant's living process has voted: record, or abandon."""
@@ -383,6 +410,8 @@ class Commit:
 
     def _resend_staged(self, shard: int, staged: Group) -> list[Action]:
         """A killer is not sent again while it is staged; it is judged when its turn comes."""
+        if self._awaits_record(shard):
+            return []
         if staged is self._open:
             return self._resend(shard, staged)
         if self._kills.get((staged.number, shard), 0) >= KILLS_MAX:

@@ -138,30 +138,34 @@ def recover(record: Record, positions: Sequence[Position]) -> Recovery:
     DamagedError for anything else.
     """
     group = record.position.group
-    behind, ahead = set(), set()
+    behind: set[int] = set()
+    ahead: set[Position] = set()
     for shard, position in enumerate(positions):
+        if not all(_in_order(position, other) for other in (record.position, *positions[:shard])):
+            raise _contradiction(shard, position, record)
         if position.group > group:
-            ahead.add(shard)
-            if position.index <= record.position.index:
+            if position in ahead:  # two shards at one group: no solo, and not the recorded one
                 raise _contradiction(shard, position, record)
+            ahead.add(position)
+        elif position.group == group and group > 0 and shard not in record.participants:
+            raise _contradiction(shard, position, record)
         elif position.group < group and shard in record.participants:
             behind.add(shard)
-        elif (
-            position.group == group and group > 0 and (shard not in record.participants or position != record.position)
-        ):
-            raise _contradiction(shard, position, record)
     if ahead and behind:
         shard = min(behind)
-        raise _contradiction(shard, positions[shard], record)
-    solos = {positions[shard].group: shard for shard in ahead}
-    if len(solos) < len(ahead):  # two shards at one group: no solo, and not the recorded one
-        shard = min(ahead - set(solos.values()))
         raise _contradiction(shard, positions[shard], record)
     if not record.participants.keys() <= set(range(len(positions))):
         raise _contradiction(len(positions), Position(), record)
     newest = max((*positions, record.position), key=lambda position: position.group)
     redo = Group(group, frozenset(record.participants)) if behind else None
     return Recovery(newest, redo, frozenset(record.participants) - behind if behind else frozenset())
+
+
+def _in_order(one: Position, other: Position) -> bool:
+    """A later group ends at a later index; the same group ends at the same place everywhere."""
+    if one.group == other.group:
+        return one == other
+    return one.index != other.index and (one.group < other.group) == (one.index < other.index)
 
 
 def _contradiction(shard: int, position: Position, record: Record) -> DamagedError:

@@ -1,0 +1,486 @@
+"""The commit protocol in a small world, walked breadth first through every state the world can be in.
+
+The world is one coordinator, two or three workers, and a short log. Its decisions are made by the very classes the
+engine runs, `engine.commit.Commit`, `engine.decision.recover` and `shards.shard.Shard`, which speak in encoded
+messages of `shards.wire`. What is modelled is what lies around them:
+
+    coordinator   carries out the table's actions: rings in two halves, the decision record, publish, resubmission
+    link          two queues in order; what a dead worker has sent is read before the end of the link is
+    worker        its death between any two orders, and in the middle of one: after a commit, before the answers
+    store         what is committed survives every process; a commit may be refused, for a while
+    kill          everything dies at once; rings, record and committed state are all that is left
+
+A torn record leaves the older one, so a kill while a record is being written is a kill before it was written. A
+coordinator that dies alone leaves workers that finish what they were sent: that is a kill a few steps later.
+
+Each shard's state is one value, the items of the log it has applied, in order and one byte each, so that what was
+read from a ring shows in what was committed. `Setting` says what is explored and which rules are broken on purpose;
+`explore` walks, and raises ViolationError with the shortest trace that leads to a broken promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from engine.commit import Abandon, Action, Commit, Group, Publish, Record, SendAbort, SendCommit, SendPart, SendSolo
+from engine.decision import Record as Decision
+from engine.decision import Recovery, recover
+from engine.errors import DamagedError
+from ipc.ring import Extent
+from shards import wire
+from shards.types import Position
+from tests.commit_pieces import (
+    CANCELLED,
+    CODES,
+    DEAD,
+    END,
+    HALF_BYTES,
+    PENDING,
+    PUBLISHED,
+    Issue,
+    Item,
+    Outcome,
+    Side,
+    Table,
+    Workers,
+    event_of,
+    position_of,
+    readable,
+    travels_inline,
+)
+from tests.explorer import Explorer, ViolationError
+
+
+class Setting(NamedTuple):
+    """A world. `deaths` of single workers, `kills` of everything and `failures` of commits happen at most that often,
+    at any step. The last five are the rules; anything but the default is a mistake to be caught, or to look past:
+    without `deadlines` nobody minds who is waited for in vain."""
+
+    shards: int
+    items: tuple[Item, ...]
+    deaths: int = 1
+    kills: int = 1
+    failures: int = 0
+    commit: type[Commit] = Commit
+    recover: Callable[[Decision, Sequence[Position]], Recovery] = recover
+    solo_beside: bool = False
+    frees_early: bool = False
+    deadlines: bool = True
+
+
+class World(NamedTuple):
+    """A state. `commit` is the number of an interned state of Commit. `todo`: the items not yet submitted. `record`:
+    the group that the newest readable record names. `recording`: the one that is being written, or 0."""
+
+    commit: int
+    todo: tuple[int, ...]
+    issued: tuple[Issue, ...]
+    record: int
+    recording: int
+    deaths: int
+    kills: int
+    failures: int
+    sides: tuple[Side, ...]
+
+
+class Label(NamedTuple):
+    """A step, for people. A fault is a step that nobody may wait for."""
+
+    text: str
+    message: bytes | None = None
+    fault: bool = False
+
+    def __str__(self) -> str:
+        return self.text if self.message is None else f"{self.text} {readable(self.message)}"
+
+
+Step = tuple[Label, World]
+
+
+class Draft:
+    """A World while a step changes it: carries out the table's actions."""
+
+    def __init__(self, model: Model, world: World) -> None:
+        self.model = model
+        self.commit, self.todo, self.issued, self.record, self.recording = world[:5]
+        self.budget = world[5:8]
+        self.sides = list(world.sides)
+
+    def done(self) -> World:
+        return World(self.commit, self.todo, self.issued, self.record, self.recording, *self.budget, tuple(self.sides))
+
+    def tell(self, event: str, *arguments: Any) -> World:
+        """Tell the table what happened, and do what it says."""
+        self.commit, actions = self.model.table.step(self.commit, event, *arguments)
+        for action in actions:
+            self._carry_out(action)
+        if len(actions) > 1 and isinstance(actions[-1], Abandon) and isinstance(actions[0], Publish):
+            self.model.met.add("staged killer" if actions[-1].killer is not None else "staged no")
+        return self.done()
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case SendPart(shard, number, decided):
+                self._send(shard, self.model.order("Part", shard, self.sides[shard], number, self.issued, decided))
+            case SendSolo(shard, number):
+                self._send(shard, self.model.order("Solo", shard, self.sides[shard], number, self.issued, False))
+            case SendCommit(shard, number):
+                self._send(shard, wire.encode(wire.Commit(number)))
+            case SendAbort(shard, number):
+                self._send(shard, wire.encode(wire.Abort(number)))
+            case Record(number):
+                self.recording = number
+            case Publish(number):
+                if any(issue.fate == PENDING for issue in self.issued[: number - 1]):
+                    raise ViolationError(f"group {number} is published before an earlier one")
+                self._settle(number, PUBLISHED)
+                self.model.check_cut(self.sides, self.issued)
+            case Abandon(number, killer):
+                self._abandon(number, killer)
+
+    def _send(self, shard: int, order: bytes) -> None:
+        side = self.sides[shard]
+        if not side.up:
+            raise ViolationError(f"{readable(order)} goes to worker {shard} before its Hello was read")
+        if side.worker != DEAD:
+            self.sides[shard] = side._replace(inbox=(*side.inbox, order))
+
+    def _settle(self, number: int, fate: int) -> None:
+        issue = self.issued[number - 1]
+        if issue.fate != PENDING:
+            raise ViolationError(f"group {number} is settled twice")
+        self.issued = (*self.issued[: number - 1], issue._replace(fate=fate), *self.issued[number:])
+        self.free(number)
+
+    def free(self, number: int) -> None:
+        """Give the group's half of the rings back. Its bytes stay until they are overwritten."""
+        half = self.issued[number - 1].half
+        for shard, side in enumerate(self.sides):
+            if side.ring[half] // CODES == number:
+                self.fill(shard, half, -side.ring[half])
+
+    def fill(self, shard: int, half: int, code: int) -> None:
+        ring = self.sides[shard].ring
+        self.sides[shard] = self.sides[shard]._replace(ring=(code, ring[1]) if half == 0 else (ring[0], code))
+
+    def _abandon(self, number: int, killer: int | None) -> None:
+        """A killer is sent again, and so is what was staged; what was voted down is dropped."""
+        again = [] if killer is None else [self.issued[number - 1].item]
+        self.model.met.update(() if killer is None else ("killer",))
+        self._settle(number, CANCELLED)
+        for staged in range(number + 1, len(self.issued) + 1):
+            again.append(self.issued[staged - 1].item)
+            self._settle(staged, CANCELLED)
+        self.todo = (*again, *self.todo)
+
+
+class Model:
+    """The rules of one Setting's world: from each state, its next ones."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.items = setting.items
+        self.table = Table(setting.shards)
+        self.workers = Workers(setting.items)
+        self.met: set[str] = set()
+        self.trying: Label | None = None
+        self._starts: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self._orders: dict[tuple[Any, ...], bytes] = {}
+        self._events: dict[bytes, tuple[Any, ...]] = {b"": ()}
+
+    def start(self) -> World:
+        """Empty shards, every worker welcomed."""
+        shards = range(self.setting.shards)
+        commit = self.table.intern(self.setting.commit(self.setting.shards))
+        for shard in shards:
+            commit, _ = self.table.step(commit, "hello", shard, 0)
+        budget = (self.setting.deaths, self.setting.kills, self.setting.failures)
+        return World(commit, tuple(range(len(self.items))), (), 0, 0, *budget, tuple(Side(up=True) for _ in shards))
+
+    def steps(self, world: World) -> Iterator[Step]:
+        """Every step that is possible in `world`. Raises ViolationError at one that breaks a promise."""
+        yield from self._submit(world)
+        if world.recording:
+            yield self._record(world)
+        for shard, side in enumerate(world.sides):
+            if side.outbox:
+                yield self._listen(world, shard, side)
+            if side.worker != DEAD:
+                yield from self._work(world, shard, side)
+                if world.deaths:
+                    yield from self._die(world, shard, side)
+        if world.kills:
+            self.trying = Label("everything is killed; start again", fault=True)
+            yield self.trying, self._restart(world)
+
+    # The coordinator
+
+    def _submit(self, world: World) -> Iterator[Step]:
+        commit = self.table.states[world.commit]
+        if not world.todo:
+            return
+        item = world.todo[0]
+        single = len(self.items[item].shards) == 1
+        if commit.can_submit:
+            yield self._submitted(world, item, solo=False)
+        if single and (commit.idle or (self.setting.solo_beside and commit.can_submit)):
+            yield self._submitted(world, item, solo=True)
+
+    def _submitted(self, world: World, item: int, *, solo: bool) -> Step:
+        draft = Draft(self, world)
+        number, shards = len(world.issued) + 1, self.items[item].shards
+        self.trying = Label(f"submit group {number} over {sorted(shards)}{', solo' if solo else ''}")
+        taken = {issue.half for n, issue in enumerate(world.issued, 1) if self._holds(world, n, issue)}
+        half = 1 if 0 in taken else 0
+        if half in taken:
+            raise ViolationError(f"no half of the rings is free for group {number}")
+        draft.issued = (*world.issued, Issue(item, solo, half))
+        draft.todo = world.todo[1:]
+        for shard in () if solo and travels_inline(item) else shards:
+            draft.fill(shard, half, number * CODES + item)
+        return self.trying, draft.tell("submit", Group(number, shards, solo))
+
+    def _holds(self, world: World, number: int, issue: Issue) -> bool:
+        return issue.fate == PENDING and not (self.setting.frees_early and world.record == number)
+
+    def _record(self, world: World) -> Step:
+        draft, self.trying = Draft(self, world), Label(f"the record of group {world.recording} is written")
+        draft.record, draft.recording = world.recording, 0
+        if self.setting.frees_early:
+            draft.free(world.recording)
+        return self.trying, draft.tell("recorded", world.recording)
+
+    def _listen(self, world: World, shard: int, side: Side) -> Step:
+        """The coordinator reads the next answer of a worker, or the end of its link."""
+        draft, message = Draft(self, world), side.outbox[0]
+        self.trying = Label(f"from worker {shard}:", message)
+        event = self._event(shard, message)
+        up = side.up or bool(event and event[0] == "hello")
+        draft.sides[shard] = Side(side.group, side.content, side.ring, side.worker, up, side.inbox, side.outbox[1:])
+        if message == END:
+            event = ("link_end", shard)
+            draft.sides[shard] = self._spawned(shard, side)
+        elif not event:
+            self.met.add("stalled")
+        elif event[0] != "hello":
+            self._check_owed(world, shard, event[2])
+        return self.trying, draft.tell(*event) if event else draft.done()
+
+    def _event(self, shard: int, message: bytes) -> tuple[Any, ...]:
+        found = self._events.get(message)
+        if found is None:
+            found = self._events[message] = event_of(wire.decode_answer(message))
+        return (found[0], shard, *found[1:]) if found else found
+
+    def _spawned(self, shard: int, side: Side) -> Side:
+        """A new process, which says Hello. All that the old one was sent or held is lost."""
+        position = position_of(side.group, side.content)
+        return Side(
+            side.group,
+            side.content,
+            side.ring,
+            0,
+            False,
+            (),
+            (wire.encode(wire.Hello(shard, position, wire.PartResults({}, {}))),),
+        )
+
+    def order(self, kind: str, shard: int, side: Side, number: int, issued: tuple[Issue, ...], decided: bool) -> bytes:
+        issue = issued[number - 1]
+        half = issue.half
+        if shard not in self.items[issue.item].shards:  # only a mistake sends it anything: what its ring holds
+            half = 0 if abs(side.ring[0]) > abs(side.ring[1]) else 1
+        key = (kind, shard, number, issue.item, half, decided)
+        found = self._orders.get(key)
+        if found is None:
+            position = Position(number, issue.item + 1, 1)
+            part = self.workers.part(shard, issue.item)
+            extents, inline = [Extent(half * HALF_BYTES, len(part), 0)], b""
+            if kind == "Solo" and travels_inline(issue.item):
+                extents, inline = [], part
+            order = wire.Part(position, extents, decided) if kind == "Part" else wire.Solo(position, extents, inline)
+            found = self._orders[key] = wire.encode(order)
+        return found
+
+    # The workers
+
+    def _work(self, world: World, shard: int, side: Side) -> Iterator[Step]:
+        """The worker carries out its next order, or tries again what stalled. It may die over it."""
+        orders = [END] if self.workers.stalled(side.worker) else []
+        for order in (*orders, *side.inbox[:1]):
+            text = f"worker {shard} carries out" if order else f"worker {shard} tries again after"
+            self.trying = Label(text, order)
+            outcome = self.workers.handle(shard, side, order)
+            yield self.trying, self._worked(world, shard, side, order, outcome)
+            if world.deaths:
+                yield from self._die_over(world, shard, side, order, outcome)
+            if world.failures and outcome.commits:
+                outcome = self.workers.handle(shard, side, order, failing=True)
+                after = self._worked(world._replace(failures=world.failures - 1), shard, side, order, outcome)
+                yield Label(f"the commit fails as {text}", order, True), after
+
+    def _worked(self, world: World, shard: int, side: Side, order: bytes, outcome: Outcome) -> World:
+        for number, half in outcome.reads:
+            self._check_read(world, shard, number, half)
+        group, content = self._committed(world, shard, side, outcome.commits)
+        inbox = side.inbox[1:] if order else side.inbox
+        after = Side(group, content, side.ring, outcome.worker, side.up, inbox, side.outbox + outcome.answers)
+        return _with_side(world, shard, after)
+
+    def _committed(
+        self, world: World, shard: int, side: Side, commits: tuple[tuple[int, bytes], ...]
+    ) -> tuple[int, bytes]:
+        group, content = side.group, side.content
+        for number, after in commits:
+            self._check_commit(world, shard, number, group, content, after)
+            group, content = number, after
+        return group, content
+
+    def _die(self, world: World, shard: int, side: Side) -> Iterator[Step]:
+        """The worker dies between two orders. Its orders are lost; its answers are read yet."""
+        outbox = side.outbox
+        if not side.up and side.worker == 0 and len(outbox) == 1:  # all it has said is Hello, or not even that
+            yield Label(f"worker {shard} dies before its Hello", fault=True), self._dead(world, shard, side, ())
+        yield Label(f"worker {shard} dies", fault=True), self._dead(world, shard, side, outbox)
+
+    def _dead(self, world: World, shard: int, side: Side, outbox: tuple[bytes, ...]) -> World:
+        dead = Side(side.group, side.content, side.ring, DEAD, side.up, (), (*outbox, END))
+        return _with_side(world._replace(deaths=world.deaths - 1), shard, dead)
+
+    def _die_over(self, world: World, shard: int, side: Side, order: bytes, outcome: Outcome) -> Iterator[Step]:
+        """The worker dies after some of the order's commits, or after all and some of the answers."""
+        commits, answers = outcome.commits, outcome.answers
+        ways = [(count, 0) for count in range(1, len(commits) + 1)]
+        ways += [(len(commits), count) for count in range(1, len(answers))]
+        for committed, answered in ways:
+            group, content = self._committed(world, shard, side, commits[:committed])
+            after = side._replace(group=group, content=content)
+            text = f"worker {shard} dies, {committed} commits and {answered} answers into its work on"
+            self.met.add("death between commit and answer")
+            yield Label(text, order, True), self._dead(world, shard, after, (*side.outbox, *answers[:answered]))
+
+    # The start after a kill
+
+    def _restart(self, world: World) -> World:
+        """Nothing is left but what is durable, so that is all the next state depends on."""
+        if world.recording:
+            self.met.add("torn record")
+        key = (world.issued, world.record, *((side.group, side.content, side.ring) for side in world.sides))
+        found = self._starts.get(key)
+        if found is None:
+            found = self._starts[key] = self._started(world)
+        commit, todo, issued, sides = found
+        budget = (world.deaths, world.kills - 1, world.failures)
+        return World(commit, todo, issued, world.record, 0, *budget, sides)
+
+    def _started(self, world: World) -> tuple[Any, ...]:
+        recovery = self._recover(world)
+        number, redo = recovery.position.group, recovery.redo
+        if any(issue.fate == PUBLISHED for issue in world.issued[number:]):
+            raise ViolationError(f"the engine starts at group {number}, but a later one was acknowledged")
+        draft = Draft(self, world)
+        for n, issue in enumerate(world.issued, 1):
+            if issue.fate == PENDING and (redo is None or n != redo.number):
+                draft.free(n)
+        issued = tuple(
+            issue._replace(fate=self._fate(world, n, issue, redo)) for n, issue in enumerate(world.issued[:number], 1)
+        )
+        if redo is None:
+            self.check_cut(draft.sides, issued)
+        self.met.update({"redo"} if redo else {"solo ahead of the record"} if number > world.record else ())
+        commit = self.setting.commit(self.setting.shards, number, redo, recovery.committed)
+        sides = tuple(self._spawned(shard, side) for shard, side in enumerate(draft.sides))
+        return self.table.intern(commit), tuple(range(recovery.position.index, len(self.items))), issued, sides
+
+    def _recover(self, world: World) -> Recovery:
+        position, extents = Position(), {}
+        if world.record:
+            issue = world.issued[world.record - 1]
+            position = Position(world.record, issue.item + 1, 1)
+            extents = {shard: [Extent(issue.half * HALF_BYTES, 0, 0)] for shard in self.items[issue.item].shards}
+        positions = [position_of(side.group, side.content) for side in world.sides]
+        try:
+            return self.setting.recover(Decision(position, [], extents, 1), positions)
+        except DamagedError as error:
+            raise ViolationError(f"the start finds damage: {error}") from error
+
+    def _fate(self, world: World, number: int, issue: Issue, redo: Group | None) -> int:
+        """What becomes of a group at or below the one at which the engine starts: all of it is there, or will be."""
+        if issue.fate == CANCELLED or (redo is not None and redo.number == number):
+            return issue.fate
+        missing = [s for s in self.items[issue.item].shards if issue.item not in world.sides[s].content]
+        if missing:
+            raise ViolationError(f"after the start group {number} is not on shards {missing}, and will not be")
+        return PUBLISHED
+
+    # The promises
+
+    def check_cut(self, sides: list[Side], issued: tuple[Issue, ...]) -> None:
+        """What readers are shown now: every published group, whole and in order, and nothing else."""
+        for shard, side in enumerate(sides):
+            published = (issue.item for issue in issued if issue.fate == PUBLISHED)
+            expected = bytes(item for item in published if shard in self.items[item].shards)
+            if side.content != expected:
+                raise ViolationError(f"readers see items {list(side.content)} on shard {shard}, not {list(expected)}")
+
+    def _check_commit(self, world: World, shard: int, number: int, group: int, before: bytes, after: bytes) -> None:
+        issue = world.issued[number - 1]
+        if issue.fate == CANCELLED:
+            raise ViolationError(f"shard {shard} commits group {number}, which was abandoned")
+        if world.record != number and not issue.solo:
+            raise ViolationError(f"shard {shard} commits group {number}, which is not decided")
+        if number <= group or issue.fate != PENDING:
+            raise ViolationError(f"shard {shard} commits group {number} after group {group}")
+        if after != before + bytes([issue.item]) or shard not in self.items[issue.item].shards:
+            raise ViolationError(f"shard {shard} commits group {number} as {list(after)} upon {list(before)}")
+
+    def _check_read(self, world: World, shard: int, number: int, half: int) -> None:
+        """Only of a cancelled group may a worker read bytes that are free, or another group's."""
+        issue, code = world.issued[number - 1], world.sides[shard].ring[half]
+        if issue.fate != CANCELLED and code != number * CODES + issue.item:
+            whose = f"{'freed ' if code < 0 else ''}bytes of group {abs(code) // CODES}"
+            raise ViolationError(f"worker {shard} reads {whose} as its part of group {number}")
+
+    def _check_owed(self, world: World, shard: int, number: int) -> None:
+        if world.issued[number - 1].fate == CANCELLED:
+            self.met.add("late answer")
+        elif self.setting.deadlines and shard not in self.table.owing[world.commit]:
+            raise ViolationError(f"an answer to group {number} comes from worker {shard}, which owes none")
+
+    def check(self, world: World) -> None:
+        """Assert that no worker is waited for that has nothing to do: its deadline would kill it."""
+        self.trying = None
+        owing = self.table.owing[world.commit] if self.setting.deadlines else frozenset()
+        for shard in owing:
+            side = world.sides[shard]
+            if not side.inbox and not side.outbox and not self.workers.stalled(side.worker):
+                raise ViolationError(f"worker {shard} is said to owe an answer, and has nothing to do")
+
+    def check_end(self, world: World) -> None:
+        """Assert that where nothing more happens everything is done."""
+        self.trying = None
+        idle = all(side.up and side.worker == 0 and not side.inbox + side.outbox for side in world.sides)
+        if world.todo or world.recording or not idle or any(issue.fate == PENDING for issue in world.issued):
+            raise ViolationError("nothing more can happen, but not all is done")
+        self.check_cut(list(world.sides), world.issued)
+
+
+def _with_side(world: World, shard: int, side: Side) -> World:
+    sides = world.sides
+    return World(*world[:8], (*sides[:shard], side, *sides[shard + 1 :]))
+
+
+class Walk(NamedTuple):
+    """How much was explored, and what was met on the way: phases, actions, and marks as Model.met lists them."""
+
+    states: int
+    steps: int
+    met: frozenset[str]
+
+
+def explore(setting: Setting) -> Walk:
+    """Visit every state. Raises ViolationError, with a shortest trace, at the first that breaks a promise."""
+    model, explorer = Model(setting), Explorer()
+    explorer.walk(model)
+    return Walk(explorer.states, explorer.steps, frozenset(model.met | model.table.met))

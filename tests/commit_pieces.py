@@ -1,0 +1,291 @@
+"""The engine's own deciders as functions that can be called a million times: for tests/commit_model.py.
+
+A state of `Commit` or `Shard` is interned: two that are equal get one number. A step is memoised: (number, event)
+always gives the same next number and the same actions or answers, since both classes are pure. So a walk through all
+states of a world runs the real code once per step that differs, and is as fast as a look into a dict elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from array import array
+from typing import Any, ClassVar, NamedTuple
+
+import msgspec
+
+from engine.commit import Action, Commit
+from engine.errors import CommitRuleError
+from shards import part as layout
+from shards import wire
+from shards.errors import StoreError
+from shards.machine import Context, Machine, Tx
+from shards.shard import Shard
+from shards.types import Limits, Position
+from tests.explorer import ViolationError
+
+PENDING, PUBLISHED, CANCELLED = range(3)
+DEAD = -1
+END = b""  # on a link: the peer is dead. As an order: try again what stalled
+HALF_BYTES = 1024
+CODES = 16  # what a half holds is group * CODES + item, negative once it is freed
+_KEY = b"log"
+
+
+class Item(NamedTuple):
+    """A chunk of the log: the shards it touches, and those of them that refuse it."""
+
+    shards: frozenset[int]
+    noes: frozenset[int] = frozenset()
+
+
+class Issue(NamedTuple):
+    """A numbered group: the item it carries, whether it is a solo, its half of the rings, what became of it."""
+
+    item: int
+    solo: bool
+    half: int
+    fate: int = PENDING
+
+
+class Side(NamedTuple):
+    """One shard: what is durable (last group, applied items, the halves of the ring), its process, its link.
+
+    worker: the number of an interned state of Shard, or DEAD. up: its Hello was read, the end of its link was not.
+    """
+
+    group: int = 0
+    content: bytes = b""
+    ring: tuple[int, int] = (0, 0)
+    worker: int = 0
+    up: bool = False
+    inbox: tuple[bytes, ...] = ()
+    outbox: tuple[bytes, ...] = ()
+
+
+def readable(message: bytes) -> str:
+    """A message of `shards.wire` in a few words."""
+    if message == END:
+        return "(the end of the link)"
+    kind, *fields = msgspec.msgpack.decode(message)
+    if kind == "Part":
+        return f"Part({fields[0][0]}{', decided' if fields[2] else ''})"
+    if kind == "Hello":
+        return f"Hello(stands at {fields[1][0]})"
+    if kind in ("Vote", "SoloDone"):
+        return f"{kind}({fields[0]}, {'no' if fields[1] is None else 'yes'})"
+    return f"{kind}({fields[0][0] if isinstance(fields[0], list) else fields[0]})"
+
+
+def travels_inline(item: int) -> bool:
+    """Whether a solo's part lies in its message, and not in the ring. Some do, some do not."""
+    return item % 2 == 1
+
+
+def position_of(group: int, content: bytes) -> Position:
+    """Where a shard stands whose last group is `group`; the log index is that of its last item, counted from 1."""
+    return Position(group, content[-1] + 1, 1) if group else Position()
+
+
+def event_of(answer: wire.Answer) -> tuple[Any, ...]:
+    """What an answer is to the table, without the shard; nothing, if it is none of its business."""
+    match answer:
+        case wire.Hello(_, position):
+            return "hello", position.group
+        case wire.Vote(group, results):
+            return "vote", group, results is not None
+        case wire.Committed(group):
+            return "committed", group
+        case wire.SoloDone(group, results):
+            return "solo_done", group, results is not None
+        case _:
+            return ()
+
+
+class Table:
+    """Commit as a function: (number of its state, event) -> (number of the next state, actions)."""
+
+    def __init__(self, shards: int) -> None:
+        self._shards = shards
+        self._numbers: dict[tuple[Any, ...], int] = {}
+        self._memo: dict[tuple[Any, ...], tuple[int, list[Action]]] = {}
+        self.states: list[Commit] = []
+        self.owing: list[frozenset[int]] = []  # for each state, the shards that owe an answer
+        self.met: set[str] = set()
+
+    def intern(self, commit: Commit) -> int:
+        key = frozen(commit)
+        number = self._numbers.get(key)
+        if number is None:
+            commit.check()
+            number = self._numbers[key] = len(self.states)
+            self.states.append(commit)
+            self.owing.append(frozenset(shard for shard in range(self._shards) if commit.owes(shard)))
+            self.met.add(commit.phase.name)
+        return number
+
+    def step(self, number: int, event: str, *arguments: Any) -> tuple[int, list[Action]]:
+        key = (number, event, *arguments)
+        found = self._memo.get(key)
+        if found is None:
+            found = self._memo[key] = self._run(self.states[number], event, arguments)
+        return found
+
+    def _run(self, commit: Commit, event: str, arguments: tuple[Any, ...]) -> tuple[int, list[Action]]:
+        before = frozen(commit)
+        commit = _cloned(commit)
+        try:
+            actions = getattr(commit, event)(*arguments)
+        except CommitRuleError as error:
+            changed = "" if frozen(commit) == before else ", and changed all the same"
+            raise ViolationError(f"the table refused what happened{changed}: {error}") from error
+        self.met.update(type(action).__name__ for action in actions)
+        return self.intern(commit), actions
+
+
+def _slots(commit: Commit) -> list[str]:
+    return [name for kind in type(commit).__mro__ for name in getattr(kind, "__slots__", ())]
+
+
+def _cloned(commit: Commit) -> Commit:
+    clone = object.__new__(type(commit))
+    for name in _slots(commit):
+        value = getattr(commit, name)
+        setattr(clone, name, value.copy() if isinstance(value, (set, dict)) else value)
+    return clone
+
+
+def frozen(commit: Commit) -> tuple[Any, ...]:
+    """All that `commit` knows, to be compared and hashed."""
+    values = [getattr(commit, name) for name in _slots(commit)]
+    return tuple(
+        frozenset(v.items() if isinstance(v, dict) else v) if isinstance(v, (set, dict)) else v for v in values
+    )
+
+
+# A worker, interned and memoised
+
+
+class Append(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    item: int
+    fails: bool
+
+
+class AppendLog(Machine):
+    """Remembers which items were applied, in order."""
+
+    name: ClassVar[str] = "log"
+    command: ClassVar[Any] = Append
+
+    def keys(self, command: Append) -> tuple[bytes]:
+        return (_KEY,)
+
+    def apply(self, tx: Tx, command: Append, context: Context) -> None:
+        if command.fails:
+            raise ValueError("refused")
+        tx.put(_KEY, (tx.get(_KEY) or b"") + bytes([command.item]))
+
+
+class MemoryStore:
+    """A TransactionalStore of one value. `commits` lists what was committed: (group, value)."""
+
+    def __init__(self, content: bytes, pending: bytes | None, failing: bool) -> None:
+        self.content = content
+        self.pending = pending
+        self.failing = failing
+        self.commits: list[tuple[int, bytes]] = []
+
+    def begin(self) -> None:
+        assert self.pending is None, "a transaction is open already"
+        self.pending = self.content
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.pending
+
+    def write(self, writes: dict[bytes, bytes | None]) -> None:
+        self.pending = writes[_KEY]
+
+    def commit(self, position: Position, solo_results: bytes | None = None) -> None:
+        pending, self.pending = self.pending, None
+        assert pending is not None, "no transaction to commit"
+        if self.failing:
+            raise StoreError("commit refused")
+        self.content = pending
+        self.commits.append((position.group, pending))
+
+    def abort(self) -> None:
+        self.pending = None
+
+    def sync(self) -> None:
+        pass
+
+
+class Outcome(NamedTuple):
+    """What an order did: the worker's next state, what it committed, which (group, half) it read, its answers."""
+
+    worker: int
+    commits: tuple[tuple[int, bytes], ...]
+    reads: tuple[tuple[int, int], ...]
+    answers: tuple[bytes, ...]
+
+
+class Workers:
+    """Shard as a function. State 0 is a fresh worker."""
+
+    def __init__(self, items: tuple[Item, ...]) -> None:
+        self._items = items
+        self._numbers: dict[tuple[Any, ...], int] = {}
+        self._memo: dict[tuple[Any, ...], Outcome] = {}
+        self.states: list[tuple[Shard, bytes | None]] = []
+        self._intern(self._shard(), None)
+
+    def stalled(self, worker: int) -> bool:
+        return worker != DEAD and self.states[worker][0].stalled
+
+    def handle(self, shard: int, side: Side, order: bytes, *, failing: bool = False) -> Outcome:
+        """Have the worker of `side` carry out `order`, or try again what stalled (END)."""
+        key = (shard, side.worker, side.content, side.ring, order, failing)
+        found = self._memo.get(key)
+        if found is None:
+            try:
+                found = self._memo[key] = self._run(shard, side, order, failing)
+            except AssertionError as error:
+                raise ViolationError(f"worker {shard} breaks down over {readable(order)}: {error}") from error
+        return found
+
+    def part(self, shard: int, code: int) -> bytes:
+        """The bytes of a part in the ring of `shard`."""
+        item = code % CODES
+        command = msgspec.msgpack.encode(Append(item, shard in self._items[item].noes))
+        return b"".join(layout.pack(item + 1, [layout.Run(item + 1, 1, 0)], array("I", [0]), [command]))
+
+    def _run(self, shard: int, side: Side, order: bytes, failing: bool) -> Outcome:
+        prototype, pending = self.states[side.worker]
+        worker = copy.copy(prototype)
+        worker._queue = prototype._queue.copy()
+        store = worker._store = MemoryStore(side.content, pending, failing)
+        reads: list[tuple[int, int]] = []
+
+        def view(offset: int, length: int) -> memoryview:
+            half, part = offset // HALF_BYTES, worker._current or decoded
+            assert isinstance(part, (wire.Part, wire.Solo))
+            reads.append((part.position.group, half))
+            return memoryview(self.part(shard, abs(side.ring[half])) if side.ring[half] else b"")
+
+        worker._view = view
+        decoded = wire.decode_order(order) if order else None
+        assert not isinstance(decoded, wire.Stop)
+        answers = worker.retry() if decoded is None else worker.handle(decoded)
+        sent = tuple(wire.encode(answer) for answer in answers)
+        return Outcome(self._intern(worker, store.pending), tuple(store.commits), tuple(reads), sent)
+
+    def _shard(self) -> Shard:
+        return Shard(MemoryStore(b"", None, False), AppendLog(), Limits(), lambda offset, length: memoryview(b""))
+
+    def _intern(self, worker: Shard, pending: bytes | None) -> int:
+        current = worker._current
+        key = (current and wire.encode(current), *map(wire.encode, worker._queue), worker.stalled, pending)
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self.states)
+            self.states.append((worker, pending))
+        return number
