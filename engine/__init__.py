@@ -18,6 +18,7 @@ Files, lowest first:
     config.py       every setting, with its unit and range
     contract.py     the StateMachine protocol and the values it speaks in
     commit.py       two-phase group commit as a table; no I/O
+    barrier.py      the snapshot barrier as a table; no I/O
     decision.py     the decision record, and what a start makes of it
     log.py          where the accepted log ends; terms
     split.py        from entries to parts
@@ -26,20 +27,28 @@ Files, lowest first:
     files.py        files that are whole or absent; locks
     manifest.py     what a snapshot contains
     retention.py    a directory of snapshots: which are valid, which stay
+    pieces.py       a piece of a travelling snapshot
+    receiving.py    the parts of an arriving one, written in order
     travel.py       a snapshot in numbered pieces, and whole again
     archive.py      a snapshot as one file
     policy.py       when it is time for a snapshot; no I/O, no clock
     generations.py  the data directory
     processes.py    worker processes: start, kill, reap
-    chunks.py       what is in flight: Chunk, Batch, Delivery
+    chunks.py       what is in flight: Chunk, Batch, Delivery, Flush
+    pinning.py      where in the log a snapshot's barrier goes
     coordinator.py  chunks in, actions carried out, results out
+    install.py      from a snapshot or a generation to a new generation
+    snapshots.py    writing snapshots into place, checking and keeping them
     opening.py      from a path to a locked, trusted directory
     runtime.py      one run: everything between start and stop
-    engine.py       the class people use; asyncio
+    reshard.py      convert a stopped directory to another shard count
+    shell.py        thread, loop, and who waits; asyncio
+    engine.py       the class people use
     verify.py       judge a stopped directory
     cli/            the command line; needs the extra `cli`
 """
 
+from engine.archive import export_snapshot, import_snapshot
 from engine.config import EngineConfig, load_config
 from engine.contract import ScanResult, SnapshotInfo, SnapshotMetadata, StartReport, StateMachine
 from engine.engine import Engine, run
@@ -87,6 +96,9 @@ from engine.errors import (
     WrongLoopError,
     WrongThreadError,
 )
+from engine.policy import SnapshotPolicy
+from engine.retention import valid_snapshots
+from engine.travel import Piece, SnapshotAssembler, decode_piece, encode_piece, stream_snapshot
 from engine.view import View
 from shards.kv import CompareAndSwap, Delete, KeyValue, Put
 from shards.machine import Context, Machine, Rejected, Tx, encode
@@ -123,6 +135,7 @@ __all__ = [
     "Machine",
     "MachineImportError",
     "MachineMismatchError",
+    "Piece",
     "PieceDamagedError",
     "PieceDuplicateError",
     "PieceEndError",
@@ -133,6 +146,7 @@ __all__ = [
     "ScanResult",
     "ShardCountMismatchError",
     "SnapshotAbortedError",
+    "SnapshotAssembler",
     "SnapshotDamagedError",
     "SnapshotError",
     "SnapshotFormatError",
@@ -140,6 +154,7 @@ __all__ = [
     "SnapshotInfo",
     "SnapshotLabelError",
     "SnapshotMetadata",
+    "SnapshotPolicy",
     "SnapshotStaleError",
     "StartReport",
     "StateMachine",
@@ -156,7 +171,13 @@ __all__ = [
     "WorkerFailedError",
     "WrongLoopError",
     "WrongThreadError",
+    "decode_piece",
     "encode",
+    "encode_piece",
+    "export_snapshot",
+    "import_snapshot",
     "load_config",
     "run",
+    "stream_snapshot",
+    "valid_snapshots",
 ]

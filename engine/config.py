@@ -105,6 +105,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     view_age_max_ms: _TimeMs = 60_000
     """How long a view may stay open, milliseconds: an old one makes the data files grow."""
 
+    snapshot_timeout_ms: _TimeMs = 600_000
+    """How long a snapshot may take from the call to its last byte, milliseconds; then it is given up."""
+
+    snapshots_keep: _Chunks = 3
+    """Snapshots that `create_snapshot` keeps in the directory, the newest by index."""
+
     after_power_loss: Literal["refuse", "empty"] = "refuse"
     """When the state cannot be trusted and no snapshot can replace it: refuse to start, or start empty.
     The old state is set aside, never deleted."""

@@ -37,7 +37,8 @@ class StartReport(msgspec.Struct, frozen=True):
     """What `start` found.
 
     outcome: "created" (there was nothing), "opened", "redone" (a decided group was not committed everywhere and is
-    now), or "emptied" (the state could not be trusted after a power loss and `after_power_loss="empty"`).
+    now), "restored" (the state could not be trusted after a power loss; the newest snapshot took its place), or
+    "emptied" (there was none, and `after_power_loss="empty"`).
     last_applied: where the log goes on. discarded: the directory that untrusted state was set aside in, or None.
     """
 

@@ -121,8 +121,14 @@ class Coordinator:
         self._take |= dict.fromkeys((wire.Pinned, wire.Copied, wire.Unpinned), self.pinning.on_answer)
         if commit.open is not None:
             self._batches[commit.open.number] = Batch(
-                [], 0, record.position, frozenset(record.participants), record.participants, None
+                [], self._half_of(record), record.position, frozenset(record.participants), record.participants, None
             )
+
+    def _half_of(self, record: DecisionRecord) -> int:
+        """The half of the rings that a recorded group owns."""
+        for shard, extents in record.participants.items():
+            return extents[0].offset // self._rings[shard].half_bytes
+        return 0
 
     # ---- what is asked -------------------------------------------------------------------------------------------
 

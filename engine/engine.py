@@ -1,22 +1,18 @@
-"""The class people use: the shell around the coordinator. The owner of `asyncio` and of the thread and loop rules.
+"""The class people use.
 
-Everything that can be done without waiting is done at once, in the caller's thread. What must be waited for is a
-future of the caller's loop, which the coordinator's progress resolves; the loop watches the workers' links. `start`,
-`stop` and `flush` drive the very same steps themselves, blocking, inside or outside a running loop.
+Everything that can be done without waiting is done at once, in the caller's thread; the shell waits for the rest.
+`start`, `stop` and `flush` drive the very same steps themselves, blocking, inside or outside a running loop.
 """
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import heapq
+import dataclasses
+import logging
 import os
 import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +20,7 @@ from typing import Any
 import msgspec
 
 from engine.config import EngineConfig
-from engine.contract import ScanResult, StartReport
+from engine.contract import ScanResult, SnapshotInfo, SnapshotMetadata, StartReport
 from engine.cut import Reads
 from engine.errors import (
     ConfigError,
@@ -32,24 +28,29 @@ from engine.errors import (
     EngineLockedError,
     EngineStateError,
     EngineStoppedError,
-    ForkedError,
+    SnapshotError,
+    SnapshotInProgressError,
     TooManyViewsError,
-    WrongLoopError,
-    WrongThreadError,
 )
+from engine.generations import Generation
+from engine.manifest import Manifest
 from engine.opening import open_directory
-from engine.runtime import TICK_MS, Runtime, machine_name
+from engine.pinning import Done, Request
+from engine.policy import PolicyState, SnapshotPolicy
+from engine.reshard import reshard
+from engine.runtime import Runtime, machine_name
+from engine.shell import Shell, shells
+from engine.snapshots import Snapshots
 from engine.view import View
 from shards.digest import DIGEST_MODULUS
 from shards.kv import KeyValue
 from shards.machine import Machine
 from shards.types import ApplyResult, Entry, LogId
 
-_NOBODY = -1
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+log = logging.getLogger("shardengine")
 
 
-class Engine:
+class Engine(Shell):
     """A replicated state machine on all cores of this host.
 
     Feed it committed entries in log order with `apply_chunk`; read it at any time. It belongs to the thread that made
@@ -61,6 +62,7 @@ class Engine:
             min(8, max(2, usable cores - 1)).
         machine: what the commands mean; a `Machine` subclass that other processes can import.
         config: all other settings.
+        reshard: when the directory has another number of shards, `start` converts it first.
 
     Raises ConfigError, or MachineImportError when workers could not import `machine`. Opens nothing.
     """
@@ -72,6 +74,7 @@ class Engine:
         shards: int | None = None,
         machine: type[Machine] = KeyValue,
         config: EngineConfig | None = None,
+        reshard: bool = False,
     ) -> None:
         config = config or EngineConfig()
         if shards is not None:
@@ -79,21 +82,15 @@ class Engine:
                 raise ConfigError(f"shards={shards}, but config says {config.shards}", key="shards", value=shards)
             config = msgspec.structs.replace(config, shards=shards)
         machine_name(machine)
+        super().__init__(config)
         self._path = Path(path)
         self._machine = machine
-        self._config = config
-        self._thread = threading.get_ident()
-        self._forked = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._runtime: Runtime | None = None
+        self._reshard = reshard
         self._reads: Reads | None = None
         self._views: set[View] = set()
         self._draining = False
-        self._room: deque[asyncio.Future[None]] = deque()
-        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._waiter_numbers = count()
-        _engines.add(self)
+        self._snapshots = Snapshots(self._path, machine, config)
+        self._policy = PolicyState(SnapshotPolicy(), _now_ms())
 
     def __bool__(self) -> bool:
         return True
@@ -113,6 +110,8 @@ class Engine:
             raise EngineStateError("the engine runs already")
         self.close_storage()
         _make_way(self._path)
+        if self._reshard and self._config.shards is not None:
+            reshard(self._path, self._config.shards, self._machine, self._config)
         opened = open_directory(self._path, self._machine, self._config)
         runtime = Runtime(opened, self._machine, self._config)
         try:
@@ -120,9 +119,9 @@ class Engine:
         except BaseException:
             opened.lock.close()
             raise
-        self._runtime, self._reads = runtime, runtime.reads
-        runtime.coordinator.on_publish = self._published
-        runtime.coordinator.wake = self._resolve
+        self._reads = runtime.reads
+        self._run(runtime)
+        self._snapshots.start(opened.generation.info.config.lineage)
         self._draining = False
         discarded = None if opened.discarded is None else str(opened.discarded)
         return StartReport(runtime.outcome, runtime.last_applied, discarded)
@@ -213,84 +212,19 @@ class Engine:
 
         A call that is cancelled while it waits for room is withdrawn; after that, only its result is lost.
         """
-        runtime = self._bind()
         if not entries:
+            self._bind()
             return []
-        if self._room or not self._has_room(runtime):
-            await self._wait_for_room()
-        try:
-            delivery = runtime.coordinator.accept(entries)
-        finally:
-            if self._room:
-                self._wake_next()
-        for chunk in delivery.chunks:
-            if chunk.results is None and chunk.error is None:
-                future = asyncio.get_running_loop().create_future()
-                chunk.waiting.append(future)
-                await future
-        return delivery.results()
-
-    async def _wait_for_room(self) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._room.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn in self._room:
-                self._room.remove(turn)
-                self._wake_next()
-            raise
-        if self._room and self._room[0] is turn:
-            self._room.popleft()
-
-    def _has_room(self, runtime: Runtime) -> bool:
-        coordinator, config = runtime.coordinator, self._config
-        return coordinator.failure is not None or (
-            coordinator.in_flight_chunks < config.in_flight_chunks_max
-            and coordinator.in_flight_bytes < config.in_flight_bytes_max
-        )
-
-    def _wake_next(self) -> None:
-        """Give the first waiting call its turn; it stays first in line until it takes it."""
-        runtime = self._runtime
-        if self._room and not self._room[0].done() and runtime is not None and self._has_room(runtime):
-            self._resolve(self._room[0])
+        results = (await self._deliver(entries)).results()
+        self._policy.applied(len(entries), sum([len(entry.data) for entry in entries]))
+        return results
 
     async def wait_applied(self, index: int, timeout: float | None = None) -> None:
         """Wait until everything up to `index` is applied and readable.
 
         Raises TimeoutError after `timeout` seconds, EngineStoppedError when the engine stops before.
         """
-        runtime = self._bind()
-        if runtime.coordinator.failure is not None:
-            raise runtime.coordinator.failure
-        if runtime.coordinator.applied.index >= index:
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiters, (index, next(self._waiter_numbers), future))
-        async with asyncio.timeout(timeout):
-            await future
-
-    def _published(self) -> None:
-        """The coordinator has moved: wake who waits for an index or for room."""
-        runtime = self._runtime
-        if runtime is None:
-            return
-        coordinator = runtime.coordinator
-        if coordinator.failure is not None:
-            self._release_waiting(coordinator.failure)
-            return
-        while self._waiters and self._waiters[0][0] <= coordinator.applied.index:
-            self._resolve(heapq.heappop(self._waiters)[2])
-        if self._room:
-            self._wake_next()
-
-    def _release_waiting(self, error: EngineError) -> None:
-        waiting = [*self._room, *(future for _, _, future in self._waiters)]
-        self._room.clear()
-        self._waiters.clear()
-        for future in waiting:
-            self._resolve(future, error)
+        await self._applied(index, timeout)
 
     # ---- read ----------------------------------------------------------------------------------------------------
 
@@ -345,11 +279,14 @@ class Engine:
     def durable(self) -> LogId:
         """How far the state survives power loss, hence how far the host may cut its log.
 
-        Mode "power": `last_applied()`. Mode "process": `last_applied()` right after a flush or a stop, and (0, 0) from
-        the next write on, since unsynced LMDB files cannot be trusted after the machine went down.
+        Mode "power": `last_applied()`. Mode "process": `last_applied()` right after a flush or a stop; from the next
+        write on the newest snapshot in the directory, or (0, 0), since unsynced LMDB files cannot be trusted after the
+        machine went down.
         """
         runtime = self._running()
-        return runtime.last_applied if self._config.durability == "power" else runtime.durable
+        if self._config.durability == "power":
+            return runtime.last_applied
+        return max(runtime.durable, self._snapshots.newest)
 
     def entry_term(self, index: int) -> int | None:
         """The term of an applied entry; None beyond `last_applied()`, and for entries too old to be remembered."""
@@ -364,7 +301,7 @@ class Engine:
             total = 0
             for part in view.cut.digest_slices():
                 total += part
-                await asyncio.sleep(0)
+                await self._breathe()
             return (total % DIGEST_MODULUS).to_bytes(16, "big")
 
     def stats(self) -> dict[str, Any]:
@@ -408,27 +345,155 @@ class Engine:
         """As `flush`, without blocking the loop; applies wait meanwhile."""
         await self._settled(self._bind().request_flush)
 
-    async def _settled(self, request: Callable[[Callable[[EngineError | None], None]], None]) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        request(lambda error: self._resolve(future, error))
-        await future
+    # ---- snapshots -----------------------------------------------------------------------------------------------
 
-    # ---- thread, loop, process -----------------------------------------------------------------------------------
+    async def generate_snapshot_data(
+        self, directory: str | os.PathLike[str], last_included: LogId | None = None
+    ) -> bytes:
+        """Write a snapshot into `directory`, which must be empty or not there, while applies go on.
 
-    def _check_thread(self) -> None:
-        if threading.get_ident() == self._thread:
-            return
-        if self._forked:
-            raise ForkedError("the engine was made before a fork, in the parent process", hint="make one per process")
-        raise WrongThreadError(
-            "the engine belongs to the thread that made it", hint="hand the call over with loop.call_soon_threadsafe"
-        )
+        With `last_included` it holds the state at exactly that entry, which it waits for up to `snapshot_timeout_ms`;
+        None: the state of now. Returns the manifest's checksum, 16 bytes.
 
-    def _running(self) -> Runtime:
+        Raises SnapshotInProgressError, SnapshotLabelError (that state is past, or inside a chunk),
+        SnapshotAbortedError (a worker died or hung, the time is up), SnapshotError (the disk). No file is left then,
+        nor when the call is cancelled.
+        """
+        runtime = self._bind()
+        with self._snapshots.into(Path(directory)) as target:
+            return bytes.fromhex((await self._take(runtime, target, last_included)).checksum)
+
+    async def create_snapshot(self) -> SnapshotInfo:
+        """Write a snapshot of now into the directory's own `snapshots/`, and remove all but the newest
+        `snapshots_keep`. Raises as `generate_snapshot_data`."""
+        runtime = self._bind()
+        with self._snapshots.partial() as partial:
+            await self._take(runtime, partial.path, None)
+            return await self._in_thread(lambda: self._snapshots.keep(partial))
+
+    async def _take(self, runtime: Runtime, directory: Path, label: LogId | None) -> Manifest:
+        pinning = runtime.coordinator.pinning
+        if self._replacing:
+            raise SnapshotInProgressError("another state is being installed", hint="await it, then ask again")
+        timeout = self._config.snapshot_timeout_ms / 1000
+
+        def begin(done: Done) -> None:
+            runtime.coordinator.snapshot(Request(label, directory, timeout, done))
+
+        outcome = await self._called_back(begin, lambda: pinning.cancel("its caller was cancelled"))
+        if isinstance(outcome, SnapshotError):
+            raise outcome
+        return await self._in_thread(lambda: self._snapshots.seal(directory, runtime.fixed, outcome))
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """The valid snapshots in the directory's own `snapshots/`, oldest first."""
         self._check_thread()
-        if self._runtime is None:
-            raise EngineStateError("the engine does not run", hint="start() it")
-        return self._runtime
+        return self._snapshots.all()
+
+    async def apply_snapshot_from_file(self, metadata: SnapshotMetadata, path: str | os.PathLike[str]) -> None:
+        """Replace the whole state by the snapshot at `path`, which must be the one that `metadata` names.
+
+        It is verified in full first. Then no chunk is accepted until what is in flight is applied and the new state
+        built, beside the old one, which is read until they change places, at once and for all readers.
+
+        Raises SnapshotDamagedError, SnapshotFormatError, SnapshotStaleError (older than the current state),
+        SnapshotInProgressError or StoreFullError; state and index are untouched then.
+        """
+        await self._install(Path(path), metadata, force=False)
+
+    async def restore(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """As `apply_snapshot_from_file`, for whatever snapshot is at `path`; `force` installs an older one too."""
+        await self._install(Path(path), None, force=force)
+
+    async def _install(self, path: Path, metadata: SnapshotMetadata | None, *, force: bool) -> None:
+        runtime = self._bind()
+        origin = await self._in_thread(lambda: self._snapshots.verified(path, metadata, runtime.fixed))
+
+        def build() -> Generation:
+            self._snapshots.check_newer(origin, runtime.last_applied, force=force)
+            return runtime.build(origin)
+
+        await self._replace(runtime, build)
+
+    async def reset(self) -> None:
+        """Replace the whole state by an empty one at index 0, as an install does. Snapshots and settings stay."""
+        runtime = self._bind()
+        await self._replace(runtime, runtime.build_empty)
+
+    async def _replace(self, runtime: Runtime, build: Callable[[], Generation]) -> None:
+        """Let what is in flight finish, build another generation, and move over to it."""
+        if self._replacing or runtime.coordinator.pinning.busy:
+            raise SnapshotInProgressError("a snapshot or another install is under way", hint="await it, then ask again")
+        self._replacing = True
+        built: list[Generation] = []
+        try:
+            await self._idle()
+            await self._in_thread(lambda: built.append(build()))
+            self._move_to(built[0])
+            built.clear()
+        finally:
+            self._replacing = False
+            for generation in built:
+                generation.remove()
+            self._wake_next()
+
+    def _move_to(self, generation: Generation) -> None:
+        """Start `generation`, name it in CURRENT, and let go of the one before. Blocks while workers start."""
+        old = self._running()
+        new = Runtime(dataclasses.replace(old.opened, generation=generation), self._machine, self._config)
+        new.start()
+        try:
+            old.opened.directory.make_current(generation)
+        except BaseException:
+            new.abandon()
+            new.reads.close()
+            raise
+        for view in list(self._views):
+            view.close("the state it showed was replaced as a whole")
+        before, self._reads = old.reads, new.reads
+        self._run(new)
+        old.abandon()
+        before.close()
+        old.opened.generation.remove()
+        self._published()
+
+    def snapshot_metadata(self) -> SnapshotMetadata | None:
+        """Which snapshot was taken, installed, or named by `update_last_snapshot_metadata` last; None: none yet."""
+        self._check_thread()
+        return self._snapshots.metadata
+
+    def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
+        """Remember `metadata` until the engine ends."""
+        self._check_thread()
+        self._snapshots.metadata = metadata
+
+    def persist_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
+        """Remember `metadata` for good. Returns when it is on the disk."""
+        self._running()
+        self._snapshots.persist(metadata)
+
+    def set_snapshot_policy(self, policy: SnapshotPolicy) -> None:
+        """From now on take snapshots by themselves when `policy` says so; `SnapshotPolicy()` takes none."""
+        self._check_thread()
+        self._policy.policy = policy
+
+    async def _scheduled_snapshot(self) -> None:
+        self._policy.begun(_now_ms())
+        ok = False
+        try:
+            await self.create_snapshot()
+            ok = True
+        except EngineError as error:
+            log.warning("the scheduled snapshot failed: %s", error)
+        finally:
+            self._policy.ended(_now_ms(), ok)
+
+    def _on_tick(self, now: float) -> None:
+        oldest = now - self._config.view_age_max_ms / 1000
+        for view in [view for view in self._views if view.opened_at < oldest]:
+            view.close(f"it was older than view_age_max_ms={self._config.view_age_max_ms}")
+        if self.is_running() and not self._replacing and self._policy.due(_now_ms()):
+            self._spawn(self._scheduled_snapshot())
 
     def _open_reads(self) -> Reads:
         if threading.get_ident() != self._thread or self._reads is None:
@@ -436,64 +501,16 @@ class Engine:
             raise EngineStateError("the engine's storage is not open", hint="start() it")
         return self._reads
 
-    def _bind(self) -> Runtime:
-        """Belong to the running loop from now on, and let it watch the links."""
-        runtime = self._runtime
-        loop = asyncio.get_running_loop()
-        if runtime is not None and self._loop is loop and threading.get_ident() == self._thread:
-            return runtime
-        runtime = self._running()
-        if self._loop is not None:
-            raise WrongLoopError("the engine belongs to another event loop until stop()", hint="stop() it there")
-        self._loop = loop
-        runtime.on_link = lambda shard, descriptor: loop.add_reader(descriptor, runtime.on_readable, shard)
-        runtime.off_link = lambda shard, descriptor: self._forget_link(loop, descriptor)
-        for shard, link in enumerate(runtime.workers.links):
-            if link is not None:
-                loop.add_reader(link.fileno(), runtime.on_readable, shard)
-        self._timer = loop.call_later(TICK_MS / 1000, self._tick)
-        return runtime
 
-    @staticmethod
-    def _forget_link(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
-        if not loop.is_closed():
-            loop.remove_reader(descriptor)
-
-    def _tick(self) -> None:
-        runtime, loop = self._runtime, self._loop
-        if runtime is None or loop is None:
-            return
-        self._timer = loop.call_later(TICK_MS / 1000, self._tick)
-        runtime.tick()
-        oldest = time.monotonic() - self._config.view_age_max_ms / 1000
-        for view in [view for view in self._views if view.opened_at < oldest]:
-            view.close(f"it was older than view_age_max_ms={self._config.view_age_max_ms}")
-
-    def _unbind(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop = None
-
-    def _resolve(self, future: asyncio.Future[None], error: EngineError | None = None) -> None:
-        """Wake who awaits `future`, unless it was cancelled or its loop is gone."""
-        if future.done() or future.get_loop().is_closed():
-            return
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
-
-    def _orphan(self) -> None:
-        """This is a forked child: nothing here is ours."""
-        self._forked = True
-        self._thread = _NOBODY
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 def _make_way(path: Path) -> None:
     """Refuse a directory that another engine of this process runs on: its lock keeps out other processes only. One
     that is stopped may still read there; LMDB lets a process open it only once."""
-    for other in list(_engines):
-        if other._forked or other._path.resolve() != path.resolve():
+    for other in list(shells):
+        if not isinstance(other, Engine) or other._forked or other._path.resolve() != path.resolve():
             continue
         if other._runtime is not None:
             raise EngineLockedError(
@@ -506,19 +523,13 @@ def _make_way(path: Path) -> None:
             other.close_storage()
 
 
-def _after_fork() -> None:
-    for engine in list(_engines):
-        engine._orphan()
-
-
 def _at_exit() -> None:
     """Leaving the interpreter flushes, as dropping the machine does in the contract."""
-    for engine in list(_engines):
-        if engine._runtime is not None and not engine._forked:
+    for engine in list(shells):
+        if isinstance(engine, Engine) and engine._runtime is not None and not engine._forked:
             engine.stop()
 
 
-os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)
 
 

@@ -84,6 +84,10 @@ class Generation:
     def identity(self, shard: int) -> Identity:
         return Identity(self.info.id, shard, self.info.shards, SLOTS, self.info.config.machine)
 
+    def remove(self) -> None:
+        """Delete it; CURRENT must not name it. Nothing happens when it is gone."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def upgrade(self, version: int) -> None:
         """Remember that a later version of the machine has taken over."""
         config = msgspec.structs.replace(self.info.config, machine_version=version)

@@ -19,6 +19,8 @@ from engine.generations import (
     check_machine,
     check_shard_count,
 )
+from engine.install import Target, build
+from engine.snapshots import newest_trusted
 from shards.machine import Machine
 from shards.placement import SLOTS
 from shards.store import FORMAT, PAGE_BYTES
@@ -70,8 +72,15 @@ def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], confi
         if _trusted(directory, generation):
             return Opened(directory, lock, generation, "opened", None)
         discarded = directory.set_aside(generation)
-    outcome = _decide_to_create(discarded, config)
-    generation = directory.create(config.shards or default_shards(), fixed, half_bytes(config))
+    shards = config.shards or default_shards()
+    origin = None if discarded is None else newest_trusted(directory.path, fixed)
+    if origin is not None:
+        outcome = "restored"
+        target = Target(shards, machine, half_bytes(config), config.map_bytes)
+        generation = build(directory, origin, target)
+    else:
+        outcome = _decide_to_create(discarded, config)
+        generation = directory.create(shards, fixed, half_bytes(config))
     # First the mark: a generation without one of its own could not be trusted after the next death.
     directory.write_run_mark(RunMark(True, boot_id(), config.durability, fixed.lineage, generation.info.id))
     directory.make_current(generation)

@@ -84,6 +84,11 @@ class Pinning:
         }
 
     @property
+    def busy(self) -> bool:
+        """True while a snapshot is under way."""
+        return self._request is not None
+
+    @property
     def stage(self) -> Stage:
         return self._barrier.stage
 

@@ -21,7 +21,8 @@ from engine.cut import Reads
 from engine.decision import DecisionFile, Recovery, recover
 from engine.errors import DamagedError, EngineError, MachineImportError, MachineMismatchError, WorkerFailedError
 from engine.files import Lock
-from engine.generations import RunMark, boot_id
+from engine.generations import DirectoryConfig, Generation, RunMark, boot_id
+from engine.install import Origin, Target, build
 from engine.opening import Opened, half_bytes
 from engine.processes import Workers
 from engine.split import Splitter
@@ -68,6 +69,20 @@ class Runtime:
     @property
     def shards(self) -> int:
         return self._generation.shards
+
+    @property
+    def fixed(self) -> DirectoryConfig:
+        """What is part of the state machine and no node's own choice."""
+        return self._generation.info.config
+
+    def build(self, origin: Origin) -> Generation:
+        """A new generation of as many shards with the state of `origin`. Blocks; any thread. See `install.build`."""
+        target = Target(self.shards, self._machine, half_bytes(self.config), self.config.map_bytes)
+        return build(self.opened.directory, origin, target)
+
+    def build_empty(self) -> Generation:
+        """A new, empty generation of as many shards. Blocks; any thread."""
+        return self.opened.directory.create(self.shards, self.fixed, half_bytes(self.config))
 
     # ---- start ---------------------------------------------------------------------------------------------------
 
@@ -149,8 +164,10 @@ class Runtime:
                     )
         elif ring.half_bytes != half_bytes(self.config):
             ring.close()
-            path.unlink()
-            create_ring(path, half_bytes(self.config))
+            beside = path.with_name("ring.new")
+            beside.unlink(missing_ok=True)
+            create_ring(beside, half_bytes(self.config))
+            beside.rename(path)
             ring = RingWriter(path)
         self._open.callback(ring.close)
         return ring
@@ -338,7 +355,10 @@ class Runtime:
         Raises the failure that kept it from finishing; the workers are gone all the same, and the next start judges
         what they left.
         """
+        pinning = self.coordinator.pinning
         try:
+            pinning.cancel("the engine stops")
+            self.pump(lambda: not pinning.busy, self.config.stop_timeout_ms)
             if not self.pump(lambda: self.coordinator.idle, self.config.stop_timeout_ms):
                 raise WorkerFailedError(
                     f"chunks were still in flight after {self.config.stop_timeout_ms} ms",

@@ -1,22 +1,17 @@
 """A snapshot on its way to another host: numbered pieces here, the same directory there.
 
-    piece 0    the manifest, no data
-    piece 1..  the bytes of the parts, one part after the other; no piece spans two; empty parts have none
-    the last   says so
-
-Every piece names its snapshot (`source`, the checksum of the manifest) and carries a checksum of all it says. How
-pieces get across is the host's business; `encode_piece` gives bytes. One piece at a time is in memory on either side.
+How pieces get across is the host's business; `encode_piece` makes bytes of them. One piece at a time is in memory on
+either side.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
@@ -28,58 +23,28 @@ from engine.errors import (
     PieceGapError,
     PieceSourceError,
     SnapshotDamagedError,
-    SnapshotFormatError,
     TravelError,
 )
-from engine.manifest import MANIFEST, SNAPSHOT_FORMAT, Manifest, PartInfo, read_manifest, write_manifest
+from engine.manifest import MANIFEST, Manifest, PartInfo, read_manifest, write_manifest
+from engine.pieces import Piece, decode_piece, encode_piece, fault_of, file_errors_named, manifest_of
+from engine.receiving import PartsWriter
 from engine.retention import PARTIAL, Partial, snapshot_info, sweep
-from shards.digest import checksum128, hasher128
+from shards.digest import hasher128
+
+__all__ = [
+    "PIECE_BYTES",
+    "PIECE_BYTES_MAX",
+    "Piece",
+    "SnapshotAssembler",
+    "decode_piece",
+    "encode_piece",
+    "stream_snapshot",
+]
 
 PIECE_BYTES = 1 * MIB
 PIECE_BYTES_MAX = 64 * MIB
 
 _PURPOSE = "travel"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_Natural = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """A stretch of a snapshot: `data` begins at byte `offset` of the manifest's part number `part`.
-
-    source: the checksum of the manifest, 16 bytes. number: from 0, without gaps. metadata: JSON of the manifest on
-    piece 0, else empty. last: no piece follows. checksum: XXH3-128 of all the others, see `sealed`.
-    """
-
-    source: bytes
-    number: _Natural
-    part: _Natural
-    offset: _Natural
-    data: bytes
-    metadata: bytes
-    last: bool
-    checksum: bytes = b""
-
-    def sealed(self) -> Piece:
-        """This piece with the checksum that belongs to it."""
-        return msgspec.structs.replace(self, checksum=self.expected_checksum())
-
-    def expected_checksum(self) -> bytes:
-        place = (self.source, self.number, self.part, self.offset, len(self.data), self.metadata, self.last)
-        hasher = hasher128(msgspec.msgpack.encode(place))
-        hasher.update(self.data)
-        return hasher.digest()
-
-
-def encode_piece(piece: Piece) -> bytes:
-    return msgspec.msgpack.encode(piece)
-
-
-def decode_piece(data: bytes) -> Piece:
-    """Raises PieceDamagedError when `data` is no piece. Whether it is undamaged, `SnapshotAssembler.add` finds out."""
-    try:
-        return msgspec.msgpack.decode(data, type=Piece)
-    except msgspec.MsgspecError as error:
-        raise PieceDamagedError(f"{len(data)} bytes are no piece: {error}", hint="send it again") from error
 
 
 def stream_snapshot(path: str | os.PathLike[str], piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
@@ -100,8 +65,9 @@ def stream_snapshot(path: str | os.PathLike[str], piece_bytes: int = PIECE_BYTES
             piece_bytes=piece_bytes,
         )
     folder = Path(path)
-    manifest = read_manifest(folder)
-    if fault := _fault_of(manifest):
+    with file_errors_named(f"reading {folder}"):
+        manifest = read_manifest(folder)
+    if fault := fault_of(manifest):
         raise SnapshotDamagedError(f"{folder / MANIFEST}: {fault}", hint="take another snapshot", path=str(folder))
     return _pieces(folder, manifest, piece_bytes)
 
@@ -119,7 +85,7 @@ def _pieces(folder: Path, manifest: Manifest, piece_bytes: int) -> Iterator[Piec
 
 
 def _read(path: Path, info: PartInfo, piece_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Stretches of a part with their offsets. Raises SnapshotDamagedError before the one that would complete a bad one."""
+    """Stretches of a part with their offsets. Of a damaged part the last is not given: SnapshotDamagedError."""
     hasher = hasher128()
     with file_errors_named(f"reading {path}"), _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -163,7 +129,7 @@ class SnapshotAssembler:
         self._complete = self._closed = False
         self._manifest: Manifest | None = None
         self._partial: Partial | None = None
-        self._writer: _Writer | None = None
+        self._writer: PartsWriter | None = None
         with file_errors_named(f"sweeping {self._directory}"):
             sweep(self._directory, f"{PARTIAL}{_PURPOSE}-")
 
@@ -193,7 +159,7 @@ class SnapshotAssembler:
         if self._writer is None:
             self._begin(piece)
         else:
-            _check_place(piece, self._writer)
+            self._writer.check(piece)
             with self._file_work():
                 self._writer.write(piece.data)
         self._next += 1
@@ -216,12 +182,11 @@ class SnapshotAssembler:
                 number=self._next,
             )
         assert self._partial is not None and self._manifest is not None
-        with self._file_work():
-            if self._is_there(self._manifest):
-                path = self._directory / self._manifest.name
-            else:
+        path = self._directory / self._manifest.name
+        if not self._is_there(self._manifest):
+            with self._file_work():
                 write_manifest(self._partial.path, self._manifest)
-                path = self._partial.seal(self._manifest.name)
+                self._partial.seal(self._manifest.name)
         self.abandon()
         return path
 
@@ -231,7 +196,8 @@ class SnapshotAssembler:
         if self._writer is not None:
             self._writer.close()
         if self._partial is not None:
-            self._partial.remove()
+            with file_errors_named(f"removing {self._partial.path}"):
+                self._partial.remove()
 
     def __enter__(self) -> SnapshotAssembler:
         return self
@@ -257,22 +223,30 @@ class SnapshotAssembler:
                 hint="finish one snapshot before the next, or abandon it and begin anew",
                 number=piece.number,
             )
-        numbers = {"number": piece.number, "expected": self._next}
-        if piece.number < self._next:
-            raise PieceDuplicateError(f"piece {piece.number} came before; {self._next} is next", **numbers)
-        if self._complete:
-            raise PieceEndError(f"piece {piece.number} comes after the last, {self._next - 1}", **numbers)
-        if piece.number > self._next:
-            raise PieceGapError(
-                f"piece {piece.number} comes where {self._next} is next", hint=f"send from {self._next} on", **numbers
+        if piece.number != self._next or self._complete:
+            raise self._out_of_order(piece.number)
+
+    def _out_of_order(self, number: int) -> TravelError:
+        if number < self._next:
+            return PieceDuplicateError(
+                f"piece {number} came before; {self._next} is next", hint="skip it", number=number, expected=self._next
             )
+        if self._complete:
+            return PieceEndError(f"piece {number} comes after the last, {self._next - 1}", hint="finish", number=number)
+        return PieceGapError(
+            f"piece {number} comes where {self._next} is next",
+            hint=f"send from {self._next} on",
+            number=number,
+            expected=self._next,
+        )
 
     def _begin(self, piece: Piece) -> None:
-        manifest = _manifest_of(piece)
+        manifest = manifest_of(piece)
+        self._is_there(manifest)
         with self._file_work():
-            self._is_there(manifest)
             self._partial = Partial(self._directory, _PURPOSE)
-            self._writer = _Writer(self._partial.path, manifest.parts)
+            self._writer = PartsWriter(self._partial.path, manifest.parts)
+            self._writer.begin()
         self._manifest = manifest
 
     def _is_there(self, manifest: Manifest) -> bool:
@@ -298,145 +272,3 @@ class SnapshotAssembler:
         except BaseException:
             self.abandon()
             raise
-
-
-def _manifest_of(piece: Piece) -> Manifest:
-    """The manifest that piece 0 carries, checked."""
-    try:
-        found = msgspec.json.decode(piece.metadata, type=dict[str, object]).get("format")
-        if found != SNAPSHOT_FORMAT:
-            raise SnapshotFormatError(
-                f"the snapshot has format {found!r}; this version reads format {SNAPSHOT_FORMAT}",
-                hint="install it with the version that wrote it",
-                format=found,
-            )
-        manifest = msgspec.json.decode(piece.metadata, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise PieceDamagedError(f"piece 0 carries no manifest: {error}", hint="send it again", number=0) from error
-    fault = _fault_of(manifest)
-    if piece.source.hex() != manifest.checksum or manifest.checksum != manifest.expected_checksum():
-        fault = "the manifest does not match its checksum"
-    elif piece.data or piece.part or piece.offset:
-        fault = f"it holds {len(piece.data)} bytes of part {piece.part}"
-    elif not fault and piece.last != (sum(info.bytes for info in manifest.parts) == 0):
-        raise PieceEndError("piece 0 is wrong about being the last", hint="send it again", number=0)
-    if fault:
-        raise PieceDamagedError(f"piece 0: {fault}", hint="send it again", number=0)
-    return manifest
-
-
-def _fault_of(manifest: Manifest) -> str:
-    """What no honest manifest says: names that lead out of the directory or clash, numbers that cannot be."""
-    names = [info.file for info in manifest.parts]
-    for name in names:
-        if "/" in name or "\0" in name or name.startswith((".", MANIFEST)) or not 0 < len(os.fsencode(name)) < 256:
-            return f"{name!r} is no name of a part"
-    if len(set(names)) < len(names):
-        return "two parts have one name"
-    if len(names) != manifest.shards or min(manifest.last_included.index, manifest.last_included.term) < 0:
-        return f"{len(names)} parts for {manifest.shards} shards at {manifest.last_included}"
-    for info in manifest.parts:
-        if info.bytes < 0 or (info.bytes == 0 and info.checksum != checksum128(b"").hex()):
-            return f"{info.file} cannot have {info.bytes} bytes and checksum {info.checksum}"
-    return ""
-
-
-def _check_place(piece: Piece, writer: _Writer) -> None:
-    """Whether the piece goes on where the files end, and ends where it says. Raises PieceError kinds."""
-    number = piece.number
-    if (piece.part, piece.offset) != (writer.part, writer.offset):
-        raise PieceGapError(
-            f"piece {number} begins at byte {piece.offset} of part {piece.part}; byte {writer.offset} of part "
-            f"{writer.part} is next",
-            number=number,
-        )
-    if piece.metadata or not 0 < len(piece.data) <= writer.room:
-        raise PieceDamagedError(
-            f"piece {number} has {len(piece.data)} bytes of data and {len(piece.metadata)} of metadata; part "
-            f"{piece.part} has room for {writer.room}",
-            number=number,
-        )
-    whole = writer.is_whole_with(piece.data)
-    if piece.last and not whole:
-        raise PieceEndError(f"piece {number} says to be the last, but bytes are missing", number=number)
-    if whole and not piece.last:
-        raise PieceDamagedError(f"piece {number} completes the snapshot and does not say so", number=number)
-    if len(piece.data) == writer.room and not writer.matches_with(piece.data):
-        raise PieceDamagedError(
-            f"part {piece.part} does not match the checksum of its manifest",
-            hint="the snapshot was damaged before it was sent; send another one",
-            number=number,
-        )
-
-
-class _Writer:
-    """Writes the parts, one file after the other. `part` and `offset` say where the next byte goes.
-
-    Invariant: a file that is full is on the disk and closed; at most one is open.
-    """
-
-    def __init__(self, folder: Path, parts: list[PartInfo]) -> None:
-        self._folder = folder
-        self._parts = parts
-        self._file: BinaryIO | None = None
-        self._last = max((part for part, info in enumerate(parts) if info.bytes), default=-1)
-        self.part, self.offset = -1, 0
-        self._go_on()
-
-    @property
-    def room(self) -> int:
-        return self._parts[self.part].bytes - self.offset
-
-    def is_whole_with(self, data: bytes) -> bool:
-        return self.part == self._last and len(data) == self.room
-
-    def matches_with(self, data: bytes) -> bool:
-        """Whether the open part, ended by `data`, is what the manifest says."""
-        hasher = self._hasher.copy()
-        hasher.update(data)
-        return hasher.hexdigest() == self._parts[self.part].checksum
-
-    def write(self, data: bytes) -> None:
-        assert self._file is not None and len(data) <= self.room
-        self._file.write(data)
-        self._hasher.update(data)
-        self.offset += len(data)
-        if self.room == 0:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        """Complete the open file; open the next one that will have bytes, making the empty ones on the way."""
-        while True:
-            self._complete()
-            self.part, self.offset = self.part + 1, 0
-            if self.part == len(self._parts):
-                return
-            self._file = (self._folder / self._parts[self.part].file).open("xb")
-            self._hasher = hasher128()
-            if self.room:
-                return
-
-    def _complete(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self.close()
-
-    def close(self) -> None:
-        """Close what is open. Does not fail: what is not flushed by now is given up."""
-        file, self._file = self._file, None
-        if file is not None:
-            try:
-                file.close()
-            except OSError:
-                pass
-
-
-@contextmanager
-def file_errors_named(doing: str) -> Iterator[None]:
-    """Turn an OSError into a TravelError that says what was being done, and keeps `errno`."""
-    try:
-        yield
-    except OSError as error:
-        hint = "make room" if error.errno in _FULL else "see that the path is right and may be used"
-        raise TravelError(f"{doing}: {error.strerror or error}", hint=hint, errno=error.errno) from error

@@ -1,0 +1,138 @@
+"""A piece of a travelling snapshot: what it says, and what an honest one can say.
+
+    piece 0    the manifest, no data
+    piece 1..  the bytes of the parts, one part after the other; no piece spans two; empty parts have none
+    the last   says so
+
+Every piece names its snapshot (`source`, the checksum of the manifest) and carries a checksum of all it says.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import msgspec
+
+from engine.errors import PieceDamagedError, PieceEndError, SnapshotFormatError, TravelError
+from engine.manifest import MANIFEST, SNAPSHOT_FORMAT, Manifest
+from shards.digest import checksum128, hasher128
+from shards.types import U64_MAX
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PART_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z._-]{0,199}", re.ASCII)
+_Natural = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A stretch of a snapshot: `data` begins at byte `offset` of the manifest's part number `part`.
+
+    source: the checksum of the manifest, 16 bytes. number: from 0, without gaps. metadata: JSON of the manifest on
+    piece 0, else empty. last: no piece follows. checksum: XXH3-128 of all the others, see `sealed`.
+    """
+
+    source: bytes
+    number: _Natural
+    part: _Natural
+    offset: _Natural
+    data: bytes
+    metadata: bytes
+    last: bool
+    checksum: bytes = b""
+
+    def sealed(self) -> Piece:
+        """This piece with the checksum that belongs to it."""
+        return msgspec.structs.replace(self, checksum=self.expected_checksum())
+
+    def expected_checksum(self) -> bytes:
+        place = (self.source, self.number, self.part, self.offset, len(self.data), self.metadata, self.last)
+        hasher = hasher128(msgspec.msgpack.encode(place))
+        hasher.update(self.data)
+        return hasher.digest()
+
+
+def encode_piece(piece: Piece) -> bytes:
+    return msgspec.msgpack.encode(piece)
+
+
+def decode_piece(data: bytes) -> Piece:
+    """Raises PieceDamagedError when `data` is no piece. Whether it is undamaged, `SnapshotAssembler.add` finds out."""
+    try:
+        return msgspec.msgpack.decode(data, type=Piece)
+    except msgspec.MsgspecError as error:
+        raise PieceDamagedError(f"{len(data)} bytes are no piece: {error}", hint="send it again") from error
+
+
+def manifest_of(piece: Piece) -> Manifest:
+    """The manifest that piece 0 carries.
+
+    Raises:
+        SnapshotFormatError: this version cannot read the snapshot.
+        PieceDamagedError, PieceEndError: the piece, or the manifest, says what cannot be.
+    """
+    try:
+        found = msgspec.json.decode(piece.metadata, type=dict[str, object]).get("format")
+        if found != SNAPSHOT_FORMAT:
+            raise SnapshotFormatError(
+                f"the snapshot has format {found!r}; this version reads format {SNAPSHOT_FORMAT}",
+                hint="install it with the version that wrote it",
+                format=found,
+            )
+        manifest = msgspec.json.decode(piece.metadata, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise PieceDamagedError(f"piece 0 carries no manifest: {error}", hint="send it again", number=0) from error
+    fault = fault_of(manifest)
+    if manifest.checksum != manifest.expected_checksum() or piece.source.hex() != manifest.checksum:
+        fault = "the manifest does not match its checksum"
+    elif piece.data or piece.part or piece.offset:
+        fault = f"it has {len(piece.data)} bytes of part {piece.part}; the first piece has none"
+    if fault:
+        raise PieceDamagedError(f"piece 0: {fault}", hint="send it again", number=0)
+    check_end(piece, whole=not any(info.bytes for info in manifest.parts))
+    return manifest
+
+
+def check_end(piece: Piece, *, whole: bool) -> None:
+    """Raises PieceEndError when the piece says to be the last and is not, PieceDamagedError when it is and does not."""
+    if piece.last and not whole:
+        raise PieceEndError(
+            f"piece {piece.number} says to be the last, but bytes are missing",
+            hint="the sender gave up; let it begin anew",
+            number=piece.number,
+        )
+    if whole and not piece.last:
+        raise PieceDamagedError(
+            f"piece {piece.number} completes the snapshot and does not say so",
+            hint="send it again",
+            number=piece.number,
+        )
+
+
+def fault_of(manifest: Manifest) -> str:
+    """What no honest manifest says, or "": names that lead out of the directory or clash, numbers that cannot be."""
+    names = [info.file for info in manifest.parts]
+    for name in names:
+        if not _PART_NAME.fullmatch(name) or name.startswith(MANIFEST):
+            return f"{name!r} is no name for a part"
+    if len(set(names)) < len(names):
+        return "two parts have the same name"
+    place = manifest.last_included
+    if len(names) != manifest.shards or not (0 <= place.index <= U64_MAX and 0 <= place.term <= U64_MAX):
+        return f"{len(names)} parts of {manifest.shards} shards at {place} cannot be"
+    for info in manifest.parts:
+        if info.bytes < 0 or (info.bytes == 0 and info.checksum != checksum128(b"").hex()):
+            return f"{info.file}: {info.bytes} bytes with checksum {info.checksum} cannot be"
+    return ""
+
+
+@contextmanager
+def file_errors_named(doing: str) -> Iterator[None]:
+    """Turn an OSError into a TravelError that says what was being done, and keeps `errno`."""
+    try:
+        yield
+    except OSError as error:
+        hint = "make room" if error.errno in _FULL else "see that the path is right and may be used"
+        raise TravelError(f"{doing}: {error.strerror or error}", hint=hint, errno=error.errno) from error

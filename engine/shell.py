@@ -1,0 +1,286 @@
+"""The shell around the coordinator: the thread and loop an engine belongs to, and who waits in it. The owner of
+`asyncio`.
+
+What must be waited for is a future of the caller's loop, which the coordinator's progress resolves; the loop watches
+the workers' links. Nothing here knows what is applied or read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from itertools import count
+from typing import Any, TypeVar
+
+from engine.chunks import Delivery
+from engine.config import EngineConfig
+from engine.errors import EngineError, EngineStateError, ForkedError, WrongLoopError, WrongThreadError
+from engine.runtime import TICK_MS, Runtime
+from shards.types import Entry
+
+T = TypeVar("T")
+
+_NOBODY = -1
+shells: weakref.WeakSet[Shell] = weakref.WeakSet()
+
+
+class Shell:
+    """What belongs to one thread, one loop, and one run of an engine at a time.
+
+    Invariant: `_runtime` is set while the engine runs; `_loop` from its first await on. The first future in `_room`
+    keeps its place until its owner has taken its turn.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._thread = threading.get_ident()
+        self._forked = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._runtime: Runtime | None = None
+        self._replacing = False
+        self._room: deque[asyncio.Future[None]] = deque()
+        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waiter_numbers = count()
+        self._idlers: list[asyncio.Future[None]] = []
+        self._tasks: set[asyncio.Future[None]] = set()
+        shells.add(self)
+
+    def _run(self, runtime: Runtime) -> None:
+        """From now on `runtime` is the engine's; a bound loop watches it instead of the one before."""
+        before, self._runtime = self._runtime, runtime
+        runtime.coordinator.on_publish = self._published
+        runtime.coordinator.wake = self._resolve
+        if self._loop is not None:
+            if before is not None:
+                self._unwatch(before, self._loop)
+            self._watch(runtime, self._loop)
+
+    # ---- thread, loop, process -----------------------------------------------------------------------------------
+
+    def _check_thread(self) -> None:
+        if threading.get_ident() == self._thread:
+            return
+        if self._forked:
+            raise ForkedError("the engine was made before a fork, in the parent process", hint="make one per process")
+        raise WrongThreadError(
+            "the engine belongs to the thread that made it", hint="hand the call over with loop.call_soon_threadsafe"
+        )
+
+    def _running(self) -> Runtime:
+        self._check_thread()
+        if self._runtime is None:
+            raise EngineStateError("the engine does not run", hint="start() it")
+        return self._runtime
+
+    def _bind(self) -> Runtime:
+        """Belong to the running loop from now on, and let it watch the links."""
+        runtime = self._runtime
+        loop = asyncio.get_running_loop()
+        if runtime is not None and self._loop is loop and threading.get_ident() == self._thread:
+            return runtime
+        runtime = self._running()
+        if self._loop is not None:
+            raise WrongLoopError("the engine belongs to another event loop until stop()", hint="stop() it there")
+        self._loop = loop
+        self._watch(runtime, loop)
+        self._timer = loop.call_later(TICK_MS / 1000, self._tick)
+        return runtime
+
+    def _watch(self, runtime: Runtime, loop: asyncio.AbstractEventLoop) -> None:
+        runtime.on_link = lambda shard, descriptor: loop.add_reader(descriptor, runtime.on_readable, shard)
+        runtime.off_link = lambda shard, descriptor: self._forget_link(loop, descriptor)
+        for shard, link in enumerate(runtime.workers.links):
+            if link is not None:
+                loop.add_reader(link.fileno(), runtime.on_readable, shard)
+
+    def _unwatch(self, runtime: Runtime, loop: asyncio.AbstractEventLoop) -> None:
+        for link in runtime.workers.links:
+            if link is not None:
+                self._forget_link(loop, link.fileno())
+        runtime.off_link = lambda shard, descriptor: None
+
+    @staticmethod
+    def _forget_link(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+        if not loop.is_closed():
+            loop.remove_reader(descriptor)
+
+    def _unbind(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop = None
+
+    def _tick(self) -> None:
+        """Once in a while, as long as a loop is bound."""
+        if self._runtime is None or self._loop is None:
+            return
+        self._timer = self._loop.call_later(TICK_MS / 1000, self._tick)
+        self._runtime.tick()
+        self._on_tick(time.monotonic())
+
+    def _on_tick(self, now: float) -> None:
+        """For the engine: time passes (`now` in seconds)."""
+
+    def _orphan(self) -> None:
+        """This is a forked child: nothing here is ours."""
+        self._forked = True
+        self._thread = _NOBODY
+
+    # ---- who waits -----------------------------------------------------------------------------------------------
+
+    async def _deliver(self, entries: Sequence[Entry]) -> Delivery:
+        """Wait for room, have the chunk accepted, wait until it is resolved."""
+        runtime = self._bind()
+        if self._room or not self._has_room(runtime):
+            await self._wait_for_room()
+            runtime = self._running()
+        try:
+            delivery = runtime.coordinator.accept(entries)
+        finally:
+            if self._room:
+                self._wake_next()
+        for chunk in delivery.chunks:
+            if chunk.results is None and chunk.error is None:
+                future = asyncio.get_running_loop().create_future()
+                chunk.waiting.append(future)
+                await future
+        return delivery
+
+    def _has_room(self, runtime: Runtime) -> bool:
+        coordinator, config = runtime.coordinator, self._config
+        return coordinator.failure is not None or (
+            coordinator.in_flight_chunks < config.in_flight_chunks_max
+            and coordinator.in_flight_bytes < config.in_flight_bytes_max
+            and not self._replacing
+        )
+
+    async def _wait_for_room(self) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._room.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn in self._room:
+                self._room.remove(turn)
+                self._wake_next()
+            raise
+        if self._room and self._room[0] is turn:
+            self._room.popleft()
+
+    def _wake_next(self) -> None:
+        """Give the first waiting call its turn; it stays first in line until it takes it."""
+        runtime = self._runtime
+        if self._room and not self._room[0].done() and runtime is not None and self._has_room(runtime):
+            self._resolve(self._room[0])
+
+    async def _applied(self, index: int, timeout: float | None) -> None:
+        runtime = self._bind()
+        if runtime.coordinator.failure is not None:
+            raise runtime.coordinator.failure
+        if runtime.coordinator.applied.index >= index:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiters, (index, next(self._waiter_numbers), future))
+        async with asyncio.timeout(timeout):
+            await future
+
+    async def _idle(self) -> None:
+        """Wait until nothing is in flight. Raises the engine's failure."""
+        while not self._running().coordinator.idle:
+            if (failure := self._running().coordinator.failure) is not None:
+                raise failure
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idlers.append(future)
+            await future
+
+    def _published(self) -> None:
+        """The coordinator has moved: wake who waits for an index, for room, or for quiet."""
+        runtime = self._runtime
+        if runtime is None:
+            return
+        coordinator = runtime.coordinator
+        if coordinator.failure is not None:
+            self._release_waiting(coordinator.failure)
+            return
+        while self._waiters and self._waiters[0][0] <= coordinator.applied.index:
+            self._resolve(heapq.heappop(self._waiters)[2])
+        if self._room:
+            self._wake_next()
+        if self._idlers and coordinator.idle:
+            idlers, self._idlers = self._idlers, []
+            for future in idlers:
+                self._resolve(future)
+
+    def _release_waiting(self, error: EngineError) -> None:
+        waiting = [*self._room, *self._idlers, *(future for _, _, future in self._waiters)]
+        self._room.clear()
+        self._idlers.clear()
+        self._waiters.clear()
+        for future in waiting:
+            self._resolve(future, error)
+
+    async def _settled(self, request: Callable[[Callable[[EngineError | None], None]], None]) -> None:
+        """Start something that calls back with an error or None, and wait for that."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        request(lambda error: self._resolve(future, error))
+        await future
+
+    async def _called_back(self, start: Callable[[Callable[[T], None]], None], cancel: Callable[[], None]) -> T:
+        """Start something that calls back with its outcome, and wait for that. Cancelled, it is told so by `cancel`
+        and waited for all the same: it has cleaned up when this returns."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def ended(outcome: T) -> None:
+            if not future.done() and not future.get_loop().is_closed():
+                future.set_result(outcome)
+
+        start(ended)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            cancel()
+            await asyncio.wait([future])
+            raise
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Do `work`, which blocks, beside the loop. Cancelled, it is waited for all the same."""
+        task = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have the loop do `work` beside everything else."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @staticmethod
+    async def _breathe() -> None:
+        """Let the loop do something else."""
+        await asyncio.sleep(0)
+
+    def _resolve(self, future: asyncio.Future[None], error: EngineError | None = None) -> None:
+        """Wake who awaits `future`, unless it was cancelled or its loop is gone."""
+        if future.done() or future.get_loop().is_closed():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+
+def _after_fork() -> None:
+    for shell in list(shells):
+        shell._orphan()
+
+
+os.register_at_fork(after_in_child=_after_fork)
