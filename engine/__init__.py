@@ -51,7 +51,7 @@ Files, lowest first:
 from engine.archive import export_snapshot, import_snapshot
 from engine.config import EngineConfig, load_config
 from engine.contract import ScanResult, SnapshotInfo, SnapshotMetadata, StartReport, StateMachine
-from engine.engine import Engine, run
+from engine.engine import Engine
 from engine.errors import (
     BadEntryError,
     ChunkAbortedError,
@@ -98,6 +98,7 @@ from engine.errors import (
 )
 from engine.policy import SnapshotPolicy
 from engine.retention import valid_snapshots
+from engine.shell import run
 from engine.travel import Piece, SnapshotAssembler, decode_piece, encode_piece, stream_snapshot
 from engine.view import View
 from shards.kv import CompareAndSwap, Delete, KeyValue, Put

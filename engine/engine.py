@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -531,13 +531,3 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
-
-
-def run(main: Callable[[], Awaitable[Any]] | Awaitable[Any]) -> Any:
-    """Run `main`, a coroutine or a function that makes one, on a new uvloop event loop, and return its result."""
-    import uvloop
-
-    async def call() -> Any:
-        return await (main() if callable(main) else main)
-
-    return uvloop.run(call())

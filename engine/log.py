@@ -11,7 +11,7 @@ import msgspec
 from engine.decision import TERM_RUNS_MAX
 from engine.errors import LogConflictError, LogGapError, LogOrderError
 from shards.part import Run
-from shards.types import Entry, LogId
+from shards.types import U64_MAX, Entry, LogId
 
 
 class Mark(msgspec.Struct, frozen=True, gc=False):
@@ -94,7 +94,10 @@ class Tail:
             before = term
 
     def extend(self, entries: Sequence[Entry]) -> list[Run]:
-        """Accept `entries`, which `check` has passed. Returns where term or clock change among them."""
+        """Accept `entries`, which `check` has passed. Returns where term or clock change among them.
+
+        Raises LogOrderError, and accepts nothing, when a term or a clock is more than 64 bits hold.
+        """
         first = entries[0]
         if len(entries) == 1:
             runs = [Run(first.index, first.term, max(self.clock, first.time_ms))]
@@ -102,6 +105,15 @@ class Tail:
             runs = [Run(first.index, first.term, self.clock)]
         else:
             runs = _runs(entries, self.clock)
+        if runs[-1].term > U64_MAX or runs[-1].clock > U64_MAX:
+            raise LogOrderError(
+                f"the chunk of entries {first.index} to {entries[-1].index} reaches term {runs[-1].term} and clock "
+                f"{runs[-1].clock} ms; each is at most {U64_MAX}",
+                hint="term and time_ms are unsigned 64-bit numbers",
+                term=runs[-1].term,
+                clock=runs[-1].clock,
+                limit=U64_MAX,
+            )
         for run in runs:
             if run.term != self.term:
                 self.term_runs.append(LogId(run.first, run.term))

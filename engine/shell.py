@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
@@ -284,3 +284,13 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def run(main: Callable[[], Awaitable[Any]] | Awaitable[Any]) -> Any:
+    """Run `main`, a coroutine or a function that makes one, on a new uvloop event loop, and return its result."""
+    import uvloop
+
+    async def call() -> Any:
+        return await (main() if callable(main) else main)
+
+    return uvloop.run(call())

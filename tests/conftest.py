@@ -1,0 +1,179 @@
+"""What every test gets: a coroutine is run on uvloop, and nothing may be left behind.
+
+After each test no process that it started may live on, no descriptor may be open that was not open before, and the
+temporary directory must be empty (what `tmp_path` holds is the test's own). Processes are found by a word in the
+environment that they inherit, so grandchildren count. Engines that a failed test leaves running are killed; a test
+that passes and leaves one running fails here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+import select
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from engine import Engine, run
+from engine.shell import shells
+
+LEAVING_S = 20.0  # how long a process that is ending already may take; nothing waits that long when all is well
+_MARK = "LEAK_CHECK_OF"
+_FAILED = pytest.StashKey[bool]()
+
+settings.register_profile(
+    "suite",
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile("deep", settings.get_profile("suite"), max_examples=2_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+os.environ[_MARK] = str(os.getpid())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine function on a new uvloop."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    run(lambda: pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
+    return report
+
+
+@pytest.fixture(scope="session")
+def temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this process, and every one it starts, makes its temporary files."""
+    path = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(path))
+        patch.setattr(tempfile, "tempdir", str(path))
+        run(lambda: asyncio.sleep(0))  # the first loop of a process opens a pipe that libuv keeps
+        yield path
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(request: pytest.FixtureRequest, temporary_directory: Path) -> Iterator[None]:
+    gc.collect()
+    descriptors, processes = open_descriptors(), descendants()
+    yield
+    running = kill_engines()
+    if request.node.stash.get(_FAILED, False):
+        for process in descendants() - processes:
+            end(process)
+        return
+    assert not running, f"engines still run: {running}"
+    left = wait_for_the_end_of(descendants() - processes)
+    assert not left, f"processes live on: {left}"
+    assert not any(temporary_directory.iterdir()), f"files remain: {list(temporary_directory.iterdir())}"
+    if open_descriptors() != descriptors:
+        gc.collect()
+    new = open_descriptors().items() - descriptors.items()
+    assert not new, f"descriptors remain open: {sorted(new)}"
+
+
+def kill_engines() -> list[str]:
+    """End every engine of this process, as hard as it takes. Returns the paths of those that ran."""
+    running = []
+    for engine in [shell for shell in shells if isinstance(shell, Engine)]:
+        runtime = engine._runtime
+        if runtime is not None:
+            running.append(str(engine._path))
+            runtime.abandon()
+            runtime.opened.lock.close()
+            engine._runtime = None
+            engine._unbind()
+        if running or engine._reads is not None:
+            _close_readers(engine)
+    return running
+
+
+def _close_readers(engine: Engine) -> None:
+    engine._thread = threading.get_ident()
+    engine.close_storage()
+
+
+def open_descriptors() -> dict[int, str]:
+    """What each descriptor of this process is."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found[int(name)] = str(Path(f"/proc/self/fd/{name}").readlink())
+    return {number: target for number, target in found.items() if target != f"/proc/{os.getpid()}/fd"}
+
+
+def descendants() -> set[int]:
+    """Every process that descends from this one: its children, dead or alive, and all that carry its mark."""
+    return {int(name) for name in os.listdir("/proc") if name.isdigit() and _descends(int(name))}
+
+
+def _descends(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return parent == os.getpid() or f"{_MARK}={os.getpid()}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    except (OSError, ValueError):
+        return False
+
+
+def wait_for_the_end_of(processes: set[int]) -> list[str]:
+    """Give processes that are ending the time to. Returns what does not end; it is killed."""
+    deadline, left = time.monotonic() + LEAVING_S, []
+    for pid in processes:
+        if not _ends(pid, deadline):
+            with suppress(OSError):
+                left.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            end(pid)
+        elif pid in descendants():
+            left.append(f"zombie {pid}")
+            end(pid)
+    return left
+
+
+def _ends(pid: int, deadline: float) -> bool:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        return bool(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def end(pid: int) -> None:
+    """Kill a process, and reap it if it is a child."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def pytest_report_header(config: Any) -> str:
+    return f"hypothesis profile: {os.environ.get('HYPOTHESIS_PROFILE', 'suite')}"

@@ -1,0 +1,251 @@
+"""Every read is a cut: all shards at exactly `last_applied()`, for as long as somebody holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from model import Model, log_of
+
+from engine import (
+    Delete,
+    Engine,
+    EngineConfig,
+    EngineStateError,
+    Entry,
+    LogId,
+    Put,
+    ScanResult,
+    TooManyViewsError,
+    View,
+    ViewClosedError,
+    encode,
+)
+
+FLIPS = 3_000
+KEYS = [b"key%d" % number for number in range(64)]
+
+
+def flip(index: int) -> list[Entry]:
+    """The chunk number `index`, of 64 entries that set all keys to that number."""
+    return log_of([encode(Put(key, b"%d" % index)) for key in KEYS], first=64 * (index - 1) + 1)
+
+
+async def test_no_reader_ever_sees_two_versions_of_a_chunk(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=3, config=EngineConfig(views_max=400)) as db:
+        assert len({db._open_reads()._owner(key) for key in KEYS}) == 3
+        await db.apply_chunk(flip(1))
+        views: list[View] = []
+        draw = random.Random(11)
+        seen: set[int] = set()
+
+        def check(reader: Engine | View, index: int) -> int:
+            (version,) = {int(value) for value in reader.get_multi(KEYS) if value is not None}
+            assert index == 64 * version
+            assert reader.get(KEYS[version % 64]) == b"%d" % version
+            assert len(reader) == len(KEYS)
+            return version
+
+        async def read() -> None:
+            while db.last_applied().index < 64 * FLIPS:
+                seen.add(check(db, db.last_applied().index))
+                await asyncio.sleep(0)
+
+        async def hold() -> None:
+            while db.last_applied().index < 64 * FLIPS:
+                views.append(db.view())
+                for view in draw.sample(views, min(5, len(views))):
+                    check(view, view.revision)
+                if len(views) > 100:
+                    views.pop(draw.randrange(len(views))).close()
+                await asyncio.sleep(0)
+
+        async def apply() -> None:
+            for first in range(2, FLIPS + 1, 7):
+                await asyncio.gather(*[db.apply_chunk(flip(n)) for n in range(first, min(first + 7, FLIPS + 1))])
+                check(db, 64 * min(first + 6, FLIPS))
+
+        await asyncio.gather(apply(), read(), read(), hold())
+        for view in views:
+            check(view, view.revision)
+            view.close()
+        assert check(db, db.last_applied().index) == FLIPS
+        assert len(seen) > 100, "the readers ran beside the applies"
+        assert db.stats()["pinned_cuts"] == 0
+
+
+async def test_a_read_on_waking_sees_the_chunk_that_was_waited_for(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=3) as db:
+        for index in range(1, 200):
+            await db.apply_chunk(flip(index))
+            assert db.last_applied() == LogId(64 * index, 1)
+            assert db.get(KEYS[index % 64]) == b"%d" % index
+
+
+async def test_a_view_repeats_its_reads_while_applies_go_on(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=3) as db:
+        await db.apply_chunk(flip(1))
+        digest = await db.digest()
+        with db.view() as view, db.view() as twin:
+            before = view.scan_prefix(b"key")
+            assert bool(view)
+            await db.apply_chunk(flip(2))
+            await db.apply_chunk(log_of([encode(Delete(key)) for key in KEYS[:60]], first=129))
+            await db.apply_chunk(log_of([encode(Put(b"key", b""))], first=189))
+            assert view.scan_prefix(b"key") == before
+            assert (view.revision, len(view)) == (64, 64)
+            assert view.get(b"key") is None
+            twin.close()
+            twin.close()
+            assert view.get_multi(KEYS) == [b"1"] * 64
+            assert db.stats()["pinned_cuts"] == 1
+        assert (len(db), db.stats()["pinned_cuts"], db.stats()["views"]) == (5, 0, 0)
+        with pytest.raises(ViewClosedError, match="revision 64 cannot be read: it was closed"):
+            view.get(b"key")
+        assert await db.digest() != digest
+
+
+async def test_a_digest_is_of_one_index_though_applies_go_on(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=3) as db:
+        model = Model()
+        entries = log_of([encode(Put(b"%d" % number, b"")) for number in range(20_000)])
+        model.apply(entries)
+        await db.apply_chunk(entries)
+        digest = asyncio.ensure_future(db.digest())
+        await asyncio.sleep(0)
+        await db.apply_chunk(log_of([encode(Put(b"%d" % number, b"new")) for number in range(20_000)], first=20_001))
+        assert await digest == model.digest()
+        assert await db.digest() != model.digest()
+
+
+async def test_views_are_counted_and_limited(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=2, config=EngineConfig(views_max=3)) as db:
+        views = []
+        for index in range(1, 4):
+            await db.apply_chunk(flip(index))
+            views.append(db.view())
+        with pytest.raises(TooManyViewsError, match="raise views_max"):
+            db.view()
+        assert db.stats()["views"] == 3
+        await db.apply_chunk(flip(4))
+        views.pop().close()
+        with db.view() as view:
+            assert view.get(KEYS[0]) == b"4"
+        assert [view.get(KEYS[0]) for view in views] == [b"1", b"2"]
+
+
+async def test_a_view_that_outlives_its_age_limit_is_closed_for_it(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=2, config=EngineConfig(view_age_max_ms=1)) as db:
+        await db.apply_chunk(flip(1))
+        view = db.view()
+        index = 1
+        while db.stats()["views"]:  # the engine looks at its views every now and then
+            index += 1
+            await db.apply_chunk(flip(index))
+        with pytest.raises(ViewClosedError, match="older than view_age_max_ms=1"):
+            view.get_multi(KEYS)
+
+
+async def test_a_read_that_goes_through_many_publishes_leaves_no_transaction_open(tmp_path: Path) -> None:
+    """LMDB has `views_max` + 16 reader slots a shard: one that is lost each time would soon be one too many."""
+    async with Engine(tmp_path / "db", shards=2, config=EngineConfig(views_max=2)) as db:
+        for index in range(1, 200):
+            view = db.view()
+            await db.apply_chunk(flip(index))
+            view.close()
+        assert db.get(KEYS[5]) == b"199"
+
+
+PREFIXES = [b"", b"a", b"ab", b"\xff", b"\xff\xff", b"a\xff", b"zz", b"\0"]
+
+
+async def test_scans_are_pages_of_one_sorted_dict(tmp_path: Path) -> None:
+    draw = random.Random(7)
+    alphabet = [b"", b"a", b"b", b"ab", b"\xff", b"\xff\xff", b"a\xff", b"\0", b"z"]
+    keys = {b"".join(draw.choices(alphabet, k=4)) for _ in range(600)} - {b""}
+    async with Engine(tmp_path / "db", shards=3) as db:
+        entries, model = log_of([encode(Put(key, key[::-1])) for key in draw.sample(sorted(keys), len(keys))]), Model()
+        model.apply(entries)
+        await db.apply_chunk(entries)
+        revision = len(entries)
+        for prefix in PREFIXES:
+            expected = model.scan(prefix)
+            assert db.scan_prefix(prefix) == ScanResult(expected, revision, more=False)
+            assert db.scan_prefix(prefix, reverse=True) == ScanResult(expected[::-1], revision, more=False)
+            for reverse in (False, True):
+                for limit in (1, 7, 1_000):
+                    assert list(paged(db, prefix, limit, reverse)) == expected[:: -1 if reverse else 1]
+            for start in [*draw.sample(sorted(keys), 20), b"", b"\xff" * 9, prefix + b"\x80"]:
+                above = [record for record in expected if record[0] > start]
+                below = [record for record in expected[::-1] if record[0] < start]
+                assert db.scan_prefix(prefix, start_after=start).entries == above
+                assert db.scan_prefix(prefix, start_after=start, reverse=True).entries == below
+        assert db.scan_prefix(b"", limit=0) == ScanResult([], revision, more=True)
+        assert db.scan_prefix(b"nothing", limit=0) == ScanResult([], revision, more=False)
+        with pytest.raises(ValueError, match="limit is -1"):
+            db.scan_prefix(b"", limit=-1)
+
+
+def paged(db: Engine, prefix: bytes, limit: int, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+    """Everything with `prefix`, a page of `limit` at a time."""
+    start: bytes | None = None
+    while True:
+        page = db.scan_prefix(prefix, limit, start, reverse)
+        assert len(page.entries) == limit if page.more else len(page.entries) <= limit
+        yield from page.entries
+        if not page.more:
+            return
+        start = page.entries[-1][0]
+
+
+async def test_a_key_that_no_record_can_have_reads_as_absent(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=2) as db:
+        await db.apply_chunk(flip(1))
+        assert db.get(b"") is None
+        assert db.get(bytes(10_000)) is None
+        assert db.get_multi([b"", KEYS[0], bytes(512)]) == [None, b"1", None]
+        assert db.get_multi([]) == []
+
+
+def test_reads_after_stop_go_on_until_the_storage_is_closed(tmp_path: Path) -> None:
+    db = Engine(tmp_path / "db", shards=3)
+    with pytest.raises(EngineStateError, match="not open"):
+        db.get(b"key1")
+    db.start()
+    with pytest.raises(EngineStateError, match="the engine runs"):
+        db.close_storage()
+    asyncio.run(_applied_then_stopped(db))
+    view = db.view()
+    assert (db.is_running(), db.get(KEYS[9]), len(db), db.last_applied()) == (False, b"1", 64, LogId(64, 1))
+    assert len(db.scan_prefix(b"key").entries) == 64
+    db.close_storage()
+    db.close_storage()
+    with pytest.raises(ViewClosedError, match="storage was closed"):
+        view.get(KEYS[9])
+    for read in (lambda: db.get(b"k"), lambda: len(db), db.last_applied, lambda: db.scan_prefix(b""), db.view):
+        with pytest.raises(EngineStateError, match="not open"):
+            read()
+
+
+async def _applied_then_stopped(db: Engine) -> None:
+    await db.apply_chunk(flip(1))
+    db.stop()
+
+
+def test_a_new_engine_on_the_path_of_a_stopped_one_closes_its_storage(tmp_path: Path) -> None:
+    old = Engine(tmp_path / "db", shards=2)
+    old.start()
+    asyncio.run(_applied_then_stopped(old))
+    view = old.view()
+    new = Engine(tmp_path / "db")
+    assert new.start().last_applied == LogId(64, 1)
+    assert new.get(KEYS[1]) == b"1"
+    with pytest.raises(EngineStateError):
+        old.get(KEYS[1])
+    with pytest.raises(ViewClosedError):
+        view.get(KEYS[1])
+    new.stop()
+    new.close_storage()
