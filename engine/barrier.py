@@ -85,6 +85,10 @@ class Barrier:
         self.stage = Stage.IDLE
         self.number = 0
 
+    def awaits(self, shard: int) -> bool:
+        """True while the stage waits for an answer of `shard`."""
+        return shard in self._waiting
+
     def begin(self) -> int:
         """A snapshot is wanted. Returns the barrier's number."""
         self._expect("begin", Stage.IDLE)

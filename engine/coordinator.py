@@ -143,7 +143,11 @@ class Coordinator:
 
     def owes(self, shard: int) -> bool:
         """True while the worker of `shard` owes an answer."""
-        return self._commit.owes(shard) or (self._flush is not None and self._flush.owes(shard))
+        return (
+            self._commit.owes(shard)
+            or (self._flush is not None and self._flush.owes(shard))
+            or self.pinning.owes(shard)
+        )
 
     # ---- chunks --------------------------------------------------------------------------------------------------
 
@@ -351,6 +355,7 @@ class Coordinator:
         batches = [self._batches.pop(number) for number in sorted(self._batches)]
         guilty = batches[0]
         assert guilty.position.group == action.group
+        self.pinning.taken_back()
         self._queue.extendleft(reversed([chunk for batch in batches for chunk in batch.chunks]))
         if action.killer is not None:
             self._isolate(guilty, self._killer_error(guilty, action.killer))
@@ -538,6 +543,14 @@ class Coordinator:
             self._flush.next.append(done)
         else:
             self._begin_flush([done])
+
+    def retire(self) -> None:
+        """Another generation, which is durable as a whole, has taken over: a flush has nothing left to do."""
+        flush, self._flush = self._flush, None
+        if flush is not None:
+            flush.done(None)
+            for done in flush.next:
+                done(None)
 
     def _begin_flush(self, done: list[Callable[[EngineError | None], None]]) -> None:
         self._flushes += 1

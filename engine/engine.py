@@ -12,7 +12,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,7 +41,7 @@ from engine.policy import PolicyState, SnapshotPolicy
 from engine.reshard import reshard
 from engine.runtime import Runtime, machine_name
 from engine.shell import Shell, shells
-from engine.snapshots import Snapshots
+from engine.snapshots import Snapshots, metadata_of
 from engine.view import View
 from shards.digest import DIGEST_MODULUS
 from shards.kv import KeyValue
@@ -89,6 +90,7 @@ class Engine(Shell):
         self._reads: Reads | None = None
         self._views: set[View] = set()
         self._draining = False
+        self._taking = False
         self._snapshots = Snapshots(self._path, machine, config)
         self._policy = PolicyState(SnapshotPolicy(), _now_ms())
 
@@ -115,13 +117,13 @@ class Engine(Shell):
         opened = open_directory(self._path, self._machine, self._config)
         runtime = Runtime(opened, self._machine, self._config)
         try:
+            self._snapshots.start(opened.generation.info.config.lineage)
             runtime.start()
         except BaseException:
             opened.lock.close()
             raise
         self._reads = runtime.reads
         self._run(runtime)
-        self._snapshots.start(opened.generation.info.config.lineage)
         self._draining = False
         discarded = None if opened.discarded is None else str(opened.discarded)
         return StartReport(runtime.outcome, runtime.last_applied, discarded)
@@ -286,7 +288,7 @@ class Engine(Shell):
         runtime = self._running()
         if self._config.durability == "power":
             return runtime.last_applied
-        return max(runtime.durable, self._snapshots.newest)
+        return min(runtime.last_applied, max(runtime.durable, self._snapshots.newest))
 
     def entry_term(self, index: int) -> int | None:
         """The term of an applied entry; None beyond `last_applied()`, and for entries too old to be remembered."""
@@ -302,6 +304,7 @@ class Engine(Shell):
             for part in view.cut.digest_slices():
                 total += part
                 await self._breathe()
+                view.check_open()
             return (total % DIGEST_MODULUS).to_bytes(16, "big")
 
     def stats(self) -> dict[str, Any]:
@@ -360,21 +363,33 @@ class Engine(Shell):
         nor when the call is cancelled.
         """
         runtime = self._bind()
-        with self._snapshots.into(Path(directory)) as target:
-            return bytes.fromhex((await self._take(runtime, target, last_included)).checksum)
+        with self._taking_one(), self._snapshots.into(Path(directory)) as target:
+            manifest = await self._take(runtime, target, last_included)
+        self._snapshots.metadata = metadata_of(manifest)
+        return self._snapshots.metadata.checksum
 
     async def create_snapshot(self) -> SnapshotInfo:
         """Write a snapshot of now into the directory's own `snapshots/`, and remove all but the newest
         `snapshots_keep`. Raises as `generate_snapshot_data`."""
         runtime = self._bind()
-        with self._snapshots.partial() as partial:
+        with self._taking_one(), self._snapshots.partial() as partial:
             await self._take(runtime, partial.path, None)
             return await self._in_thread(lambda: self._snapshots.keep(partial))
 
+    @contextmanager
+    def _taking_one(self) -> Iterator[None]:
+        """One snapshot at a time, up to its last file, and none beside an install."""
+        if self._taking or self._replacing:
+            what = "a snapshot is being taken" if self._taking else "another state is being installed"
+            raise SnapshotInProgressError(f"{what} already", hint="await it, then ask again")
+        self._taking = True
+        try:
+            yield
+        finally:
+            self._taking = False
+
     async def _take(self, runtime: Runtime, directory: Path, label: LogId | None) -> Manifest:
         pinning = runtime.coordinator.pinning
-        if self._replacing:
-            raise SnapshotInProgressError("another state is being installed", hint="await it, then ask again")
         timeout = self._config.snapshot_timeout_ms / 1000
 
         def begin(done: Done) -> None:
@@ -407,13 +422,14 @@ class Engine(Shell):
 
     async def _install(self, path: Path, metadata: SnapshotMetadata | None, *, force: bool) -> None:
         runtime = self._bind()
-        origin = await self._in_thread(lambda: self._snapshots.verified(path, metadata, runtime.fixed))
+        found, origin = await self._in_thread(lambda: self._snapshots.verified(path, metadata, runtime.fixed))
 
         def build() -> Generation:
             self._snapshots.check_newer(origin, runtime.last_applied, force=force)
             return runtime.build(origin)
 
         await self._replace(runtime, build)
+        self._snapshots.metadata = found
 
     async def reset(self) -> None:
         """Replace the whole state by an empty one at index 0, as an install does. Snapshots and settings stay."""
@@ -422,7 +438,7 @@ class Engine(Shell):
 
     async def _replace(self, runtime: Runtime, build: Callable[[], Generation]) -> None:
         """Let what is in flight finish, build another generation, and move over to it."""
-        if self._replacing or runtime.coordinator.pinning.busy:
+        if self._replacing or self._taking:
             raise SnapshotInProgressError("a snapshot or another install is under way", hint="await it, then ask again")
         self._replacing = True
         built: list[Generation] = []
@@ -452,9 +468,11 @@ class Engine(Shell):
             view.close("the state it showed was replaced as a whole")
         before, self._reads = old.reads, new.reads
         self._run(new)
+        old.coordinator.retire()
         old.abandon()
         before.close()
         old.opened.generation.remove()
+        self._snapshots.look(new.fixed.lineage)
         self._published()
 
     def snapshot_metadata(self) -> SnapshotMetadata | None:

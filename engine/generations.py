@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from engine.decision import Record, create_decision
-from engine.errors import FormatError, MachineMismatchError, ShardCountMismatchError
+from engine.errors import FormatError, MachineMismatchError, ShardCountMismatchError, StoreFullError
 from engine.files import read_json, sync_directory, sync_file, write_json, write_whole
 from ipc.ring import create_ring
 from shards.machine import Machine
@@ -169,12 +169,22 @@ class Directory:
         return Generation(path, GenerationInfo(f"{path.name}-{os.urandom(8).hex()}", shards, config))
 
     def create(self, shards: int, config: DirectoryConfig, half_bytes: int) -> Generation:
-        """Build an empty generation beside whatever is there, and make it durable. CURRENT does not name it yet."""
+        """Build an empty generation beside whatever is there, and make it durable. CURRENT does not name it yet.
+
+        Raises StoreFullError when the disk has no room; nothing is left of it then.
+        """
         generation = self.begin(shards, config)
-        for shard in range(shards):
-            path = generation.shard(shard)
-            Store(path, generation.identity(shard), map_bytes=CREATE_MAP_BYTES, readers_max=1, sync=True).close()
-        self.complete(generation, Record(Position(), [], {}, config.machine_version), half_bytes)
+        try:
+            for shard in range(shards):
+                path = generation.shard(shard)
+                Store(path, generation.identity(shard), map_bytes=CREATE_MAP_BYTES, readers_max=1, sync=True).close()
+            self.complete(generation, Record(Position(), [], {}, config.machine_version), half_bytes)
+        except OSError as error:
+            generation.remove()
+            raise StoreFullError(f"{generation.path} cannot be made: {error}", hint="free disk space") from error
+        except BaseException:
+            generation.remove()
+            raise
         return generation
 
     def complete(self, generation: Generation, record: Record, half_bytes: int) -> None:

@@ -133,12 +133,12 @@ def build(directory: Directory, origin: Origin, target: Target) -> Generation:
         record = Record(origin.position, origin.term_runs, {}, origin.config.machine_version)
         directory.complete(generation, record, target.half_bytes)
     except OSError as error:
-        shutil.rmtree(generation.path)
+        generation.remove()
         raise StoreFullError(
             f"{generation.path} cannot be built: {error}", hint="free disk space", path=str(generation.path)
         ) from error
     except BaseException:
-        shutil.rmtree(generation.path)
+        generation.remove()
         raise
     return generation
 

@@ -77,7 +77,7 @@ def read_manifest(directory: Path) -> Manifest:
         found: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
         raise SnapshotDamagedError(f"{directory} is no snapshot: it has no {MANIFEST}", path=str(directory)) from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, OSError) as error:
         raise SnapshotDamagedError(f"{path} is unreadable: {error}", path=str(directory)) from error
     if found.get("format") != SNAPSHOT_FORMAT:
         raise SnapshotFormatError(

@@ -62,17 +62,18 @@ def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], confi
         remembered = _new_config(machine, config)
         directory.save(remembered)
     generation = directory.current()
-    fixed = remembered if generation is None else generation.info.config
+    discarded = directory.aside() if generation is None else None
+    last = generation if discarded is None else Generation(discarded)
+    fixed = remembered if last is None else last.info.config
     check_machine(fixed, machine, directory.path)
     _check_fixed(fixed, config)
     directory.remove_half_built()
-    discarded = directory.aside() if generation is None else None
     if generation is not None:
         check_shard_count(generation.shards, config.shards)
         if _trusted(directory, generation):
             return Opened(directory, lock, generation, "opened", None)
         discarded = directory.set_aside(generation)
-    shards = config.shards or default_shards()
+    shards = config.shards or (default_shards() if last is None else last.shards)
     origin = None if discarded is None else newest_trusted(directory.path, fixed)
     if origin is not None:
         outcome = "restored"

@@ -139,6 +139,15 @@ class Pinning:
             except SnapshotLabelError as error:
                 self._act(self._barrier.abort("its label lies inside a chunk", error=error))
 
+    def owes(self, shard: int) -> bool:
+        """True while applies wait for the worker of `shard` to pin."""
+        return self._barrier.stage is Stage.PINNING and self._barrier.awaits(shard)
+
+    def taken_back(self) -> None:
+        """A group was abandoned. When it was the solo that ends at the label, others may be decided again."""
+        if self._barrier.stage is Stage.WAITING and self.label:
+            self._run(self._commit.release())
+
     def decided(self, index: int) -> None:
         """A group that ends at `index` is decided: when that is the label, nothing more is before all have pinned."""
         if index == self.label:
@@ -150,7 +159,16 @@ class Pinning:
         if request is None or self._barrier.stage is not Stage.WAITING:
             return
         label = request.label
-        if label is not None and applied.index != label.index:
+        if label is not None and applied.index > label.index:
+            error = SnapshotLabelError(
+                f"index {label.index} lay inside a group, of chunks up to {applied.index}, that was under way already",
+                hint="take one at a later index, or with last_included=None",
+                asked=label.index,
+                applied=applied.index,
+            )
+            self._act(self._barrier.abort("its label is past", error=error))
+            return
+        if label is not None and applied.index < label.index:
             return
         if label is not None and applied.term != label.term:
             error = SnapshotLabelError(f"entry {label.index} has term {applied.term}, not {label.term}")

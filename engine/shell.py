@@ -163,15 +163,20 @@ class Shell:
     async def _wait_for_room(self) -> None:
         turn = asyncio.get_running_loop().create_future()
         self._room.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn in self._room:
-                self._room.remove(turn)
-                self._wake_next()
-            raise
-        if self._room and self._room[0] is turn:
-            self._room.popleft()
+        while True:
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn in self._room:
+                    self._room.remove(turn)
+                    self._wake_next()
+                raise
+            if not self._room or self._room[0] is not turn:
+                return
+            if not self._replacing:
+                self._room.popleft()
+                return
+            turn = self._room[0] = asyncio.get_running_loop().create_future()  # an install began after it was given
 
     def _wake_next(self) -> None:
         """Give the first waiting call its turn; it stays first in line until it takes it."""

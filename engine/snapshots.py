@@ -19,7 +19,7 @@ from engine.generations import DirectoryConfig
 from engine.install import Origin, origin_of, verify_snapshot
 from engine.manifest import SNAPSHOT_FORMAT, Manifest, PartInfo, read_manifest, write_manifest
 from engine.pinning import Sealed, part_name
-from engine.retention import Partial, prune, snapshot_info, sweep, valid_snapshots
+from engine.retention import Partial, prune, remove_snapshot, snapshot_info, sweep, valid_snapshots
 from shards.machine import Machine
 from shards.types import LogId
 
@@ -44,19 +44,26 @@ class Snapshots:
     def start(self, lineage: str) -> None:
         """Sweep what dead runs left; see what is there."""
         sweep(self.path)
-        own = [info.last_included for info in self.all() if read_manifest(Path(info.path)).lineage == lineage]
-        self.newest = max(own, default=LogId(0, 0))
+        self.look(lineage)
         try:
             self.metadata = read_json(self._directory / METADATA, SnapshotMetadata)
         except FileNotFoundError:
             self.metadata = None
 
+    def look(self, lineage: str) -> None:
+        """The state is of `lineage` now: only snapshots of that would replace it."""
+        own = [info.last_included for info in self.all() if read_manifest(Path(info.path)).lineage == lineage]
+        self.newest = max(own, default=LogId(0, 0))
+
     def all(self) -> list[SnapshotInfo]:
         return valid_snapshots(self.path)
 
     def partial(self) -> _Partial:
-        """A place to write a snapshot in, which is removed unless it was kept."""
-        return _Partial(Partial(self.path, "create"))
+        """A place to write a snapshot in, which is removed unless it was kept. Raises SnapshotError."""
+        try:
+            return _Partial(Partial(self.path, "create"))
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
     @contextmanager
     def into(self, directory: Path) -> Iterator[Path]:
@@ -107,24 +114,36 @@ class Snapshots:
             sync_directory(directory)
             write_manifest(directory, manifest)
         except OSError as error:
-            raise SnapshotError(f"{directory}: {error}", hint="free disk space", path=str(directory)) from error
-        self.metadata = SnapshotMetadata(manifest.last_included, bytes.fromhex(manifest.checksum))
+            raise _unwritable(directory, error) from error
         return manifest
 
     def keep(self, partial: _Partial) -> SnapshotInfo:
-        """Give a sealed snapshot its name among the others, and remove the oldest beyond `snapshots_keep`."""
+        """Give a sealed snapshot its name among the others, and remove the oldest beyond `snapshots_keep`.
+
+        One of the same log at the same entry holds the same state, and stays; one of another log makes way. Raises
+        SnapshotError when what lies there is neither, or the disk refuses.
+        """
         manifest = read_manifest(partial.path)
-        there = snapshot_info(self.path / manifest.name)
-        path = self.path / manifest.name if there is not None else partial.seal(manifest.name)
-        self.newest = max(self.newest, manifest.last_included)
-        prune(self.path, self._config.snapshots_keep)
-        info = there or snapshot_info(path)
+        path = self.path / manifest.name
+        try:
+            there = snapshot_info(path)
+            if there is not None and read_manifest(path).lineage != manifest.lineage:
+                remove_snapshot(path)
+                there = None
+            info = there or snapshot_info(partial.seal(manifest.name))
+            prune(self.path, self._config.snapshots_keep)
+        except OSError as error:
+            raise _unwritable(path, error) from error
         if info is None:
             raise SnapshotDamagedError(f"{path} is not what was written", hint="check the disk", path=str(path))
+        self.newest = max(self.newest, info.last_included)
+        self.metadata = SnapshotMetadata(info.last_included, info.checksum)
         return info
 
-    def verified(self, path: Path, metadata: SnapshotMetadata | None, fixed: DirectoryConfig) -> Origin:
-        """The snapshot at `path`, verified in full, as what to build from. `fixed` is what the engine has now.
+    def verified(
+        self, path: Path, metadata: SnapshotMetadata | None, fixed: DirectoryConfig
+    ) -> tuple[SnapshotMetadata, Origin]:
+        """The snapshot at `path`, verified in full: its name, and what to build from. `fixed` is what the engine has now.
 
         Raises SnapshotDamagedError when it is damaged or not the one that `metadata` names, SnapshotFormatError when
         it is another machine's, or has limits that the configuration forbids.
@@ -138,7 +157,7 @@ class Snapshots:
             found, own = getattr(manifest, what), getattr(fixed, what)
             if found != own:
                 log.warning("%s brings another %s along: %r instead of %r", path, what, found, own)
-        return origin_of(path, manifest)
+        return metadata_of(manifest), origin_of(path, manifest)
 
     def _check_named(self, path: Path, manifest: Manifest, metadata: SnapshotMetadata) -> None:
         if manifest.last_included != metadata.last_included or manifest.checksum != metadata.checksum.hex():
@@ -184,6 +203,15 @@ class Snapshots:
     def persist(self, metadata: SnapshotMetadata) -> None:
         write_json(self._directory / METADATA, metadata)
         self.metadata = metadata
+
+
+def metadata_of(manifest: Manifest) -> SnapshotMetadata:
+    """What names the snapshot of that manifest."""
+    return SnapshotMetadata(manifest.last_included, bytes.fromhex(manifest.checksum))
+
+
+def _unwritable(path: Path, error: OSError) -> SnapshotError:
+    return SnapshotError(f"cannot write {path}: {error}", hint="free disk space, or clear the way", path=str(path))
 
 
 class _Partial:

@@ -54,6 +54,10 @@ class View:
             self._on_close(self)
             self._cut = None
 
+    def check_open(self) -> None:
+        """Raises ViewClosedError once it is closed."""
+        self._open()
+
     @property
     def cut(self) -> Cut:
         """For the engine."""

@@ -7,6 +7,10 @@
     shardengine digest --data DIR                      what to compare two replicas by
     shardengine stats --data DIR                       shards, sizes, workers
     shardengine verify --data DIR                      every file against every other, on a stopped directory
+    shardengine snapshot --data DIR                    take a snapshot; `snapshots` lists them
+    shardengine restore PATH --data DIR                replace the state by a snapshot, of any shard count
+    shardengine export PATH FILE                       a snapshot as one file; `import` unpacks it
+    shardengine reshard DIR --shards N                 another number of shards
 
 Each opens the directory for as long as it runs, so none works beside a live engine. Settings come from `--config
 FILE`, `SHARDENGINE_*` environment variables and options, later wins (`engine.config`). Facts go to standard output,
@@ -32,6 +36,7 @@ Files, lowest first:
     load.py       the command `load`
     corpus.py     the running Python's standard library as a log
     demo.py       the command `demo`
+    keep.py       the commands about snapshots and shard counts
     show.py       the commands `get`, `scan`, `digest`, `stats`, `verify`
     app.py        the command group
 """

@@ -10,6 +10,7 @@ import click
 
 from engine.cli.common import COULD_NOT, DATA_SAYS_NO, DONE, WRONG_USE, DataSaysNoError, StoppedError, say
 from engine.cli.demo import demo
+from engine.cli.keep import export_, import_, reshard, restore, snapshot, snapshots
 from engine.cli.load import load
 from engine.cli.show import digest, get, scan, stats, verify
 from engine.errors import ConfigError, EngineError
@@ -26,7 +27,13 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     ctx.exit()
 
 
-@click.group(commands=[demo, load, get, scan, digest, stats, verify], context_settings={"max_content_width": 120})
+_COMMANDS: list[click.Command] = [
+    *(demo, load, get, scan, digest, stats, verify),
+    *(snapshot, snapshots, restore, export_, import_, reshard),
+]
+
+
+@click.group(commands=_COMMANDS, context_settings={"max_content_width": 120})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )

@@ -1,12 +1,14 @@
 """The command `demo`: the standard library's sources through a sharded engine, with a worker killed on the way.
 
-Every line becomes a committed entry; half way through, a worker gets SIGKILL and the stream goes on. Then records are
-read back, the engine is stopped and opened again, and index, count and digest must be what a second, one-shard engine
-arrives at that is fed the same log.
+Every line becomes a committed entry; half way through, a worker gets SIGKILL and the stream goes on. A snapshot is
+taken in mid-stream. Then records are read back, the engine is stopped and opened again, and index, count and digest
+must be what a second, one-shard engine arrives at that is fed the same log; and so must those of a third, with one
+shard more, that is given the snapshot and the rest of the log.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -20,7 +22,7 @@ from typing import Any
 import click
 import msgspec
 
-from engine import ApplyResult, Engine, EngineConfig, run
+from engine import ApplyResult, Engine, EngineConfig, SnapshotInfo, run, valid_snapshots
 from engine.cli.common import (
     DONE,
     DataSaysNoError,
@@ -59,8 +61,9 @@ def demo(
     """See the engine work on real input.
 
     Turns every line of the running Python's standard library into a committed entry (key: path:line), kills a worker
-    in the middle, reads back, stops, reopens, and compares index, count and digest with a one-shard engine that is
-    fed the same log. Exit code 1 if they differ.
+    and takes a snapshot in the middle, reads back, stops, reopens, and compares index, count and digest with a
+    one-shard engine that is fed the same log, and with one of more shards that is given the snapshot and the rest of
+    the log. Exit code 1 if they differ.
 
     \b
     Examples:
@@ -92,6 +95,7 @@ class Demo:
         self._quiet = quiet
         self._samples: dict[bytes, bytes] = {}
         self._killed: dict[str, Any] | None = None
+        self._snapshot: asyncio.Future[SnapshotInfo] | None = None
 
     async def run(self, data: Path | None, config: EngineConfig) -> dict[str, Any]:
         """The facts of the final table.
@@ -102,12 +106,14 @@ class Demo:
         """
         corpus = self._corpus
         self._say(f"{corpus.entries:,} lines, {corpus.bytes:,} bytes, {len(corpus.files):,} files of {corpus.root}")
-        with stopping_on_signals() as stop, _workplace(data) as (main, reference):
+        with stopping_on_signals() as stop, _workplace(data) as (main, reference, copy):
             rate = await self._stream(main, config, stop)
             found = await self._reopened(main, config)
             stop.check()
             expected = await self._one_shard(reference, config, stop)
-        self._compare(found, expected)
+            self._compare(found, expected, "a one-shard engine fed the same log")
+            restored = await self._restored(main, copy, config, found["shards"] + 1, stop)
+            self._compare(restored, expected, f"{restored['shards']} shards that were given the snapshot and the rest")
         return {
             "entries": found["entries"],
             "bytes": corpus.bytes,
@@ -115,6 +121,7 @@ class Demo:
             "entries_per_second": rate,
             "bytes_on_disk": found["bytes_on_disk"],
             "restart_ms": found["restart_ms"],
+            "snapshot_at": restored["snapshot_at"],
             "digest": found["digest"],
         }
 
@@ -123,10 +130,17 @@ class Demo:
         async with Engine(data, config=config) as db:
 
             def applied(chunk: Chunk) -> None:
-                if self._killed is None and 2 * chunk.position >= self._corpus.entries:
+                if self._snapshot is None and 3 * chunk.position >= self._corpus.entries:
+                    self._snapshot = asyncio.ensure_future(db.create_snapshot())
+                if self._killed is None and 3 * chunk.position >= 2 * self._corpus.entries:
                     self._kill_a_worker(db, chunk.position)
 
             rate = await self._feed(db, applied, stop)
+            if self._snapshot is None:  # a signal ended the stream before its middle
+                stop.check()
+            else:
+                info = await self._snapshot
+                self._say(f"snapshot in mid-stream, at entry {info.last_included.index:,}: {info.bytes:,} bytes")
             self._read_back(db)
             worker = next(w for w in db.stats()["workers"] if self._killed and w["shard"] == self._killed["shard"])
             self._say(f"the killed worker came back as {worker['pid']}; restarts: {worker['restarts']}")
@@ -144,6 +158,19 @@ class Demo:
         async with Engine(data, config=msgspec.structs.replace(config, shards=1)) as db:
             await self._feed(db, lambda _: None, stop)
             return await _facts(db)
+
+    async def _restored(self, data: Path, copy: Path, config: EngineConfig, shards: int, stop: Stop) -> dict[str, Any]:
+        """An engine with `shards` shards, from the newest snapshot in `data` and whatever of the log it lacks."""
+        info = valid_snapshots(data / "snapshots")[-1]
+        async with Engine(copy, config=msgspec.structs.replace(config, shards=shards)) as db:
+            began = time.monotonic()
+            await db.restore(info.path)
+            restore_ms = 1000 * (time.monotonic() - began)
+            self._say(
+                f"restored {info.entries:,} records of {info.shards} shards into {shards} in {restore_ms:,.0f} ms"
+            )
+            await self._feed(db, lambda _: None, stop)
+            return {**await _facts(db), "snapshot_at": info.last_included.index}
 
     async def _feed(self, db: Engine, applied: Callable[[Chunk], None], stop: Stop) -> int:
         shards = db.stats()["shards"]
@@ -176,12 +203,12 @@ class Demo:
         lines = len(db.scan_prefix(name).entries)
         self._say(f"read back {len(keys):,} of {len(keys):,} sampled records; {os.fsdecode(name)} has {lines:,} lines")
 
-    def _compare(self, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    def _compare(self, found: dict[str, Any], expected: dict[str, Any], whose: str) -> None:
         for name in ("index", "entries", "digest"):
             if found[name] != expected[name]:
                 shards = found["shards"]
                 raise DataSaysNoError(f"{name}: {found[name]} with {shards} shards, {expected[name]} with one")
-        self._say("index, count and digest are those of a one-shard engine fed the same log")
+        self._say(f"index, count and digest agree with those of {whose}")
 
     def _say(self, text: str) -> None:
         if not self._quiet:
@@ -201,7 +228,7 @@ async def _facts(db: Engine) -> dict[str, Any]:
 
 
 @contextmanager
-def _workplace(data: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Two directories: `data`, or a temporary one, for the engine, and a temporary one for the reference."""
+def _workplace(data: Path | None) -> Iterator[tuple[Path, Path, Path]]:
+    """Three directories: `data`, or a temporary one, for the engine, and temporary ones for the two beside it."""
     with tempfile.TemporaryDirectory(prefix="shardengine-demo-") as folder:
-        yield data or Path(folder, "shards"), Path(folder, "reference")
+        yield data or Path(folder, "shards"), Path(folder, "reference"), Path(folder, "copy")

@@ -43,6 +43,17 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
+    @property
+    def total(self) -> int | None:
+        return self._total
+
+    @total.setter
+    def total(self, total: int | None) -> None:
+        """The measure of the whole, once it is known."""
+        self._total = total
+        if self._bar:
+            self._bar.update(self._task, total=total)
+
     def begin(self, position: int) -> None:
         """The position that work starts from: what lies before it says nothing about the time left."""
         self._base = position

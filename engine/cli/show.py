@@ -27,6 +27,7 @@ from engine.cli.common import (
     say,
     to_bytes,
 )
+from engine.cli.keep import verify_offline
 from engine.cli.records import format_tsv
 
 PAGE_ENTRIES = 1000
@@ -193,22 +194,29 @@ def _words(value: object) -> str:
 
 
 @click.command()
-@data_option()
-@config_option
+@data_option(required=False)
+@click.option(
+    "--snapshot", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A snapshot instead of an engine."
+)
 @json_option
-def verify(data: Path, config_file: Path | None, as_json: bool) -> int:
-    """Check the files of a stopped engine.
+def verify(data: Path | None, snapshot: Path | None, as_json: bool) -> int:
+    """Check the files of a stopped engine, or of a snapshot.
 
     Reads all shards page by page, their own record of where they stand, and the decision record, each against the
-    others. Changes nothing. Exit code 1 when something is damaged.
+    others; of a snapshot its manifest and parts. Changes nothing. Exit code 1 when something is damaged.
 
     \b
     Examples:
       shardengine verify --data dir
-      shardengine verify --data dir --json
+      shardengine verify --snapshot dir/snapshots/00000000000000010000-0000000001 --json
     """
     from engine.verify import verify_directory
 
+    if (data is None) == (snapshot is None):
+        raise click.UsageError("name one of --data and --snapshot")
+    if snapshot is not None:
+        return verify_offline(snapshot, as_json)
+    assert data is not None
     findings = verify_directory(existing(data))
     if as_json:
         print_json({"ok": not findings, "findings": findings})

@@ -1,0 +1,114 @@
+"""The commands about snapshots and shard counts, as a shell runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def shardengine(*arguments: object, input: str = "", code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        input=input,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stdout + done.stderr
+
+
+def facts(*arguments: object) -> Any:
+    return json.loads(shardengine(*arguments, "--json"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "data"
+    records = "".join(f"key{number}\tvalue{number}\n" for number in range(500))
+    shardengine("load", "-", "--data", path, "--shards", 2, "--format", "tsv", input=records)
+    return path
+
+
+def test_a_snapshot_restores_into_another_shard_count_with_the_same_digest(data: Path, tmp_path: Path) -> None:
+    taken = facts("snapshot", "--data", data)
+    assert (taken["index"], taken["entries"], taken["shards"]) == (500, 500, 2)
+    assert taken in facts("snapshots", "--data", data)
+    assert facts("verify", "--snapshot", taken["path"])["ok"]
+    other = tmp_path / "other"
+    assert facts("restore", taken["path"], "--data", other, "--shards", 5)["entries"] == 500
+    assert facts("stats", "--data", other)["shards"] == 5
+    assert facts("digest", "--data", other) == facts("digest", "--data", data)
+
+
+def test_an_exported_snapshot_travels_as_one_file(data: Path, tmp_path: Path) -> None:
+    taken = facts("snapshot", "--data", data)
+    file, other = tmp_path / "one.file", tmp_path / "other"
+    shardengine("export", taken["path"], file)
+    shardengine("load", "-", "--data", other, "--shards", 1, "--format", "tsv", input="a\tb\n")
+    path = facts("import", file, "--data", other)["path"]
+    assert Path(path).parent == other / "snapshots"
+    shardengine("restore", path, "--data", other)
+    assert shardengine("get", "key7", "--data", other) == "value7\n"
+    file.write_bytes(file.read_bytes()[:-5])
+    assert "error:" in shardengine("import", file, "--data", other, code=3)
+
+
+def test_resharding_keeps_every_record(data: Path, tmp_path: Path) -> None:
+    before = facts("digest", "--data", data)
+    assert facts("reshard", data, "--shards", 7, "--quiet")["before"] == 2
+    assert facts("stats", "--data", data)["shards"] == 7
+    assert facts("digest", "--data", data) == before
+    assert facts("verify", "--data", data)["ok"]
+    shardengine("reshard", data, "--shards", 2, "--quiet")
+
+
+def test_a_damaged_snapshot_is_found_and_not_restored(data: Path, tmp_path: Path) -> None:
+    taken = facts("snapshot", "--data", data)
+    shardengine("export", taken["path"], tmp_path / "file")
+    shardengine("load", "-", "--data", tmp_path / "other", "--shards", 1, "--format", "tsv", input="a\tb\n")
+    copy = Path(facts("import", tmp_path / "file", "--data", tmp_path / "other")["path"])
+    part = copy / "shard-001.mdb"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    assert "shard-001.mdb" in shardengine("verify", "--snapshot", copy, code=1)
+    assert "shard-001.mdb" in shardengine("restore", copy, "--data", tmp_path / "other", code=3)
+    assert shardengine("get", "a", "--data", tmp_path / "other") == "b\n"
+
+
+def test_an_older_snapshot_wants_force(data: Path, tmp_path: Path) -> None:
+    taken = facts("snapshot", "--data", data)
+    other = tmp_path / "other"
+    records = "".join(f"k{number}\tv\n" for number in range(600))
+    shardengine("load", "-", "--data", other, "--shards", 2, "--format", "tsv", input=records)
+    assert "--force" in shardengine("restore", "--help")
+    assert "600" in shardengine("restore", taken["path"], "--data", other, code=3)
+    assert facts("restore", taken["path"], "--data", other, "--force")["index"] == 500
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verify",),
+        ("snapshot", "--data", "nowhere"),
+        ("snapshots", "--data", "nowhere"),
+        ("restore", "nowhere", "--data", "x"),
+        ("reshard", "nowhere", "--shards", "2"),
+        ("reshard", ".", "--shards", "0"),
+        ("export", "nowhere", "file"),
+    ],
+)
+def test_wrong_use_is_exit_code_two(arguments: tuple[str, ...]) -> None:
+    assert "Error" in shardengine(*arguments, code=2)
