@@ -552,12 +552,14 @@ def test_the_demo_kills_a_worker_goes_on_and_agrees_with_one_shard(tmp_path: Pat
     assert ran.code == 0, ran.err
     facts = ran.facts
     assert list(facts) == [
-        "entries", "bytes", "shards", "entries_per_second", "bytes_on_disk", "restart_ms", "digest",
+        "entries", "bytes", "shards", "entries_per_second", "bytes_on_disk", "restart_ms", "snapshot_at", "digest",
     ]  # fmt: skip
     assert (facts["entries"], facts["shards"]) == (60_000, 2)
     assert "killed worker" in ran.err
     assert re.search(r"came back as \d+; restarts: [1-9]", ran.err)
-    assert "index, count and digest are those of a one-shard engine" in ran.err
+    assert "agree with those of a one-shard engine fed the same log" in ran.err
+    assert "agree with those of 3 shards that were given the snapshot and the rest" in ran.err
+    assert 20_000 <= facts["snapshot_at"] < 60_000
     assert list(tmp_path.iterdir()) == []
 
 
