@@ -96,6 +96,8 @@ class Coordinator:
         self.stalled: dict[int, wire.Problem] = {}
         self.in_flight_chunks = 0
         self.in_flight_bytes = 0
+        self._entries_applied = 0
+        self._bytes_applied = 0
         self.wake: Callable[[Any], None] = lambda waiter: None
         self.on_publish: Callable[[], None] = lambda: None
         self.before_write: Callable[[], None] = lambda: None
@@ -319,8 +321,16 @@ class Coordinator:
         self.tail.forget_old_runs()
         for chunk in batch.chunks:
             chunk.results = self._results(chunk, batch)
+            self._entries_applied += len(chunk.results)
+            self._bytes_applied += chunk.bytes
             self._settle(chunk)
         self.on_publish()
+
+    def take_counts(self) -> tuple[int, int]:
+        """Entries and bytes applied since this was asked last."""
+        counts = self._entries_applied, self._bytes_applied
+        self._entries_applied = self._bytes_applied = 0
+        return counts
 
     def _settle(self, chunk: Chunk) -> None:
         """`chunk` is done: it makes room, and who waits for it may go on."""

@@ -217,9 +217,7 @@ class Engine(Shell):
         if not entries:
             self._bind()
             return []
-        results = (await self._deliver(entries)).results()
-        self._policy.applied(len(entries), sum([len(entry.data) for entry in entries]))
-        return results
+        return (await self._deliver(entries)).results()
 
     async def wait_applied(self, index: int, timeout: float | None = None) -> None:
         """Wait until everything up to `index` is applied and readable.
@@ -445,6 +443,8 @@ class Engine(Shell):
         try:
             await self._idle()
             await self._in_thread(lambda: built.append(build()))
+            if self._runtime is not runtime:
+                raise EngineStoppedError("the engine stopped before the new state was built")
             self._move_to(built[0])
             built.clear()
         finally:
@@ -510,6 +510,7 @@ class Engine(Shell):
         oldest = now - self._config.view_age_max_ms / 1000
         for view in [view for view in self._views if view.opened_at < oldest]:
             view.close(f"it was older than view_age_max_ms={self._config.view_age_max_ms}")
+        self._policy.applied(*self._running().coordinator.take_counts())
         if self.is_running() and not self._replacing and self._policy.due(_now_ms()):
             self._spawn(self._scheduled_snapshot())
 

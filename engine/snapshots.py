@@ -143,7 +143,7 @@ class Snapshots:
     def verified(
         self, path: Path, metadata: SnapshotMetadata | None, fixed: DirectoryConfig
     ) -> tuple[SnapshotMetadata, Origin]:
-        """The snapshot at `path`, verified in full: its name, and what to build from. `fixed` is what the engine has now.
+        """The snapshot at `path`, verified in full: its name, and what to build from. `fixed` is what the engine has.
 
         Raises SnapshotDamagedError when it is damaged or not the one that `metadata` names, SnapshotFormatError when
         it is another machine's, or has limits that the configuration forbids.

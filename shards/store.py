@@ -83,6 +83,20 @@ def _open(
         raise StoreError(f"cannot open {path}: {error}", path=str(path), map_bytes=map_bytes) from error
 
 
+def _reserve_a_commit(env: lmdb.Environment, file: Path) -> None:
+    """Give a file disk for the next small commits: a full disk is an error here, and a SIGBUS in them.
+
+    Raises StoreFullError; `env` is closed then.
+    """
+    used = (env.info()["last_pgno"] + 1) * PAGE_BYTES
+    try:
+        with file.open("r+b") as content:
+            os.posix_fallocate(content.fileno(), used, _COMMIT_PAGES * PAGE_BYTES)
+    except OSError as error:
+        env.close()
+        raise StoreFullError(f"{file}: no room for a commit: {error}", hint="free disk space", used=used) from error
+
+
 def _position(txn: lmdb.Transaction[bytes]) -> Position:
     return _decode_position(txn.get(_POSITION, b""))
 
@@ -99,6 +113,12 @@ class Store:
         self._file = path / "data.mdb"
         self._map_bytes = map_bytes
         self._descriptor = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
+        if not self._env.stat()["entries"]:
+            try:
+                _reserve_a_commit(self._env, self._file)
+            except StoreFullError:
+                os.close(self._descriptor)
+                raise
         self.data = self._env.open_db(b"data")
         self._env.open_db(b"expiry")
         self.meta = self._env.open_db(b"meta")
@@ -388,6 +408,7 @@ class Loader:
     def __init__(self, path: Path, map_bytes: int) -> None:
         self._env = _open(path, map_bytes, 1, readonly=False)
         self._file = path / "data.mdb"
+        _reserve_a_commit(self._env, self._file)
         self._data = self._env.open_db(b"data")
         self._env.open_db(b"expiry")
         self._meta = self._env.open_db(b"meta")
