@@ -18,17 +18,21 @@ from shards.digest import key_hash
 from shards.machine import Machine
 from shards.part import Run
 from shards.placement import SLOT_MASK, shard_table, slot_of
+from shards.puts import COMPILED, split_puts
 from shards.types import Entry, Limits
 
 
 class Piece:
     """What one shard gets of a chunk."""
 
-    __slots__ = ("datas", "offsets", "size")
+    __slots__ = ("datas", "entries", "offsets", "size")
 
-    def __init__(self, offsets: array[int], datas: list[bytes]) -> None:
+    def __init__(self, entries: int, offsets: bytes, datas: list[bytes]) -> None:
+        self.entries = entries
         self.offsets = offsets
+        """Of each entry from the chunk's first index, as u32."""
         self.datas = datas
+        """Their bytes, end to end, in one buffer or many."""
         self.size = 0
         """Bytes it takes in a ring."""
 
@@ -45,6 +49,7 @@ class Splitter:
         self._table = shard_table(shards)
         self._decode = msgspec.msgpack.Decoder(machine.command).decode
         self._keyed_by_itself = type(machine).partition_key is Machine.partition_key
+        self._plain_put = machine.plain_put if COMPILED and self._keyed_by_itself else None
 
     def owner(self, key: bytes) -> int:
         """The shard that holds `key`."""
@@ -64,18 +69,28 @@ class Splitter:
         """
         datas = [entry.data for entry in entries]
         rejected: dict[int, str] = {}
-        owners = self._owners(datas)
-        if owners is None:
-            pieces = self._split_each(entries, rejected)
-        elif self._shards == 1 or len(owners) == 1:
-            pieces = {owners[0]: Piece(array("I", range(len(datas))), datas)}
-        else:
-            pieces = self._distribute(owners, datas)
+        pieces = self._split_plain(datas)
+        if pieces is None:
+            owners = self._owners(datas)
+            pieces = self._split_each(entries, rejected) if owners is None else self._distribute(owners, datas)
         for shard, piece in pieces.items():
-            piece.size = layout.packed_size(runs, len(piece.datas), sum(map(len, piece.datas)))
+            piece.size = layout.packed_size(runs, piece.entries, sum(map(len, piece.datas)))
             if piece.size > self._part_bytes_max:
                 raise self._too_large(shard, piece.size, entries)
         return pieces, rejected
+
+    def _split_plain(self, datas: list[bytes]) -> dict[int, Piece] | None:
+        """The pieces of a chunk of nothing but plain puts within the limits; None for any other chunk. Only where the
+        compiled twin is there: in Python the general way is as fast."""
+        if self._plain_put is None:
+            return None
+        limits = self._limits
+        pieces = split_puts(
+            datas, self._plain_put, limits.key_bytes_max, limits.value_bytes_max, self._table, self._shards
+        )
+        if pieces is None:
+            return None
+        return {shard: Piece(one[0], one[1], [one[2]]) for shard, one in enumerate(pieces) if one is not None}
 
     def _owners(self, datas: list[bytes]) -> Sequence[int] | None:
         """Each entry's shard, when every entry is a good command with one key; None when one needs a closer look."""
@@ -102,18 +117,22 @@ class Splitter:
         for offset, owner in enumerate(owners):
             add_offset[owner](offset)
             add_data[owner](datas[offset])
-        return {shard: Piece(array("I", offsets[shard]), datas) for shard, datas in enumerate(buckets) if datas}
+        return {
+            shard: Piece(len(bucket), array("I", offsets[shard]).tobytes(), bucket)
+            for shard, bucket in enumerate(buckets)
+            if bucket
+        }
 
     def _split_each(self, entries: Sequence[Entry], rejected: dict[int, str]) -> dict[int, Piece]:
-        pieces: dict[int, Piece] = {}
+        found: dict[int, tuple[array[int], list[bytes]]] = {}
         for offset, entry in enumerate(entries):
             if not entry.data:
                 continue
             owner, reason = self._judge(entry.data)
             if reason is None:
-                piece = pieces.setdefault(owner, Piece(array("I"), []))
-                piece.offsets.append(offset)
-                piece.datas.append(entry.data)
+                offsets, datas = found.setdefault(owner, (array("I"), []))
+                offsets.append(offset)
+                datas.append(entry.data)
             elif self._reject_bad:
                 rejected[offset] = reason
             else:
@@ -123,7 +142,7 @@ class Splitter:
                     index=entry.index,
                     reason=reason,
                 )
-        return pieces
+        return {owner: Piece(len(datas), offsets.tobytes(), datas) for owner, (offsets, datas) in found.items()}
 
     def _judge(self, data: bytes) -> tuple[int, str | None]:
         """The shard of a command, or why it is a bad one."""
@@ -164,4 +183,4 @@ class Splitter:
 
 def pack(first: int, runs: Sequence[Run], piece: Piece) -> list[bytes]:
     """The buffers of a piece, for a ring."""
-    return layout.pack(first, runs, piece.offsets, piece.datas)
+    return layout.pack(first, runs, piece.entries, piece.offsets, piece.datas)

@@ -17,6 +17,7 @@ Files, lowest first:
     digest.py     hashes: slot, checksum, the digest of the live records
     placement.py  key -> slot -> shard
     wire.py       the closed set of messages between coordinator and worker
+    puts.py       the short cut for plain puts, and its compiled twin
     machine.py    the contract an application implements, and its transaction
     kv.py         the built-in machine
     part.py       the byte layout of a part in a ring

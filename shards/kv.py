@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any, ClassVar
 
 import msgspec
@@ -37,15 +35,13 @@ class CompareAndSwap(_Command, frozen=True, tag=3):
     value: bytes
 
 
-_KEY_VALUE = attrgetter("key", "value")
-
-
 class KeyValue(Machine):
     """`Put`, `Delete` and `CompareAndSwap` on single keys; results carry no value."""
 
     name: ClassVar[str] = "shardengine.kv"
     version: ClassVar[int] = 1
     command: ClassVar[Any] = Put | Delete | CompareAndSwap
+    plain_put: ClassVar[int | None] = 1
 
     def keys(self, command: Put | Delete | CompareAndSwap) -> tuple[bytes]:
         return (command.key,)
@@ -66,8 +62,3 @@ class KeyValue(Machine):
                 if tx.get(key) != expected:
                     raise Rejected("compare failed")
                 tx.put(key, value)
-
-    def blind_writes(self, commands: Sequence[Any]) -> dict[bytes, bytes] | None:
-        if set(map(type, commands)) <= {Put}:
-            return dict(map(_KEY_VALUE, commands))
-        return None

@@ -7,7 +7,7 @@ The same log then gives the same state on every replica and for every shard coun
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -105,9 +105,9 @@ class Tx:
         """Forget the command's writes. For the worker, not for machines."""
         self._entry.clear()
 
-    def write_all(self, writes: Mapping[bytes, bytes]) -> None:
+    def write_all(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """Take writes that need no look at the store, in order. For the worker, not for machines."""
-        self._group.update(writes)
+        self._group.update(pairs)
 
     @property
     def writes(self) -> dict[bytes, bytes | None]:
@@ -122,11 +122,15 @@ class Machine(ABC):
         name: remembered by the directory, which opens under no other.
         version: of the commands' meaning; raise it when the same log would give another state.
         command: the command type: a msgspec Struct, or a union of tagged ones.
+        plain_put: the tag, 0 to 127, of a command that is encoded as the array [tag, key, value] and for which `apply`
+            does `tx.put(key, value)`, always, and nothing else; None: there is no such command. Chunks of nothing else
+            take a much shorter way. Without effect where `partition_key` is overridden.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     command: ClassVar[Any]
+    plain_put: ClassVar[int | None] = None
 
     @abstractmethod
     def keys(self, command: Any) -> Sequence[bytes]:
@@ -146,11 +150,6 @@ class Machine(ABC):
     def check(self, command: Any, limits: Limits) -> str | None:
         """Why `command` must not enter the log, or None. Called for commands longer than `value_bytes_max` only,
         after their keys were checked: the place to check values."""
-        return None
-
-    def blind_writes(self, commands: Sequence[Any]) -> dict[bytes, bytes] | None:
-        """What `commands` write, the last write of each key, when none of them looks at the store, can be rejected,
-        or has a result; else None. A short cut: it must say what `apply` would do, one by one."""
         return None
 
 

@@ -63,13 +63,14 @@ class Unpacked:
         return [base + offset for offset in offsets]
 
 
-def pack(base: int, runs: Sequence[Run], offsets: array[int], datas: Sequence[bytes]) -> list[bytes]:
-    """The buffers of a part, to be written end to end."""
+def pack(base: int, runs: Sequence[Run], entries: int, offsets: bytes, datas: Sequence[bytes]) -> list[bytes]:
+    """The buffers of a part, to be written end to end. `offsets` are u32, one for each of `entries`; `datas` holds the
+    bytes of all of them, in any number of buffers."""
     return [
-        _HEAD.pack(len(datas), len(runs), base),
+        _HEAD.pack(entries, len(runs), base),
         *[_RUN.pack(run.first, run.term, run.clock) for run in runs],
-        offsets.tobytes(),
-        _ARRAY.pack(_ARRAY32, len(datas)),
+        offsets,
+        _ARRAY.pack(_ARRAY32, entries),
         *datas,
     ]
 

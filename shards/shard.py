@@ -18,6 +18,7 @@ from ipc.ring import Extent
 from shards import part as layout
 from shards import wire
 from shards.machine import Context, Machine, Rejected, Tx
+from shards.puts import sorted_puts
 from shards.types import Limits, Position
 
 
@@ -27,6 +28,7 @@ class TransactionalStore(Protocol):
     def begin(self) -> None: ...
     def get(self, key: bytes) -> bytes | None: ...
     def write(self, writes: dict[bytes, bytes | None]) -> None: ...
+    def put_sorted(self, pairs: list[tuple[bytes, bytes]], longest: int) -> None: ...
     def commit(self, position: Position, solo_results: bytes | None = None) -> None: ...
     def abort(self) -> None: ...
     def sync(self) -> None: ...
@@ -141,12 +143,18 @@ class Shard:
         """Apply a part inside a new transaction. On _ApplyError there is none any more."""
         self._store.begin()
         try:
-            transaction = Tx(self._store.get, self._limits)
             results = wire.PartResults({}, {})
+            views = [self._view(extent.offset, extent.length) for extent in extents]
             if inline:
-                self._apply_view(memoryview(inline), transaction, results)
-            for extent in extents:
-                self._apply_view(self._view(extent.offset, extent.length), transaction, results)
+                views.append(memoryview(inline))
+            parts = [layout.unpack(view) for view in views]
+            puts = self._plain(parts[0]) if len(parts) == 1 else None
+            if puts is not None:
+                self._store.put_sorted(*puts)
+                return results
+            transaction = Tx(self._store.get, self._limits)
+            for part in parts:
+                self._apply_part(part, transaction, results)
             self._store.write(transaction.writes)
             return results
         except EngineError as error:
@@ -156,19 +164,23 @@ class Shard:
             self._store.abort()
             raise
 
-    def _apply_view(self, view: memoryview, transaction: Tx, results: wire.PartResults) -> None:
-        unpacked = layout.unpack(view)
+    def _plain(self, part: layout.Unpacked) -> tuple[list[tuple[bytes, bytes]], int] | None:
+        """The writes of a part of nothing but plain puts, and their longest value; None for any other part."""
+        tag = self._machine.plain_put
+        return None if tag is None else sorted_puts(part.commands, tag)
+
+    def _apply_part(self, part: layout.Unpacked, transaction: Tx, results: wire.PartResults) -> None:
+        puts = self._plain(part)
+        if puts is not None:
+            transaction.write_all(puts[0])
+            return
         try:
-            commands = self._decode(unpacked.commands)
+            commands = self._decode(part.commands)
         except msgspec.MsgspecError as error:
             raise RingError(f"a part does not decode: {error}") from error
-        if len(commands) != unpacked.entries:
-            raise RingError(f"a part of {unpacked.entries} entries holds {len(commands)} commands")
-        writes = self._machine.blind_writes(commands)
-        if writes is not None:
-            transaction.write_all(writes)
-        else:
-            self._apply_each(commands, unpacked, transaction, results)
+        if len(commands) != part.entries:
+            raise RingError(f"a part of {part.entries} entries holds {len(commands)} commands")
+        self._apply_each(commands, part, transaction, results)
 
     def _apply_each(
         self, commands: list[Any], unpacked: layout.Unpacked, transaction: Tx, results: wire.PartResults

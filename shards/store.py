@@ -169,15 +169,35 @@ class Store:
     def write(self, writes: Mapping[bytes, bytes | None]) -> None:
         """Put and delete (None) in key order. Raises StoreFullError, before the first page is touched, when map or
         disk might not hold the writes and their commit."""
+        puts = [(key, value) for key in sorted(writes) if (value := writes[key]) is not None]
+        longest = max([len(value) for _, value in puts], default=0)
+        self._reserve(len(writes), puts, longest)
+        if len(puts) != len(writes):
+            self._delete(sorted([key for key, value in writes.items() if value is None]))
+        self._put(puts)
+
+    def put_sorted(self, pairs: list[tuple[bytes, bytes]], longest: int) -> None:
+        """As `write`, of puts in key order, whose longest value has `longest` bytes."""
+        self._reserve(len(pairs), pairs, longest)
+        self._put(pairs)
+
+    def _delete(self, keys: list[bytes]) -> None:
         txn = self._txn
         assert txn is not None
-        self._reserve(writes, txn)
         try:
-            for key in sorted(key for key, value in writes.items() if value is None):
+            for key in keys:
                 txn.delete(key)
-            puts = [(key, value) for key in sorted(writes) if (value := writes[key]) is not None]
-            with txn.cursor() as cursor:
-                cursor.putmulti(puts)
+        except lmdb.Error as error:
+            raise StoreError(f"{self._file}: {error}", path=str(self._file)) from error
+
+    def _put(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        txn = self._txn
+        assert txn is not None
+        try:
+            if len(pairs) == 1:
+                txn.put(*pairs[0])
+            else:
+                txn.cursor().putmulti(pairs)
         except lmdb.MapFullError as error:
             raise self._full("the map is full", 0) from error
         except lmdb.Error as error:
@@ -231,20 +251,19 @@ class Store:
         os.truncate(self._file, used)
         os.close(self._descriptor)
 
-    def _reserve(self, writes: Mapping[bytes, bytes | None], txn: lmdb.Transaction[bytes]) -> None:
+    def _reserve(self, count: int, puts: list[tuple[bytes, bytes]], longest: int) -> None:
         """Make sure that map and disk hold the worst case: every write copies a leaf and splits it, every branch
         page on the way is copied, long values take pages of their own. What one group was granted and is sure not to
         have used up is a small one's without asking."""
-        count = len(writes)
         pages = _COMMIT_PAGES + count // 256  # free list
-        pages += sum(
-            [len(value) // PAGE_BYTES + 1 for value in writes.values() if value and len(value) > _INLINE_BYTES]
-        )
+        if longest > _INLINE_BYTES:
+            pages += sum([len(value) // PAGE_BYTES + 1 for _, value in puts if len(value) > _INLINE_BYTES])
         rough = pages + count * (2 + _DEPTH_MAX)
         if rough <= self._granted_pages:
             self._granted_pages -= rough
             return
-        stat = txn.stat(self.data)
+        assert self._txn is not None
+        stat = self._txn.stat(self.data)
         branches = min(count * stat["depth"], stat["branch_pages"])
         pages += min(count, stat["leaf_pages"]) + count + branches + stat["depth"]
         needed = (self._env.info()["last_pgno"] + 1 + pages) * PAGE_BYTES

@@ -1,0 +1,298 @@
+/* The compiled twin of shards/puts.py, which is the specification: same arguments, same answers.
+ *
+ * A *plain put* is the msgpack array [tag, key, value] with tag a positive fixint and key and value of the bin family:
+ *
+ *     0x93  tag  (0xc4 u8 | 0xc5 u16 | 0xc6 u32) key...  (0xc4 u8 | 0xc5 u16 | 0xc6 u32) value...
+ *
+ * https://github.com/msgpack/msgpack/blob/master/spec.md. Whatever is not exactly that is answered with None, and
+ * decoded by msgspec instead. Nothing here reads beyond the buffers it was given.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SLOT_MASK 16383u
+
+typedef struct {
+    uint64_t prefix; /* the first eight bytes of the key, as a number that sorts like them */
+    const uint8_t *key, *value;
+    uint32_t key_size, value_size;
+    uint32_t ordinal;
+} Put;
+
+/* Read one bin at *at. Returns 0 and moves *at behind it, or -1 when there is none, or not whole, before `end`. */
+static int
+read_bin(const uint8_t **at, const uint8_t *end, const uint8_t **data, uint32_t *size)
+{
+    const uint8_t *p = *at;
+    size_t left = (size_t)(end - p), width;
+    uint32_t n;
+    if (left < 2) return -1;
+    switch (p[0]) {
+    case 0xc4: width = 2; n = p[1]; break;
+    case 0xc5:
+        if (left < 3) return -1;
+        width = 3; n = (uint32_t)p[1] << 8 | p[2]; break;
+    case 0xc6:
+        if (left < 5) return -1;
+        width = 5; n = (uint32_t)p[1] << 24 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 8 | p[4]; break;
+    default: return -1;
+    }
+    if (left - width < n) return -1;
+    *data = p + width;
+    *size = n;
+    *at = p + width + n;
+    return 0;
+}
+
+static int
+read_put(const uint8_t **at, const uint8_t *end, long tag, Put *put)
+{
+    const uint8_t *p = *at;
+    if (end - p < 2 || p[0] != 0x93 || p[1] != (uint8_t)tag) return -1;
+    p += 2;
+    if (read_bin(&p, end, &put->key, &put->key_size) < 0) return -1;
+    if (read_bin(&p, end, &put->value, &put->value_size) < 0) return -1;
+    *at = p;
+    return 0;
+}
+
+/* XXH64 with seed 0: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md#xxh64-algorithm-description */
+#define P1 0x9E3779B185EBCA87ull
+#define P2 0xC2B2AE3D27D4EB4Full
+#define P3 0x165667B19E3779F9ull
+#define P4 0x85EBCA77C2B2AE63ull
+#define P5 0x27D4EB2F165667C5ull
+
+static inline uint64_t rotl(uint64_t x, int r) { return x << r | x >> (64 - r); }
+static inline uint64_t load64(const uint8_t *p) { uint64_t v; memcpy(&v, p, 8); return v; }
+static inline uint32_t load32(const uint8_t *p) { uint32_t v; memcpy(&v, p, 4); return v; }
+static inline uint64_t mix(uint64_t acc, uint64_t lane) { return rotl(acc + lane * P2, 31) * P1; }
+
+static uint64_t
+xxh64(const uint8_t *p, size_t size)
+{
+    const uint8_t *end = p + size;
+    uint64_t h;
+    if (size >= 32) {
+        uint64_t a = P1 + P2, b = P2, c = 0, d = 0 - P1;
+        for (; end - p >= 32; p += 32) {
+            a = mix(a, load64(p));
+            b = mix(b, load64(p + 8));
+            c = mix(c, load64(p + 16));
+            d = mix(d, load64(p + 24));
+        }
+        h = rotl(a, 1) + rotl(b, 7) + rotl(c, 12) + rotl(d, 18);
+        h = (h ^ mix(0, a)) * P1 + P4;
+        h = (h ^ mix(0, b)) * P1 + P4;
+        h = (h ^ mix(0, c)) * P1 + P4;
+        h = (h ^ mix(0, d)) * P1 + P4;
+    } else {
+        h = P5;
+    }
+    h += size;
+    for (; end - p >= 8; p += 8) h = rotl(h ^ mix(0, load64(p)), 27) * P1 + P4;
+    if (end - p >= 4) { h = rotl(h ^ load32(p) * P1, 23) * P2 + P3; p += 4; }
+    for (; p < end; p++) h = rotl(h ^ *p * P5, 11) * P1;
+    h = (h ^ h >> 33) * P2;
+    h = (h ^ h >> 29) * P3;
+    return h ^ h >> 32;
+}
+
+/* The first pass of split: whose each put is, and what each shard gets. Returns -1 at the first that is not plain. */
+static int
+place(PyObject *datas, Py_ssize_t n, long tag, uint32_t key_max, uint32_t value_max, const uint8_t *table,
+      uint8_t *owners, Py_ssize_t *counts, Py_ssize_t *sizes)
+{
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *data = PyList_GET_ITEM(datas, i);
+        if (!PyBytes_CheckExact(data)) return -1;
+        const uint8_t *at = (const uint8_t *)PyBytes_AS_STRING(data);
+        const uint8_t *end = at + PyBytes_GET_SIZE(data);
+        Put put;
+        if (read_put(&at, end, tag, &put) < 0 || at != end) return -1;
+        if (put.key_size < 1 || put.key_size > key_max || put.value_size > value_max) return -1;
+        uint8_t owner = table[xxh64(put.key, put.key_size) & SLOT_MASK];
+        owners[i] = owner;
+        counts[owner]++;
+        sizes[owner] += PyBytes_GET_SIZE(data);
+    }
+    return 0;
+}
+
+/* The second pass: per shard (count, offsets as u32, data end to end); None where the count is 0. */
+static PyObject *
+gather(PyObject *datas, Py_ssize_t n, long shards, const uint8_t *owners, const Py_ssize_t *counts,
+       const Py_ssize_t *sizes)
+{
+    uint32_t *offsets[256];
+    uint8_t *bytes[256];
+    PyObject *result = PyList_New(shards);
+    if (result == NULL) return NULL;
+    for (long shard = 0; shard < shards; shard++) {
+        PyObject *piece;
+        if (counts[shard] == 0) {
+            piece = Py_NewRef(Py_None);
+        } else {
+            PyObject *places = PyBytes_FromStringAndSize(NULL, counts[shard] * 4);
+            PyObject *joined = PyBytes_FromStringAndSize(NULL, sizes[shard]);
+            if (places != NULL && joined != NULL) {
+                offsets[shard] = (uint32_t *)PyBytes_AS_STRING(places);
+                bytes[shard] = (uint8_t *)PyBytes_AS_STRING(joined);
+                piece = Py_BuildValue("nOO", counts[shard], places, joined);
+            } else {
+                piece = NULL;
+            }
+            Py_XDECREF(places);
+            Py_XDECREF(joined);
+            if (piece == NULL) {
+                Py_DECREF(result);
+                return NULL;
+            }
+        }
+        PyList_SET_ITEM(result, shard, piece);
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *data = PyList_GET_ITEM(datas, i);
+        size_t size = (size_t)PyBytes_GET_SIZE(data);
+        *offsets[owners[i]]++ = (uint32_t)i;
+        memcpy(bytes[owners[i]], PyBytes_AS_STRING(data), size);
+        bytes[owners[i]] += size;
+    }
+    return result;
+}
+
+static PyObject *
+split_puts(PyObject *module, PyObject *args)
+{
+    PyObject *datas;
+    Py_buffer table;
+    long tag, shards;
+    unsigned int key_max, value_max;
+    if (!PyArg_ParseTuple(args, "O!lIIy*l", &PyList_Type, &datas, &tag, &key_max, &value_max, &table, &shards))
+        return NULL;
+    PyObject *result = NULL;
+    uint8_t *owners = NULL;
+    Py_ssize_t n = PyList_GET_SIZE(datas), counts[256] = {0}, sizes[256] = {0};
+    if (table.len != SLOT_MASK + 1 || shards < 1 || shards > 256 || tag < 0 || tag > 127) {
+        PyErr_SetString(PyExc_ValueError, "split_puts: a table of 16,384 slots, 1 to 256 shards, a tag of 0 to 127");
+        goto done;
+    }
+    if (n > 0xffffffffll) {
+        PyErr_SetString(PyExc_ValueError, "split_puts: more entries than an offset counts");
+        goto done;
+    }
+    owners = PyMem_Malloc(n ? (size_t)n : 1);
+    if (owners == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    if (place(datas, n, tag, key_max, value_max, table.buf, owners, counts, sizes) < 0)
+        result = Py_NewRef(Py_None);
+    else
+        result = gather(datas, n, shards, owners, counts, sizes);
+done:
+    PyMem_Free(owners);
+    PyBuffer_Release(&table);
+    return result;
+}
+
+static uint64_t
+prefix_of(const uint8_t *key, uint32_t size)
+{
+    uint64_t prefix = 0;
+    for (uint32_t i = 0; i < 8; i++) prefix = prefix << 8 | (i < size ? key[i] : 0);
+    return prefix;
+}
+
+static int
+compare(const void *left, const void *right)
+{
+    const Put *a = left, *b = right;
+    if (a->prefix != b->prefix) return a->prefix < b->prefix ? -1 : 1;
+    uint32_t shorter = a->key_size < b->key_size ? a->key_size : b->key_size;
+    int order = memcmp(a->key, b->key, shorter);
+    if (order) return order;
+    if (a->key_size != b->key_size) return a->key_size < b->key_size ? -1 : 1;
+    return a->ordinal < b->ordinal ? -1 : 1;
+}
+
+/* The last put of each key, as a list of (key, value) in key order. */
+static PyObject *
+pairs_of(const Put *puts, Py_ssize_t n)
+{
+    PyObject *list = PyList_New(0);
+    if (list == NULL) return NULL;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        const Put *put = &puts[i];
+        if (i + 1 < n && put->key_size == put[1].key_size && !memcmp(put->key, put[1].key, put->key_size)) continue;
+        PyObject *key = PyBytes_FromStringAndSize((const char *)put->key, put->key_size);
+        PyObject *value = PyBytes_FromStringAndSize((const char *)put->value, put->value_size);
+        PyObject *pair = key && value ? PyTuple_Pack(2, key, value) : NULL;
+        Py_XDECREF(key);
+        Py_XDECREF(value);
+        if (pair == NULL || PyList_Append(list, pair) < 0) {
+            Py_XDECREF(pair);
+            Py_DECREF(list);
+            return NULL;
+        }
+        PyObject_GC_UnTrack(pair); /* bytes only: it cannot be part of a cycle */
+        Py_DECREF(pair);
+    }
+    return list;
+}
+
+static PyObject *
+sorted_puts(PyObject *module, PyObject *args)
+{
+    Py_buffer view;
+    long tag;
+    if (!PyArg_ParseTuple(args, "y*l", &view, &tag)) return NULL;
+    const uint8_t *at = view.buf, *end = at + view.len;
+    PyObject *result = NULL;
+    Put *puts = NULL;
+    uint32_t longest = 0;
+    if (view.len < 5 || at[0] != 0xdd || tag < 0 || tag > 127) goto not_plain;
+    Py_ssize_t n = (Py_ssize_t)((uint32_t)at[1] << 24 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 8 | at[4]);
+    at += 5;
+    if (n > (end - at) / 6) goto not_plain; /* the shortest put takes 6 bytes */
+    puts = PyMem_Malloc((size_t)(n ? n : 1) * sizeof(Put));
+    if (puts == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (read_put(&at, end, tag, &puts[i]) < 0) goto not_plain;
+        puts[i].ordinal = (uint32_t)i;
+        puts[i].prefix = prefix_of(puts[i].key, puts[i].key_size);
+        if (puts[i].value_size > longest) longest = puts[i].value_size;
+    }
+    if (at != end) goto not_plain;
+    qsort(puts, (size_t)n, sizeof(Put), compare);
+    PyObject *pairs = pairs_of(puts, n);
+    if (pairs != NULL) result = Py_BuildValue("NI", pairs, longest);
+    goto done;
+not_plain:
+    result = Py_NewRef(Py_None);
+done:
+    PyMem_Free(puts);
+    PyBuffer_Release(&view);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"split_puts", split_puts, METH_VARARGS, NULL},
+    {"sorted_puts", sorted_puts, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_puts", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC
+PyInit__puts(void)
+{
+    return PyModule_Create(&definition);
+}

@@ -1,0 +1,100 @@
+"""The short cut for chunks of nothing but plain puts: split without decoding, sorted without dictionaries.
+
+A *plain put* is a command whose encoding is exactly the msgpack array [tag, key, value], a small positive integer and
+two bins, and whose `apply` does exactly `tx.put(key, value)`; a machine names its tag (`Machine.plain_put`). This file
+is the specification; `_puts.c` is its compiled twin, and one suite tests both. Both answer None where a single command
+is anything else, and the general way is taken.
+
+Which one is used: the compiled one where it was built. SHARDENGINE_COMPILED=require makes its absence an ImportError,
+SHARDENGINE_COMPILED=off leaves it alone.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from typing import NamedTuple
+
+import msgspec
+
+from shards.placement import slot_of
+
+SWITCH = "SHARDENGINE_COMPILED"
+_TAG_MAX = 127
+
+
+class _Fields(NamedTuple):
+    tag: int
+    key: bytes
+    value: bytes
+
+
+_decode_one = msgspec.msgpack.Decoder(_Fields).decode
+_decode_many = msgspec.msgpack.Decoder(list[_Fields]).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def split_puts_in_python(
+    datas: list[bytes], tag: int, key_bytes_max: int, value_bytes_max: int, table: bytes, shards: int
+) -> list[tuple[int, bytes, bytes] | None] | None:
+    """For each shard its count, the places in `datas` of its puts as u32, and their bytes end to end; None for a
+    shard that gets nothing. None instead of all that: a command is no plain put, or passes a limit."""
+    if len(table) != 1 << 14 or not 1 <= shards <= 256 or not 0 <= tag <= _TAG_MAX:
+        raise ValueError("split_puts: a table of 16,384 slots, 1 to 256 shards, a tag of 0 to 127")
+    offsets = [array("I") for _ in range(shards)]
+    buckets: list[list[bytes]] = [[] for _ in range(shards)]
+    for offset, data in enumerate(datas):
+        put = _plain(data, tag)
+        if put is None or not 1 <= len(put.key) <= key_bytes_max or len(put.value) > value_bytes_max:
+            return None
+        owner = table[slot_of(put.key)]
+        offsets[owner].append(offset)
+        buckets[owner].append(data)
+    return [
+        (len(bucket), places.tobytes(), b"".join(bucket)) if bucket else None
+        for places, bucket in zip(offsets, buckets, strict=True)
+    ]
+
+
+def _plain(data: bytes, tag: int) -> _Fields | None:
+    try:
+        put = _decode_one(data)
+    except msgspec.MsgspecError:
+        return None
+    return put if put.tag == tag and _header_is_canonical(data) else None
+
+
+def _header_is_canonical(data: bytes) -> bool:
+    """A fixarray of three and a fixint: the compiled twin looks at nothing else."""
+    return data[0] == 0x93 and data[1] <= _TAG_MAX
+
+
+def sorted_puts_in_python(view: memoryview, tag: int) -> tuple[list[tuple[bytes, bytes]], int] | None:
+    """The last put of each key in a part's commands, in key order, and the size of the longest value of all. None: a
+    command is no plain put."""
+    if len(view) < 5 or view[0] != 0xDD:
+        return None
+    try:
+        raws = msgspec.msgpack.decode(view, type=list[msgspec.Raw])
+    except msgspec.MsgspecError:
+        return None
+    puts = [_plain(bytes(raw), tag) for raw in raws]
+    last: dict[bytes, bytes] = {}
+    longest = 0
+    for put in puts:
+        if put is None:
+            return None
+        last[put.key] = put.value
+        longest = max(longest, len(put.value))
+    return sorted(last.items()), longest
+
+
+split_puts, sorted_puts, COMPILED = split_puts_in_python, sorted_puts_in_python, False
+if os.environ.get(SWITCH) != "off":
+    try:
+        from shards import _puts
+    except ImportError:
+        if os.environ.get(SWITCH) == "require":
+            raise
+    else:
+        split_puts, sorted_puts, COMPILED = _puts.split_puts, _puts.sorted_puts, True
