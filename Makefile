@@ -24,12 +24,15 @@ PYTEST_ARGS ?=
 DEMO_ARGS   ?=
 PERF_ARGS   ?= --entries 1000000 --value-bytes 256 --chunk 5000 --shards 2
 
+# A build that silently lost its compiled part must not pass for a whole one.
+export SHARDENGINE_COMPILED ?= require
+
 .PHONY: help demo test check format perf clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml shards/_puts.c
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found; set PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'

@@ -25,6 +25,7 @@ import msgspec
 from msgspec import Meta
 
 from engine.errors import ConfigError
+from shards.puts import SWITCH as COMPILED_SWITCH
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -195,7 +196,7 @@ def _from_file(path: str | os.PathLike[str] | None) -> list[_Setting]:
 def _from_environment(environ: Mapping[str, str]) -> list[_Setting]:
     found: list[_Setting] = []
     for name in sorted(environ):
-        if name.startswith(ENV_PREFIX):
+        if name.startswith(ENV_PREFIX) and name != COMPILED_SWITCH:
             text = environ[name].strip()
             if re.fullmatch(r"[+-]?\d+(_\d+)*", text):
                 text = text.replace("_", "")

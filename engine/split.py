@@ -15,7 +15,7 @@ import msgspec
 from engine.errors import BadEntryError, ChunkTooLargeError
 from shards import part as layout
 from shards.digest import key_hash
-from shards.machine import Machine
+from shards.machine import Machine, plain_put_of
 from shards.part import Run
 from shards.placement import SLOT_MASK, shard_table, slot_of
 from shards.puts import COMPILED, split_puts
@@ -49,7 +49,7 @@ class Splitter:
         self._table = shard_table(shards)
         self._decode = msgspec.msgpack.Decoder(machine.command).decode
         self._keyed_by_itself = type(machine).partition_key is Machine.partition_key
-        self._plain_put = machine.plain_put if COMPILED and self._keyed_by_itself else None
+        self._plain_put = plain_put_of(machine) if COMPILED and self._keyed_by_itself else None
 
     def owner(self, key: bytes) -> int:
         """The shard that holds `key`."""

@@ -124,7 +124,7 @@ class Machine(ABC):
         command: the command type: a msgspec Struct, or a union of tagged ones.
         plain_put: the tag, 0 to 127, of a command that is encoded as the array [tag, key, value] and for which `apply`
             does `tx.put(key, value)`, always, and nothing else; None: there is no such command. Chunks of nothing else
-            take a much shorter way. Without effect where `partition_key` is overridden.
+            take a much shorter way. Without effect in a subclass that overrides what it is about.
     """
 
     name: ClassVar[str]
@@ -151,6 +151,16 @@ class Machine(ABC):
         """Why `command` must not enter the log, or None. Called for commands longer than `value_bytes_max` only,
         after their keys were checked: the place to check values."""
         return None
+
+
+def plain_put_of(machine: Machine) -> int | None:
+    """The tag of the machine's plain put, unless its class overrides anything that `plain_put` was said of."""
+    kind = type(machine)
+    if kind.plain_put is None:
+        return None
+    speaker = next(one for one in kind.__mro__ if "plain_put" in vars(one))
+    about = ("command", "keys", "apply", "partition_key", "check")
+    return kind.plain_put if all(getattr(kind, name) is getattr(speaker, name) for name in about) else None
 
 
 encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode

@@ -92,9 +92,9 @@ def sorted_puts_in_python(view: memoryview, tag: int) -> tuple[list[tuple[bytes,
 split_puts, sorted_puts, COMPILED = split_puts_in_python, sorted_puts_in_python, False
 if os.environ.get(SWITCH) != "off":
     try:
-        from shards import _puts
+        import shards._puts as compiled
     except ImportError:
         if os.environ.get(SWITCH) == "require":
             raise
     else:
-        split_puts, sorted_puts, COMPILED = _puts.split_puts, _puts.sorted_puts, True
+        split_puts, sorted_puts, COMPILED = compiled.split_puts, compiled.sorted_puts, True

@@ -17,7 +17,7 @@ from ipc.errors import EngineError, RingError
 from ipc.ring import Extent
 from shards import part as layout
 from shards import wire
-from shards.machine import Context, Machine, Rejected, Tx
+from shards.machine import Context, Machine, Rejected, Tx, plain_put_of
 from shards.puts import sorted_puts
 from shards.types import Limits, Position
 
@@ -59,6 +59,7 @@ class Shard:
         self._view = view
         self._decode = msgspec.msgpack.Decoder(list[machine.command]).decode  # type: ignore[name-defined]
         self._context = Context()
+        self._plain_put = plain_put_of(machine)
         self._current: wire.Part | None = None
         self._queue: deque[wire.Part] = deque()
         self.stalled = False
@@ -166,8 +167,7 @@ class Shard:
 
     def _plain(self, part: layout.Unpacked) -> tuple[list[tuple[bytes, bytes]], int] | None:
         """The writes of a part of nothing but plain puts, and their longest value; None for any other part."""
-        tag = self._machine.plain_put
-        return None if tag is None else sorted_puts(part.commands, tag)
+        return None if self._plain_put is None else sorted_puts(part.commands, self._plain_put)
 
     def _apply_part(self, part: layout.Unpacked, transaction: Tx, results: wire.PartResults) -> None:
         puts = self._plain(part)

@@ -33,6 +33,7 @@ _RESERVE_BYTES = 16 << 20
 _INLINE_BYTES = PAGE_BYTES // 2 - 64 - 511  # a longer value may, with its key, go to overflow pages
 _DEPTH_MAX = 16  # of a tree: 2^16 leaves would take that with two records a page
 _COMMIT_PAGES = 64  # for the free list, meta and root pages of a commit
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _IDENTITY, _POSITION, _SOLO = b"identity", b"position", b"solo"
 
 
@@ -80,6 +81,8 @@ def _open(
             lib_version=0,
         )
     except lmdb.Error as error:
+        if any(os.strerror(code) in str(error) for code in _FULL):
+            raise StoreFullError(f"cannot make {path}: {error}", hint="free disk space", path=str(path)) from error
         raise StoreError(f"cannot open {path}: {error}", path=str(path), map_bytes=map_bytes) from error
 
 
@@ -279,7 +282,7 @@ class Store:
         try:
             os.posix_fallocate(self._descriptor, start, end - start)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in _FULL:
                 raise StoreError(f"{self._file}: cannot reserve disk: {error}", path=str(self._file)) from error
             raise self._full(f"the disk is full ({os.strerror(error.errno)})", needed) from error
         self._reserved = end

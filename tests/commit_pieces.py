@@ -8,7 +8,6 @@ states of a world runs the real code once per step that differs, and is as fast 
 from __future__ import annotations
 
 import copy
-from array import array
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
@@ -201,6 +200,9 @@ class MemoryStore:
     def get(self, key: bytes) -> bytes | None:
         return self.pending
 
+    def put_sorted(self, pairs: list[tuple[bytes, bytes]], longest: int) -> None:
+        self.write(dict(pairs))
+
     def write(self, writes: dict[bytes, bytes | None]) -> None:
         self.pending = writes[_KEY]
 
@@ -256,7 +258,7 @@ class Workers:
         """The bytes of a part in the ring of `shard`."""
         item = code % CODES
         command = msgspec.msgpack.encode(Append(item, shard in self._items[item].noes))
-        return b"".join(layout.pack(item + 1, [layout.Run(item + 1, 1, 0)], array("I", [0]), [command]))
+        return b"".join(layout.pack(item + 1, [layout.Run(item + 1, 1, 0)], 1, bytes(4), [command]))
 
     def _run(self, shard: int, side: Side, order: bytes, failing: bool) -> Outcome:
         prototype, pending = self.states[side.worker]

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import msgspec
 import pytest
-from model import Model, log_of
 
 from engine import Engine, EngineConfig, EngineError, Entry, LogId, Put, StartReport, encode, run
+from tests.model import Model, log_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +30,7 @@ def config(durability: Literal["process", "power"]) -> EngineConfig:
 
 def in_another_process(program: str, *args: object) -> str:
     """Run a program that may use everything that is here. Returns what it prints."""
-    prelude = "import os, sys; from pathlib import Path; from engine import *; from directories import *\n"
+    prelude = "import os, sys; from pathlib import Path; from engine import *; from tests.directories import *\n"
     done = subprocess.run(
         [sys.executable, "-c", prelude + textwrap.dedent(program), *map(str, args)],
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},

@@ -143,7 +143,7 @@ class Faulty(KeyValue):
     name: ClassVar[str] = "test.faulty"
 
     def __init__(self) -> None:
-        if _FAULTS in os.environ and sys.argv[0] == "-c":  # in a worker
+        if _FAULTS in os.environ and "pytest" not in sys.modules:  # in a worker
             vars(store)["os"] = _Os()
 
 

@@ -13,7 +13,6 @@ import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model import Model, chunks_of, digest_of, log_of
 
 from engine import (
     ApplyResult,
@@ -29,6 +28,7 @@ from engine import (
     Put,
     encode,
 )
+from tests.model import Model, chunks_of, digest_of, log_of
 
 CHUNK_SIZES = (1, 7, 256, 5_000)
 Command = Put | Delete | CompareAndSwap | None  # None is a no-op

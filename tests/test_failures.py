@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import Add, Bloat, Fail, Faulty, Ledger, Move, Reject, Stamp, Trespass, Unhappy
-from model import chunks_of, log_of
 
 from engine import (
     ApplyResult,
@@ -29,6 +27,8 @@ from engine import (
     UndeclaredKeyError,
     encode,
 )
+from tests.machines import Add, Bloat, Fail, Faulty, Ledger, Move, Reject, Stamp, Trespass, Unhappy
+from tests.model import chunks_of, log_of
 
 SHARDS = pytest.mark.parametrize("shards", [1, 2, 3, 8])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -14,18 +15,6 @@ from typing import Any
 import msgspec
 import pytest
 import uvloop
-from directories import (
-    applies_ten,
-    contents,
-    holds_ten,
-    in_another_process,
-    mark_of,
-    opened,
-    puts,
-    refused_unchanged,
-)
-from machines import LaterLedger, Ledger, Other
-from model import chunks_of
 
 from engine import (
     ConfigError,
@@ -46,6 +35,18 @@ from engine import (
     run,
 )
 from engine.opening import check_resource_limits
+from tests.directories import (
+    applies_ten,
+    contents,
+    holds_ten,
+    in_another_process,
+    mark_of,
+    opened,
+    puts,
+    refused_unchanged,
+)
+from tests.machines import LaterLedger, Ledger, Other
+from tests.model import chunks_of
 
 # ---- stop ------------------------------------------------------------------------------------------------------------
 
@@ -226,6 +227,7 @@ def test_a_forked_child_cannot_use_the_engine_and_does_it_no_harm(tmp_path: Path
     run(db.apply_chunk(puts(1, 10)))
     pid = os.fork()
     if pid == 0:
+        signal.alarm(30)  # a child that is not refused may wait for ever
         refused = 0
         for call in (lambda: db.get(b"k1"), db.stop, db.view, lambda: asyncio.run(db.apply_chunk(puts(11, 1)))):
             try:

@@ -9,19 +9,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from directories import (
-    applies_ten,
-    contents,
-    die_after_deciding,
-    die_in_mid_run,
-    holds_ten,
-    mark_of,
-    opened,
-    puts,
-    reboot,
-    refused_unchanged,
-)
-from model import Model, chunks_of
 
 from engine import (
     DamagedError,
@@ -35,6 +22,19 @@ from engine import (
     run,
 )
 from engine.decision import SLOT_BYTES, DecisionFile
+from tests.directories import (
+    applies_ten,
+    contents,
+    die_after_deciding,
+    die_in_mid_run,
+    holds_ten,
+    mark_of,
+    opened,
+    puts,
+    reboot,
+    refused_unchanged,
+)
+from tests.model import Model, chunks_of
 
 POWER = EngineConfig(durability="power")
 
@@ -203,6 +203,17 @@ def scribble(path: Path, offset: int, data: bytes = b"scribble") -> None:
         file.write(data)
 
 
+def damage_record(generation: Path, *, newest: bool) -> None:
+    """Change one bit of a decision record so that only its checksum can tell."""
+    file = DecisionFile(generation / "decision")
+    slot = file._target ^ newest
+    file.close()
+    data = bytearray((generation / "decision").read_bytes())
+    length = int.from_bytes(data[slot * SLOT_BYTES + 8 : slot * SLOT_BYTES + 16], "little")
+    last = slot * SLOT_BYTES + 24 + length - 1
+    scribble(generation / "decision", last, bytes([data[last] ^ 2]))
+
+
 def test_a_directory_that_is_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("hello")
     refused_unchanged(tmp_path, FormatError, "no data directory, and not empty: it holds 'thesis.tex'")
@@ -210,14 +221,9 @@ def test_a_directory_that_is_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_one_unreadable_decision_record_is_survived_and_two_are_damage(tmp_path: Path) -> None:
     opened(tmp_path, applies_ten, shards=2)
-    decision = tmp_path / "gen-000001" / "decision"
-    file = DecisionFile(decision)
-    older = file._target
-    file.close()
-    scribble(decision, older * SLOT_BYTES + 20)
+    damage_record(tmp_path / "gen-000001", newest=False)
     opened(tmp_path, holds_ten)
-    scribble(decision, SLOT_BYTES + 20)
-    scribble(decision, 20)
+    damage_record(tmp_path / "gen-000001", newest=True)
     refused_unchanged(tmp_path, DamagedError, "neither slot holds a readable decision record")
 
 
@@ -227,13 +233,8 @@ def test_a_lost_newest_decision_record_is_damage_that_is_noticed(tmp_path: Path)
         await db.apply_chunk(puts(11, 10))
 
     opened(tmp_path, use, shards=2)
-    decision = tmp_path / "gen-000001" / "decision"
-    file = DecisionFile(decision)
-    newest = file._target ^ 1
-    file.close()
-    scribble(decision, newest * SLOT_BYTES + 20)
-    # both shards stand ahead of the record: only solos may
-    refused_unchanged(tmp_path, DamagedError, "contradicts")
+    damage_record(tmp_path / "gen-000001", newest=True)
+    refused_unchanged(tmp_path, DamagedError, "contradicts")  # two shards ahead of the record at one group: no solos
 
 
 def test_a_damaged_part_of_a_decided_group_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""`python -m perf`: see the package's docstring."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from perf.apply import run_apply
+from perf.load import Load
+from perf.memory import run_memory
+
+_APPLY = """examples:
+  python -m perf apply
+  python -m perf apply --entries 1000000 --value-bytes 16 --chunk 5000 --shards 2 --json apply.json
+  python -m perf apply --entries 20000 --rounds 1 --latency-rounds 1      # does it run at all?
+
+The load is made in advance: some 1.2 KiB of memory an entry of 256 bytes in this process, half of that in each writer.
+"""
+_MEMORY = """examples:
+  python -m perf memory
+  python -m perf memory --entries 5000000 --value-bytes 64 --json memory.json
+
+Exit code 1: the memory grew with the stream.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m perf", description="Measure the engine beside what it stands on.")
+    commands = top.add_subparsers(dest="command", required=True)
+    shape = argparse.RawDescriptionHelpFormatter
+    apply = commands.add_parser("apply", help="throughput and latency", epilog=_APPLY, formatter_class=shape)
+    _common(apply, entries=400_000, value_bytes=256)
+    apply.add_argument("--rounds", type=_positive, default=5, help="rounds of the three sides (default: %(default)s)")
+    apply.add_argument(
+        "--latency-rounds",
+        type=int,
+        default=20,
+        help="blocks of 100 single chunks of each kind; 0: none (default: %(default)s)",
+    )
+    memory = commands.add_parser("memory", help="the coordinator's memory", epilog=_MEMORY, formatter_class=shape)
+    _common(memory, entries=5_000_000, value_bytes=64)
+    return top
+
+
+def _common(command: argparse.ArgumentParser, *, entries: int, value_bytes: int) -> None:
+    add = command.add_argument
+    add("--entries", type=_positive, default=entries, help="records in all (default: %(default)s)")
+    add("--value-bytes", type=_positive, default=value_bytes, help="length of a value (default: %(default)s)")
+    add("--chunk", type=_positive, default=5000, help="entries a chunk (default: %(default)s)")
+    add("--shards", type=_positive, default=2, help="worker processes (default: %(default)s)")
+    add("--window", type=_positive, default=4, help="chunks in flight (default: %(default)s)")
+    add("--seed", type=int, default=1, help="of the records (default: %(default)s)")
+    add("--dir", type=Path, help="where the temporary data goes (default: the system's temporary directory)")
+    add("--json", type=Path, metavar="FILE", help="write everything here too")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def main(arguments: Sequence[str]) -> int:
+    args = parser().parse_args(arguments)
+    load = Load(args.entries, args.value_bytes, args.chunk, args.seed)
+    if args.command == "memory":
+        return run_memory(load, shards=args.shards, window=args.window, parent=args.dir, output=args.json)
+    return run_apply(
+        load,
+        shards=args.shards,
+        rounds=args.rounds,
+        window=args.window,
+        latency_rounds=args.latency_rounds,
+        parent=args.dir,
+        output=args.json,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,51 @@
+"""The engine's side of a round: the whole load through `apply_chunk`, with a bounded number of chunks in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine import Engine, Entry
+from perf.facts import cpu_seconds
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """What one run took. CPU seconds are those of the coordinator, and of all workers together."""
+
+    seconds: float
+    coordinator_cpu: float
+    worker_cpu: float
+    digest: bytes
+    records: int
+
+
+async def feed(db: Engine, chunks: Iterable[list[Entry]], window: int) -> None:
+    """Apply chunks in order, `window` of them in flight."""
+    flying: deque[asyncio.Task[Any]] = deque()
+    for chunk in chunks:
+        flying.append(asyncio.create_task(db.apply_chunk(chunk)))
+        if len(flying) == window:
+            await flying.popleft()
+    while flying:
+        await flying.popleft()
+
+
+async def apply_all(directory: Path, chunks: list[list[Entry]], shards: int, window: int) -> Applied:
+    """Apply entries that are all made beforehand to a new engine."""
+    async with Engine(directory, shards=shards) as db:
+        pids = [worker["pid"] for worker in db.stats()["workers"]]
+        gc.collect()
+        gc.freeze()  # the load is the caller's: the collector need not walk it on the engine's time
+        workers, cpu, began = sum(map(cpu_seconds, pids)), time.process_time(), time.monotonic()
+        await feed(db, chunks, window)
+        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+        workers = sum(map(cpu_seconds, pids)) - workers
+        gc.unfreeze()
+        return Applied(seconds, cpu, workers, await db.digest(), len(db))

@@ -1,0 +1,84 @@
+"""Points of the coordinator's work at which a process can be told to die: before, inside and after every step.
+
+`arm` wraps what the engine does to the world (a message sent, a record written, a group published, a file renamed or
+made) in this process, for good. The n-th point reached is fatal. With n = 0 none is, and their names are only
+collected: that is the first pass.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine import generations
+from engine.cut import Reads
+from engine.decision import DecisionFile
+from engine.processes import Workers
+
+
+class Points:
+    """Counts the points reached; at the `fatal`-th one kills this process, or its whole process group."""
+
+    def __init__(self, fatal: int, *, group: bool) -> None:
+        self.names: list[str] = []
+        self._fatal = fatal
+        self._group = group
+
+    def reach(self, name: str) -> None:
+        self.names.append(name)
+        if len(self.names) == self._fatal:
+            if self._group:
+                os.killpg(0, signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def wrap(self, owner: Any, attribute: str, name: Callable[..., str], *, after: bool = True) -> None:
+        """Make `owner.attribute` a step with a point before it and, where nothing else tells it from the point before
+        the next step, one after it."""
+        original = getattr(owner, attribute)
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            called = name(*args)
+            self.reach(f"before {called}")
+            result = original(*args, **kwargs)
+            if after:
+                self.reach(f"after {called}")
+            return result
+
+        setattr(owner, attribute, step)
+
+    def tear(self) -> None:
+        """Make every `os.pwrite` two writes, of its first half and of everything, with a point between."""
+        original = os.pwrite
+
+        def torn(descriptor: int, data: bytes, offset: int) -> int:
+            if len(data) > 24:  # a record, not the pid in a lock file
+                original(descriptor, data[: len(data) // 2], offset)
+                self.reach("in the middle of a record")
+            return original(descriptor, data, offset)
+
+        os.pwrite = torn  # type: ignore[assignment]
+
+
+def arm(fatal: int, *, group: bool, files: bool = False) -> Points:
+    """From now on this process dies at its `fatal`-th point; with `group` it takes its workers along.
+
+    `files` adds the steps that make a new directory's folders and rings.
+    """
+    points = Points(fatal, group=group)
+    points.wrap(
+        Workers, "send", lambda _, shard, order: f"sending {type(order).__name__} to shard {shard}", after=False
+    )
+    points.wrap(Workers, "start", lambda _, shard: f"starting worker {shard}", after=False)
+    points.wrap(DecisionFile, "write", lambda _, record: f"writing the record of group {record.position.group}")
+    points.wrap(Reads, "publish", lambda *_: "a publish")
+    points.wrap(Path, "rename", lambda path, to: f"renaming {path.name} to {Path(to).name}")
+    points.tear()
+    if files:
+        points.wrap(Path, "mkdir", lambda path, *_: f"making {path.name}", after=False)
+        points.wrap(
+            generations, "create_ring", lambda path, _: f"making the {path.name} of {path.parent.name}", after=False
+        )
+    return points

@@ -1,0 +1,116 @@
+"""Snapshot directories made by hand, any bytes as parts under a sealed manifest; deaths at every step of file work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.manifest import Manifest, PartInfo, write_manifest
+from engine.travel import Piece, SnapshotAssembler
+from shards.digest import checksum128
+from shards.types import Limits, LogId
+
+STEPS = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "fcntl.flock", "os.fsync"})
+
+
+def part_of(shard: int, content: bytes) -> PartInfo:
+    return PartInfo(f"shard-{shard:03}.mdb", len(content), len(content) // 10, checksum128(content).hex())
+
+
+def manifest_for(parts: Sequence[bytes], /, index: int = 7, term: int = 2, **changes: Any) -> Manifest:
+    manifest = Manifest(
+        format=1,
+        lineage="a lineage",
+        last_included=LogId(index, term),
+        clock=1_000,
+        term_runs=[LogId(1, 1), LogId(4, term)],
+        slots=16_384,
+        shards=len(parts),
+        machine="kv",
+        machine_version=1,
+        limits=Limits(),
+        bad_entry="fail",
+        parts=[part_of(shard, content) for shard, content in enumerate(parts)],
+    )
+    return msgspec.structs.replace(manifest, **changes).sealed()
+
+
+def make_snapshot(folder: Path, parts: Sequence[bytes], /, index: int = 7, term: int = 2, **changes: Any) -> Path:
+    """A snapshot in `folder`, under its proper name. `changes` are made to its manifest."""
+    manifest = manifest_for(parts, index, term, **changes)
+    path = folder / manifest.name
+    path.mkdir(parents=True)
+    for shard, content in enumerate(parts):
+        (path / f"shard-{shard:03}.mdb").write_bytes(content)
+    write_manifest(path, manifest)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file below `folder` by relative name, and every directory, with None."""
+    if not folder.exists():
+        return {}
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def assemble(pieces: Sequence[Piece] | Iterator[Piece], directory: Path) -> Path:
+    with SnapshotAssembler(directory) as assembler:
+        for piece in pieces:
+            assembler.add(piece)
+        return assembler.finish()
+
+
+def deaths(work: Callable[[], object]) -> Iterator[int]:
+    """Run `work` in children that are killed at its first step on the file system, its second, and so on.
+
+    Yields the number of the step after each death, and ends when a child has lived through all of them.
+    """
+    fatal = 1
+    while _dies(work, fatal):
+        yield fatal
+        fatal += 1
+
+
+def _dies(work: Callable[[], object], fatal: int) -> bool:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            _kill_at(fatal)
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL), f"the work failed before its step {fatal}: status {status}"
+    return status != 0
+
+
+def _kill_at(fatal: int) -> None:
+    """From now on this process dies before it takes its `fatal`-th step."""
+    reached = 0
+
+    def step(event: str, _: tuple[Any, ...]) -> None:
+        nonlocal reached
+        if event in STEPS:
+            reached += 1
+            if reached == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    original = os.fsync
+
+    def fsync(descriptor: Any) -> None:
+        step("os.fsync", ())
+        original(descriptor)
+
+    setattr(os, "fsync", fsync)  # noqa: B010
+    sys.addaudithook(step)

@@ -1,0 +1,149 @@
+"""The link: whole messages of any length, in order, both ways, and an end that comes after everything else."""
+
+from __future__ import annotations
+
+import random
+import select
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipc.errors import LinkClosedError
+from ipc.link import PACKET_BYTES, Link, pair
+
+
+@pytest.fixture
+def links() -> Iterator[tuple[Link, Link]]:
+    """A coordinator's end, which never waits, and a worker's, which does."""
+    ours, theirs = pair()
+    made = Link(ours, blocking=False), Link(theirs, blocking=True)
+    yield made
+    for link in made:
+        with suppress(OSError):
+            link.close()
+
+
+SIZES = [0, 1, 7, PACKET_BYTES - 2, PACKET_BYTES - 1, PACKET_BYTES, PACKET_BYTES + 1, 3 * PACKET_BYTES, 1 << 20]
+
+
+def messages(seed: int, count: int) -> list[bytes]:
+    draw = random.Random(seed)
+    return [draw.randbytes(draw.choice([*SIZES, draw.randrange(1 << 12)])) for _ in range(count)]
+
+
+def wait_for(link: Link, event: int) -> None:
+    poller = select.poll()
+    poller.register(link.fileno(), event)
+    poller.poll()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_message_of_any_length_arrives_whole_both_ways(links: tuple[Link, Link], size: int) -> None:
+    ours, theirs = links
+    message = random.Random(size).randbytes(size)
+    echo = threading.Thread(target=lambda: theirs.send(theirs.receive() or b""))
+    echo.start()
+    ours.send(message)
+    answer = None
+    while answer is None:
+        wait_for(ours, select.POLLIN | (select.POLLOUT if ours.wants_write else 0))
+        ours.flush()
+        answer = ours.receive()
+    echo.join()
+    assert answer == message
+
+
+def test_messages_arrive_in_order_both_ways_at_once(links: tuple[Link, Link]) -> None:
+    ours, theirs = links
+    there, back = messages(1, 120), messages(2, 120)
+    received: list[bytes | None] = []
+
+    def work() -> None:
+        for message in back:
+            received.append(theirs.receive())
+            theirs.send(message)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    for message in there:
+        ours.send(message)
+    answers: list[bytes] = []
+    while len(answers) < len(back):
+        wait_for(ours, select.POLLIN | (select.POLLOUT if ours.wants_write else 0))
+        ours.flush()
+        while (answer := ours.receive()) is not None:
+            answers.append(answer)
+    worker.join()
+    assert received == there
+    assert answers == back
+
+
+def test_what_a_full_socket_does_not_take_is_queued_and_sent_in_order(links: tuple[Link, Link]) -> None:
+    ours, theirs = links
+    sent: list[bytes] = []
+    while not ours.wants_write:
+        sent.append(b"%d" % len(sent) * 500)
+        ours.send(sent[-1])
+    received: list[bytes | None] = []
+    for _ in range(50):  # there is room again, but not for those who came later
+        received.append(theirs.receive())
+        sent.append(b"%d" % len(sent) * 500)
+        ours.send(sent[-1])
+    assert ours.wants_write
+    while len(received) < len(sent):
+        received.append(theirs.receive())
+        ours.flush()
+    assert received == sent
+    assert ours.flush() and not ours.wants_write
+
+
+@given(batches=st.lists(st.lists(st.binary(max_size=300), max_size=5), max_size=10))
+def test_nothing_to_read_is_a_value_and_not_an_error(batches: list[list[bytes]]) -> None:
+    one, other = (Link(end, blocking=False) for end in pair())
+    for batch in batches:
+        assert other.receive() is None
+        for message in batch:
+            one.send(message)
+        assert [other.receive() for _ in batch] == batch
+    assert other.receive() is None
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_the_end_of_a_link_comes_after_everything_that_was_sent(blocking: bool) -> None:
+    ours, theirs = pair()
+    writer, reader = Link(ours, blocking=False), Link(theirs, blocking=blocking)
+    sent = [b"first", b"", bytes(PACKET_BYTES * 2), b"last"]
+    for message in sent:
+        writer.send(message)
+    assert not writer.wants_write
+    writer.close()
+    assert [reader.receive() for _ in sent] == sent
+    for _ in range(2):
+        with pytest.raises(LinkClosedError, match="end of file"):
+            reader.receive()
+    with pytest.raises(LinkClosedError, match="peer of a link is gone"):
+        reader.send(b"anybody?")
+    reader.close()
+
+
+def test_a_message_cut_short_by_death_is_no_message(links: tuple[Link, Link]) -> None:
+    ours, theirs = links
+    ours.send(b"whole")
+    ours.send(bytes(8 << 20))
+    assert ours.wants_write, "more than the socket holds"
+    ours.close()
+    assert theirs.receive() == b"whole"
+    with pytest.raises(LinkClosedError):
+        theirs.receive()
+
+
+def test_neither_end_is_inherited() -> None:
+    for end in pair():
+        assert not end.get_inheritable()
+        end.close()

@@ -1,0 +1,131 @@
+"""The short cut for plain puts: the compiled twin answers as its specification in Python, and both as the long way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from array import array
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import CompareAndSwap, Delete, Put, encode
+from shards import puts
+from shards.placement import shard_table, slot_of
+from shards.puts import sorted_puts_in_python, split_puts_in_python
+
+ROOT = Path(__file__).resolve().parent.parent
+TAG = 1
+SPLIT = [split_puts_in_python, puts.split_puts]
+SORT = [sorted_puts_in_python, puts.sorted_puts]
+TWINS = ["python", "chosen"]
+
+KEYS = st.binary(min_size=1, max_size=40) | st.sampled_from([b"a", b"aa", b"aaaaaaaaa", b"aaaaaaaab", b"\xff" * 300])
+VALUES = st.binary(max_size=300) | st.just(b"v" * 70_000)
+PLAIN = st.builds(Put, KEYS, VALUES)
+ANY = PLAIN | st.builds(Delete, KEYS) | st.builds(CompareAndSwap, KEYS, st.none() | VALUES, VALUES)
+
+
+def part(datas: list[bytes]) -> memoryview:
+    return memoryview(b"\xdd" + len(datas).to_bytes(4, "big") + b"".join(datas))
+
+
+def test_this_run_tests_the_compiled_twin_where_it_is_demanded() -> None:
+    assert puts.COMPILED or os.environ.get(puts.SWITCH) != "require"
+
+
+@pytest.mark.parametrize("split", SPLIT, ids=TWINS)
+@given(commands=st.lists(PLAIN, min_size=1, max_size=40), shards=st.sampled_from([1, 2, 3, 256]))
+def test_a_split_gives_each_shard_its_own_puts_in_order(split: Any, commands: list[Put], shards: int) -> None:
+    datas = [encode(command) for command in commands]
+    table = shard_table(shards)
+    pieces = split(datas, TAG, 480, 1 << 20, table, shards)
+    expected: list[Any] = []
+    for shard in range(shards):
+        mine = [place for place, command in enumerate(commands) if table[slot_of(command.key)] == shard]
+        piece = (len(mine), array("I", mine).tobytes(), b"".join(datas[place] for place in mine))
+        expected.append(piece if mine else None)
+    assert pieces == expected
+
+
+@pytest.mark.parametrize("sort", SORT, ids=TWINS)
+@given(commands=st.lists(PLAIN, max_size=40))
+def test_a_sort_gives_the_last_put_of_each_key_in_key_order(sort: Any, commands: list[Put]) -> None:
+    last = {command.key: command.value for command in commands}
+    longest = max([len(command.value) for command in commands], default=0)
+    assert sort(part([encode(command) for command in commands]), TAG) == (sorted(last.items()), longest)
+
+
+@pytest.mark.parametrize(("split", "sort"), zip(SPLIT, SORT, strict=True), ids=TWINS)
+@given(commands=st.lists(ANY, min_size=1, max_size=10))
+def test_one_other_command_sends_all_of_them_the_long_way(split: Any, sort: Any, commands: list[Any]) -> None:
+    datas = [encode(command) for command in commands]
+    plain = all(isinstance(command, Put) for command in commands)
+    assert (split(datas, TAG, 480, 1 << 20, shard_table(2), 2) is not None) == plain
+    assert (sort(part(datas), TAG) is not None) == plain
+
+
+@pytest.mark.parametrize("split", SPLIT, ids=TWINS)
+def test_a_put_over_a_limit_goes_the_long_way(split: Any) -> None:
+    table = shard_table(2)
+    for key, value, fits in [
+        (b"", b"", False),
+        (b"k" * 9, b"", False),
+        (b"k" * 8, b"v" * 4, True),
+        (b"k", b"v" * 5, False),
+    ]:
+        assert (split([encode(Put(key, value))], TAG, 8, 4, table, 2) is not None) == fits
+
+
+@pytest.mark.parametrize(("split", "sort"), zip(SPLIT, SORT, strict=True), ids=TWINS)
+@given(
+    data=st.binary(max_size=20)
+    | st.builds(lambda put, cut: encode(put)[:-cut], PLAIN, st.integers(1, 5))
+    | st.builds(lambda put, more: encode(put) + more, PLAIN, st.binary(min_size=1, max_size=3))
+)
+def test_bytes_that_are_no_put_are_never_taken_for_one(split: Any, sort: Any, data: bytes) -> None:
+    try:
+        plain = isinstance(msgspec.msgpack.decode(data, type=Put), Put) and data[:2] == b"\x93\x01"
+    except msgspec.MsgspecError:
+        plain = False
+    good = encode(Put(b"k", b"v"))
+    if not plain:
+        assert split([good, data], TAG, 480, 1 << 20, shard_table(2), 2) is None
+        assert sort(part([good, data]), TAG) is None
+
+
+@given(data=st.binary(max_size=60))
+def test_the_twins_agree_on_any_bytes(data: bytes) -> None:
+    view = memoryview(b"\xdd" + data)
+    assert puts.sorted_puts(view, TAG) == sorted_puts_in_python(view, TAG)
+    arguments = ([data], TAG, 480, 1 << 20, shard_table(3), 3)
+    assert puts.split_puts(*arguments) == split_puts_in_python(*arguments)
+
+
+@pytest.mark.parametrize("split", SPLIT, ids=TWINS)
+@pytest.mark.parametrize(
+    ("tag", "table", "shards"), [(1, b"", 1), (1, bytes(16384), 0), (1, bytes(16384), 257), (-1, bytes(16384), 1)]
+)
+def test_impossible_arguments_are_refused(split: Any, tag: int, table: bytes, shards: int) -> None:
+    with pytest.raises(ValueError, match="16,384 slots"):
+        split([], tag, 480, 1 << 20, table, shards)
+
+
+def imported(switch: str, *program: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), puts.SWITCH: switch}
+    code = "; ".join([*program, "from shards import puts", "print(puts.COMPILED)"])
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_switch_demands_the_compiled_twin_or_leaves_it_alone() -> None:
+    missing = "import sys; sys.modules['shards._puts'] = None"
+    assert imported("off").stdout == "False\n"
+    assert "ModuleNotFoundError" in imported("require", missing).stderr
+    assert imported("auto", missing).stdout == "False\n"

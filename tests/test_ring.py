@@ -1,0 +1,151 @@
+"""The ring against bytes: what is written is what an extent shows, and nothing else moves."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import resource
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipc.errors import RingError
+from ipc.ring import ALIGNMENT, RingReader, RingWriter, create_ring
+
+HALF = 2 * mmap.PAGESIZE
+
+
+def ring_at(path: Path, half_bytes: int = HALF) -> tuple[RingWriter, RingReader]:
+    path.unlink(missing_ok=True)
+    create_ring(path, half_bytes)
+    return RingWriter(path), RingReader(path)
+
+
+WRITES = st.tuples(st.just("write"), st.integers(0, 1), st.lists(st.binary(max_size=HALF // 3), max_size=8))
+CLEARS = st.tuples(st.just("clear"), st.integers(0, 1), st.just(list[bytes]()))
+
+
+@given(steps=st.lists(WRITES | WRITES | WRITES | CLEARS, max_size=60))
+def test_a_ring_is_two_lists_of_bytes(tmp_path: Path, steps: list[tuple[str, int, list[bytes]]]) -> None:
+    writer, reader = ring_at(tmp_path / "ring")
+    model: list[list[tuple[int, bytes]]] = [[], []]  # of each half: offset and bytes, in the order they were written
+    for what, half, buffers in steps:
+        if what == "clear":
+            writer.clear(half)
+            model[half] = []
+        else:
+            expected = b"".join(buffers)
+            room = writer.room(half)
+            written = writer.write(half, buffers)
+            assert (written is None) == (len(expected) > room)
+            if written is not None:
+                offset, length = written
+                assert (offset % ALIGNMENT, length) == (0, len(expected))
+                assert half * HALF <= offset and offset + length <= (half + 1) * HALF
+                model[half].append((offset, expected))
+        for extents in model:
+            end = 0
+            for offset, data in extents:
+                assert offset >= end
+                end = offset + len(data)
+                for side in (writer, reader):
+                    with side.view(offset, len(data)) as view:
+                        assert view == data
+        for half in (0, 1):
+            used = sum(-(-len(data) // ALIGNMENT) * ALIGNMENT for _, data in model[half])
+            assert writer.room(half) == HALF - used
+    writer.close()
+    reader.close()
+
+
+def test_many_small_buffers_are_one_extent(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    writer, reader = ring_at(tmp_path / "ring", 256 * mmap.PAGESIZE)
+    buffers = [draw.randbytes(draw.randrange(200)) for _ in range(5_000)]
+    written = writer.write(1, buffers)
+    assert written is not None
+    with reader.view(*written) as view:
+        assert view == b"".join(buffers)
+    writer.close()
+    reader.close()
+
+
+def test_a_half_is_filled_to_its_last_byte_and_not_beyond(tmp_path: Path) -> None:
+    writer, reader = ring_at(tmp_path / "ring")
+    assert writer.write(0, [b"a" * HALF]) == (0, HALF)
+    assert writer.write(1, [b"b" * (HALF - 3)]) == (HALF, HALF - 3)
+    assert (writer.room(0), writer.room(1)) == (0, 0)
+    assert writer.write(0, [b"c"]) is None
+    assert writer.write(0, []) == (HALF, 0)
+    with reader.view(0, 2 * HALF) as view:
+        assert view == b"a" * HALF + b"b" * (HALF - 3) + b"\0\0\0"
+    writer.close()
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [(-1, 1), (0, 2 * HALF + 1), (2 * HALF, 1), (8, 2 * HALF), (0, -1), (1 << 63, 8)]
+)
+def test_an_extent_outside_the_ring_is_refused(tmp_path: Path, offset: int, length: int) -> None:
+    writer, reader = ring_at(tmp_path / "ring")
+    for side in (writer, reader):
+        with pytest.raises(RingError, match=f"a ring of {2 * HALF} bytes") as caught:
+            side.view(offset, length)
+        assert (caught.value.offset, caught.value.length, caught.value.size) == (offset, length, 2 * HALF)
+    writer.close()
+    reader.close()
+
+
+def test_bytes_outlive_their_writer(tmp_path: Path) -> None:
+    writer, reader = ring_at(tmp_path / "ring")
+    written = writer.write(1, [b"redo ", b"me"])
+    assert written is not None
+    writer.sync()
+    writer.close()
+    reader.close()
+    again = RingWriter(tmp_path / "ring")
+    with again.view(*written) as view:
+        assert bytes(view) == b"redo me"
+    assert again.half_bytes == HALF
+    again.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, mmap.PAGESIZE, 3 * mmap.PAGESIZE])
+def test_a_file_that_is_not_two_halves_is_refused(tmp_path: Path, size: int) -> None:
+    (tmp_path / "ring").write_bytes(bytes(size))
+    with pytest.raises(RingError, match=f"a ring of {size} bytes"):
+        RingWriter(tmp_path / "ring")
+
+
+def test_a_ring_is_never_made_over_another_file(tmp_path: Path) -> None:
+    create_ring(tmp_path / "ring", HALF)
+    with pytest.raises(FileExistsError):
+        create_ring(tmp_path / "ring", HALF)
+
+
+def test_a_write_that_the_disk_has_no_room_for_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
+    """The file is cut behind the writer's back and may not grow again: the nearest thing to a full disk that any
+    user can have."""
+    writer, reader = ring_at(tmp_path / "ring")
+    kept = writer.write(0, [b"kept"])
+    assert kept is not None
+    os.truncate(tmp_path / "ring", HALF)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            writer.write(1, [b"no room"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (writer.room(0), writer.room(1)) == (HALF - ALIGNMENT, HALF)
+    with reader.view(*kept) as view:
+        assert bytes(view) == b"kept"
+    written = writer.write(1, [b"room again"])
+    assert written is not None
+    with reader.view(*written) as view:
+        assert bytes(view) == b"room again"
+    writer.close()
+    reader.close()
