@@ -26,7 +26,6 @@ from engine.cut import Reads
 from engine.errors import (
     ConfigError,
     EngineError,
-    EngineLockedError,
     EngineStateError,
     EngineStoppedError,
     SnapshotError,
@@ -526,20 +525,12 @@ def _now_ms() -> int:
 
 
 def _make_way(path: Path) -> None:
-    """Refuse a directory that another engine of this process runs on: its lock keeps out other processes only. One
-    that is stopped may still read there; LMDB lets a process open it only once."""
+    """A stopped engine of this process may still read there; LMDB lets a process open it only once."""
     for other in list(shells):
-        if not isinstance(other, Engine) or other._forked or other._path.resolve() != path.resolve():
-            continue
-        if other._runtime is not None:
-            raise EngineLockedError(
-                f"{path} is held by another engine of this process, {os.getpid()}",
-                hint="one engine at a time may use a directory; stop the other one",
-                pid=os.getpid(),
-            )
-        if other._reads is not None:
-            other._check_thread()
-            other.close_storage()
+        if isinstance(other, Engine) and not other._forked and other._path.resolve() == path.resolve():
+            if other._runtime is None and other._reads is not None:
+                other._check_thread()
+                other.close_storage()
 
 
 def _at_exit() -> None:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -60,11 +60,22 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 
 class Lock:
-    """An exclusive `lockf` lock on a file, which also tells its holder's pid. A forked child does not inherit it."""
+    """An exclusive `lockf` lock on a file, which also tells its holder's pid. A forked child does not inherit it.
+
+    The kernel would give a process the lock twice, and drop it when the process closes any descriptor of the file; so
+    a second Lock on the same file is refused here before it opens anything.
+    """
+
+    _held: ClassVar[set[Path]] = set()
 
     def __init__(self, path: Path) -> None:
+        """Raises EngineLockedError when this process has the file locked already."""
+        self._key = path.resolve()
+        if self._key in self._held:
+            raise self._refused(path, os.getpid())
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._path = path
+        self._held.add(self._key)
 
     def take(self, timeout_ms: int = 0) -> None:
         """Raises EngineLockedError when another process has it and keeps it for `timeout_ms`. Blocks up to then."""
@@ -82,15 +93,19 @@ class Lock:
 
     def _refusal(self) -> EngineLockedError:
         holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()
-        pid = int(holder) if holder.isdigit() else None
+        return self._refused(self._path, int(holder) if holder.isdigit() else None)
+
+    @staticmethod
+    def _refused(path: Path, pid: int | None) -> EngineLockedError:
         return EngineLockedError(
-            f"{self._path} is held by process {pid or 'unknown'}",
+            f"{path} is held by process {pid or 'unknown'}",
             hint="one engine at a time may use a directory; stop the other one",
             pid=pid,
         )
 
     def close(self) -> None:
-        """Give the lock back. No other descriptor of the file may be closed by this process while it is held."""
+        """Give the lock back."""
+        self._held.discard(self._key)
         os.close(self._descriptor)
 
 

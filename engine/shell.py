@@ -191,9 +191,15 @@ class Shell:
         if runtime.coordinator.applied.index >= index:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiters, (index, next(self._waiter_numbers), future))
-        async with asyncio.timeout(timeout):
-            await future
+        waiter = (index, next(self._waiter_numbers), future)
+        heapq.heappush(self._waiters, waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        finally:
+            if waiter in self._waiters:  # it gave up
+                self._waiters.remove(waiter)
+                heapq.heapify(self._waiters)
 
     async def _idle(self) -> None:
         """Wait until nothing is in flight. Raises the engine's failure."""

@@ -99,6 +99,8 @@ class Splitter:
             keys = [key for (key,) in map(self._machine.keys, commands)]
         except Exception:  # a bad command or a no-op among them, which _split_each names
             return None
+        if set(map(type, keys)) != {bytes}:
+            return None
         lengths = set(map(len, keys))
         if min(lengths) < 1 or max(lengths) > self._limits.key_bytes_max:
             return None

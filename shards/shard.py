@@ -167,7 +167,9 @@ class Shard:
 
     def _plain(self, part: layout.Unpacked) -> tuple[list[tuple[bytes, bytes]], int] | None:
         """The writes of a part of nothing but plain puts, and their longest value; None for any other part."""
-        return None if self._plain_put is None else sorted_puts(part.commands, self._plain_put)
+        if self._plain_put is None or int.from_bytes(part.commands[1:5], "big") != part.entries:
+            return None
+        return sorted_puts(part.commands, self._plain_put)
 
     def _apply_part(self, part: layout.Unpacked, transaction: Tx, results: wire.PartResults) -> None:
         puts = self._plain(part)

@@ -13,6 +13,7 @@ import gc
 import inspect
 import os
 import select
+import shutil
 import signal
 import tempfile
 import threading
@@ -80,15 +81,17 @@ def nothing_is_left_behind(request: pytest.FixtureRequest, temporary_directory: 
     gc.collect()
     descriptors, processes = open_descriptors(), descendants()
     yield
-    running = kill_engines()
-    if request.node.stash.get(_FAILED, False):
+    running, failed = kill_engines(), request.node.stash.get(_FAILED, False)
+    if failed:
         for process in descendants() - processes:
             end(process)
+    left = wait_for_the_end_of(descendants() - processes)
+    files = clear(temporary_directory)
+    if failed:
         return
     assert not running, f"engines still run: {running}"
-    left = wait_for_the_end_of(descendants() - processes)
     assert not left, f"processes live on: {left}"
-    assert not any(temporary_directory.iterdir()), f"files remain: {list(temporary_directory.iterdir())}"
+    assert not files, f"files remain: {files}"
     if open_descriptors() != descriptors:
         gc.collect()
     new = open_descriptors().items() - descriptors.items()
@@ -114,6 +117,17 @@ def kill_engines() -> list[str]:
 def _close_readers(engine: Engine) -> None:
     engine._thread = threading.get_ident()
     engine.close_storage()
+
+
+def clear(directory: Path) -> list[str]:
+    """Empty a directory, so that what one test left is not held against the next. Returns what was there."""
+    found = sorted(directory.iterdir())
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return [path.name for path in found]
 
 
 def open_descriptors() -> dict[int, str]:
