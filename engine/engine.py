@@ -527,10 +527,11 @@ def _now_ms() -> int:
 def _make_way(path: Path) -> None:
     """A stopped engine of this process may still read there; LMDB lets a process open it only once."""
     for other in list(shells):
-        if isinstance(other, Engine) and not other._forked and other._path.resolve() == path.resolve():
-            if other._runtime is None and other._reads is not None:
-                other._check_thread()
-                other.close_storage()
+        if not isinstance(other, Engine) or other._forked or other._runtime is not None or other._reads is None:
+            continue
+        if other._path.resolve() == path.resolve():
+            other._check_thread()
+            other.close_storage()
 
 
 def _at_exit() -> None:

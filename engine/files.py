@@ -109,6 +109,9 @@ class Lock:
         os.close(self._descriptor)
 
 
+os.register_at_fork(after_in_child=Lock._held.clear)
+
+
 def filesystem_of(path: Path) -> str:
     """The type of the file system that `path` lies on, as /proc/self/mountinfo names it; "" when unknown."""
     best, kind = -1, ""

@@ -61,7 +61,7 @@ def test_a_sort_gives_the_last_put_of_each_key_in_key_order(sort: Any, commands:
     assert sort(part([encode(command) for command in commands]), TAG) == (sorted(last.items()), longest)
 
 
-@pytest.mark.parametrize(("split", "sort"), zip(SPLIT, SORT, strict=True), ids=TWINS)
+@pytest.mark.parametrize(("split", "sort"), list(zip(SPLIT, SORT, strict=True)), ids=TWINS)
 @given(commands=st.lists(ANY, min_size=1, max_size=10))
 def test_one_other_command_sends_all_of_them_the_long_way(split: Any, sort: Any, commands: list[Any]) -> None:
     datas = [encode(command) for command in commands]
@@ -82,7 +82,7 @@ def test_a_put_over_a_limit_goes_the_long_way(split: Any) -> None:
         assert (split([encode(Put(key, value))], TAG, 8, 4, table, 2) is not None) == fits
 
 
-@pytest.mark.parametrize(("split", "sort"), zip(SPLIT, SORT, strict=True), ids=TWINS)
+@pytest.mark.parametrize(("split", "sort"), list(zip(SPLIT, SORT, strict=True)), ids=TWINS)
 @given(
     data=st.binary(max_size=20)
     | st.builds(lambda put, cut: encode(put)[:-cut], PLAIN, st.integers(1, 5))
