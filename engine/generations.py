@@ -26,6 +26,7 @@ from shards.store import FORMAT, Identity, Store
 from shards.types import Limits, Position
 
 CREATE_MAP_BYTES = 1 << 20
+LOCK_BYTES = 64 << 10  # a thousand readers
 
 
 class DirectoryConfig(msgspec.Struct, frozen=True):
@@ -161,11 +162,20 @@ class Directory:
         return aside if aside.is_dir() else None
 
     def begin(self, shards: int, config: DirectoryConfig) -> Generation:
-        """A new, empty directory for a generation beside whatever is there. Nobody knows it yet."""
+        """A new, empty directory for a generation beside whatever is there. Nobody knows it yet. Raises StoreFullError.
+
+        The readers' tables get their disk here, since LMDB writes into them unasked: without any, that is a SIGBUS.
+        """
         path = self.path / f"gen-{self._next_number():06}"
-        path.mkdir()
-        for shard in range(shards):
-            (path / f"shard-{shard:03}").mkdir()
+        try:
+            path.mkdir()
+            for shard in range(shards):
+                (path / f"shard-{shard:03}").mkdir()
+                with (path / f"shard-{shard:03}" / "lock.mdb").open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, LOCK_BYTES)
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            raise StoreFullError(f"{path} cannot be made: {error}", hint="free disk space", path=str(path)) from error
         return Generation(path, GenerationInfo(f"{path.name}-{os.urandom(8).hex()}", shards, config))
 
     def create(self, shards: int, config: DirectoryConfig, half_bytes: int) -> Generation:

@@ -15,6 +15,7 @@ import pytest
 from engine import (
     ChunkFailedError,
     Engine,
+    Entry,
     LogId,
     SnapshotError,
     SnapshotInfo,
@@ -181,6 +182,15 @@ async def test_a_label_inside_a_group_that_is_under_way_is_refused_and_holds_not
         await asyncio.gather(*flying)
         await feeder.feed(3, 3)
         await feeder.check()
+
+
+async def test_what_is_staged_behind_the_label_waits_even_if_it_needs_no_vote(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "data", shards=2, config=CONFIG) as db:
+        taking = asyncio.create_task(db.generate_snapshot_data(tmp_path / "snapshot", LogId(20, 1)))
+        flying = [asyncio.create_task(db.apply_chunk(chunk)) for chunk in (entries(7, 1, 20), [Entry(21, 1, b"")])]
+        await asyncio.gather(*flying, taking)
+        assert db.last_applied() == LogId(21, 1)
+    assert holds_exactly(tmp_path / "snapshot", Follower(7)).last_included == LogId(20, 1)
 
 
 async def test_a_chunk_that_fails_at_the_label_can_be_sent_again_and_is_then_in_the_snapshot(tmp_path: Path) -> None:

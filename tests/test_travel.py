@@ -457,9 +457,8 @@ def test_no_snapshot_and_an_unreadable_one_are_refused_at_once(tmp_path: Path) -
     with pytest.raises(SnapshotDamagedError):
         stream_snapshot(tmp_path / "nowhere")
     path = make_snapshot(tmp_path, PARTS)
-    with pytest.raises(TravelError) as caught:
+    with pytest.raises(SnapshotDamagedError, match="Not a directory"):
         stream_snapshot(path / "shard-000.mdb")
-    assert caught.value.errno == errno.ENOTDIR
 
 
 # nothing is left behind

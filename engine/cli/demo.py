@@ -22,7 +22,7 @@ from typing import Any
 import click
 import msgspec
 
-from engine import ApplyResult, Engine, EngineConfig, SnapshotInfo, run, valid_snapshots
+from engine import ApplyResult, Engine, EngineConfig, SnapshotAbortedError, SnapshotInfo, run, valid_snapshots
 from engine.cli.common import (
     DONE,
     DataSaysNoError,
@@ -131,7 +131,7 @@ class Demo:
 
             def applied(chunk: Chunk) -> None:
                 if self._snapshot is None and 3 * chunk.position >= self._corpus.entries:
-                    self._snapshot = asyncio.ensure_future(db.create_snapshot())
+                    self._snapshot = asyncio.ensure_future(self._take_snapshot(db))
                 if self._killed is None and 3 * chunk.position >= 2 * self._corpus.entries:
                     self._kill_a_worker(db, chunk.position)
 
@@ -188,6 +188,13 @@ class Demo:
         stop.check()
         self._say(f"{label}: {progress.entries:,} entries in {progress.seconds:.1f} s, {progress.rate:,.0f}/s")
         return round(progress.rate)
+
+    async def _take_snapshot(self, db: Engine) -> SnapshotInfo:
+        while True:
+            try:
+                return await db.create_snapshot()
+            except SnapshotAbortedError as error:  # the worker that is killed may be writing its part
+                self._say(f"{error.message}; taking another")
 
     def _kill_a_worker(self, db: Engine, position: int) -> None:
         self._killed = db.stats()["workers"][0]

@@ -1,0 +1,281 @@
+"""The snapshot barrier and the commit table in a world of their own: a coordinator, workers, and the messages between.
+
+Workers are modelled as shards/snapshot.py has them; the coordinator's glue is that of engine/pinning.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+
+from engine import barrier as barriers
+from engine.barrier import Barrier, Stage
+from engine.commit import Commit, Group, Publish, Record, SendCommit, SendPart
+from shards import wire
+
+PROBLEM = wire.Problem("StoreError", "told to fail", "", {})
+
+
+class Step(NamedTuple):
+    name: str
+    fault: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Budget(NamedTuple):
+    """How often something may still happen."""
+
+    groups: tuple[frozenset[int], ...]
+    snapshots: int
+    deaths: int
+    problems: int
+    deadlines: int
+
+
+class Worker(msgspec.Struct):
+    """`inbox` holds orders, `outbox` answers; both outlive nobody but the reader of what was sent before a death."""
+
+    committed: int = 0
+    alive: bool = True
+    inbox: tuple[tuple[Any, ...], ...] = ()
+    outbox: tuple[tuple[Any, ...], ...] = ()
+    parts: tuple[int, ...] = ()
+    pin: tuple[int, int] | None = None  # barrier, group
+    copying: bool = False
+    unpin: bool = False
+
+    def say(self, *answer: Any) -> None:
+        self.outbox = (*self.outbox, answer)
+
+    def die(self) -> None:
+        if self.alive:
+            self.alive, self.inbox, self.parts, self.pin = False, (), (), None
+            self.copying = self.unpin = False
+            self.say("end")
+
+    def take(self, problem: bool = False) -> None:
+        (kind, *rest), self.inbox = self.inbox[0], self.inbox[1:]
+        if kind == "part":
+            group, decided = rest
+            if decided:
+                self.committed = group
+                self.say("committed", group)
+                return
+            self.parts = (*self.parts, group)
+            if self.parts == (group,):
+                self.say("vote", group)
+        elif kind == "commit":
+            self.committed, self.parts = rest[0], self.parts[1:]
+            self.say("committed", rest[0])
+            if self.parts:
+                self.say("vote", self.parts[0])
+        elif kind == "pin":
+            assert self.pin is None, "two pins"
+            if not problem:
+                self.pin = rest[0], self.committed
+            self.say("pinned", rest[0], problem)
+        elif kind == "copy":
+            assert self.pin is not None and self.pin[0] == rest[0]
+            self.copying = True
+        elif self.copying:
+            self.unpin = True
+        else:
+            self.pin = None
+            self.say("unpinned", rest[0])
+
+    def end_copy(self, problem: bool = False) -> None:
+        assert self.pin is not None
+        if self.unpin:
+            self.say("unpinned", self.pin[0])
+        else:
+            self.say("copied", *self.pin, problem)
+        self.pin, self.copying, self.unpin = None, False, False
+
+
+class World:
+    """Everything, and the coordinator in it. Equal worlds have equal `key`s."""
+
+    barrier_type: type[Barrier] = Barrier
+    ignores_hold = False
+
+    def __init__(self, shards: int, budget: Budget) -> None:
+        self.budget = budget
+        self.commit = Commit(shards)
+        self.barrier = self.barrier_type(shards)
+        self.workers = [Worker() for _ in range(shards)]
+        self.groups: list[frozenset[int]] = []
+        self.published = self.placed = self.resumed = 0
+        self.up = frozenset(range(shards))
+        for shard in range(shards):
+            self.commit.hello(shard, 0)
+
+    def clone(self) -> World:
+        world = object.__new__(type(self))
+        vars(world).update(vars(self))
+        world.workers = [msgspec.structs.replace(worker) for worker in self.workers]
+        world.groups = list(self.groups)
+        world.commit = Commit.__new__(Commit)
+        for name in Commit.__slots__:
+            setattr(world.commit, name, _copied(getattr(self.commit, name)))
+        world.barrier = object.__new__(type(self.barrier))
+        vars(world.barrier).update({name: _copied(value) for name, value in vars(self.barrier).items()})
+        return world
+
+    def key(self) -> tuple[Any, ...]:
+        commit = tuple(_hashable(getattr(self.commit, name)) for name in Commit.__slots__)
+        barrier = vars(self.barrier)
+        fixed = tuple(_hashable(value) for name, value in barrier.items() if name not in ("_error", "_parts"))
+        parts = tuple(sorted((shard, part.entries) for shard, part in barrier["_parts"].items()))
+        workers = tuple(map(msgspec.structs.astuple, self.workers))
+        return commit, fixed, parts, workers, self.budget, self.published, self.placed, self.resumed, self.up
+
+    # what the coordinator does
+
+    def run(self, actions: Iterable[Any]) -> None:
+        for action in actions:
+            match action:
+                case SendPart(shard, group, decided):
+                    self.send(shard, "part", group, decided)
+                case SendCommit(shard, group):
+                    self.send(shard, "commit", group)
+                case Record(group):
+                    assert self.barrier.stage is not Stage.PINNING, f"group {group} is decided while shards pin"
+                    self.run(self.commit.recorded(group))
+                case Publish(group):
+                    self.published = group
+                case _:
+                    self.act(action)
+
+    def act(self, action: barriers.Action) -> None:
+        match action:
+            case barriers.SendPin(shard, number):
+                self.send(shard, "pin", number)
+            case barriers.SendCopy(shard, number):
+                self.send(shard, "copy", number)
+            case barriers.SendUnpin(shard, number):
+                self.send(shard, "unpin", number)
+            case barriers.Resume():
+                self.resumed += 1
+                self.run(self.commit.release())
+            case barriers.Kill(shard):
+                self.workers[shard].die()
+            case barriers.Seal(parts):
+                assert {shard: part.entries for shard, part in parts.items()} == self.expected(), "not what was placed"
+            case barriers.Abandoned():
+                number = self.barrier.number
+                assert not any(worker.pin and worker.pin[0] == number for worker in self.workers), "still pinned"
+
+    def expected(self) -> dict[int, int]:
+        """The group that each shard stands at once `placed` is published everywhere."""
+        done = list(enumerate(self.groups[: self.placed], 1))
+        return {
+            shard: max([number for number, participants in done if shard in participants], default=0)
+            for shard in range(len(self.workers))
+        }
+
+    def send(self, shard: int, *order: Any) -> None:
+        worker = self.workers[shard]
+        assert shard in self.up, f"an order for a dead worker: {order}"
+        if worker.alive:
+            worker.inbox = (*worker.inbox, order)
+
+    def proceed(self) -> None:
+        if self.barrier.stage is Stage.WAITING:
+            if not self.ignores_hold:
+                self.commit.hold()
+            if (self.commit.quiet or self.ignores_hold) and len(self.up) == len(self.workers):
+                self.placed = self.published
+                self.run(self.barrier.place())
+
+    def hear(self, shard: int) -> None:
+        worker = self.workers[shard]
+        (kind, *rest), worker.outbox = worker.outbox[0], worker.outbox[1:]
+        if kind == "vote":
+            self.run(self.commit.vote(shard, rest[0], True))
+        elif kind == "committed":
+            self.run(self.commit.committed(shard, rest[0]))
+        elif kind == "hello":
+            self.up |= {shard}
+            self.run(self.commit.hello(shard, rest[0]))
+        elif kind == "pinned":
+            self.run(self.barrier.pinned(shard, rest[0], "told to fail" if rest[1] else None))
+        elif kind == "copied":
+            number, group, problem = rest
+            part = wire.Copied(number, 0, group, b"", PROBLEM if problem else None)
+            self.run(self.barrier.copied(shard, number, part))
+        elif kind == "unpinned":
+            self.run(self.barrier.unpinned(shard, rest[0]))
+        else:
+            self.up -= {shard}
+            self.run(self.commit.link_end(shard))
+            self.run(self.barrier.link_end(shard))
+            self.workers[shard] = Worker(worker.committed, outbox=(("hello", worker.committed),))
+        self.proceed()
+
+    # what may happen
+
+    def submit(self) -> None:
+        participants, rest = self.budget.groups[0], self.budget.groups[1:]
+        self.budget = self.budget._replace(groups=rest)
+        self.groups.append(participants)
+        self.run(self.commit.submit(Group(len(self.groups), participants)))
+        self.proceed()
+
+    def begin(self) -> None:
+        self.budget = self.budget._replace(snapshots=self.budget.snapshots - 1)
+        self.resumed = 0
+        self.barrier.begin()
+        self.proceed()
+
+    def expire(self) -> None:
+        self.budget = self.budget._replace(deadlines=self.budget.deadlines - 1)
+        self.run(self.barrier.expire("the time is up"))
+        self.proceed()
+
+    def die(self, shard: int) -> None:
+        self.budget = self.budget._replace(deaths=self.budget.deaths - 1)
+        self.workers[shard].die()
+
+    def take(self, shard: int) -> None:
+        self.workers[shard].take()
+
+    def end_copy(self, shard: int) -> None:
+        self.workers[shard].end_copy()
+
+    def fail(self, shard: int) -> None:
+        self.budget = self.budget._replace(problems=self.budget.problems - 1)
+        worker = self.workers[shard]
+        worker.end_copy(problem=True) if worker.copying else worker.take(problem=True)
+
+    def possible(self) -> Iterable[tuple[Step, Callable[[World], None]]]:
+        budget, stage = self.budget, self.barrier.stage
+        if budget.groups and self.commit.can_submit:
+            yield Step("submit"), World.submit
+        if budget.snapshots and stage is Stage.IDLE:
+            yield Step("begin"), World.begin
+        if budget.deadlines and stage is not Stage.IDLE:
+            yield Step("the time is up", fault=True), World.expire
+        for shard, worker in enumerate(self.workers):
+            if worker.outbox:
+                yield Step(f"hear {worker.outbox[0]} of {shard}"), partial(World.hear, shard=shard)
+            if worker.inbox:
+                yield Step(f"{shard} takes {worker.inbox[0]}"), partial(World.take, shard=shard)
+            if worker.copying:
+                yield Step(f"{shard} ends its copy"), partial(World.end_copy, shard=shard)
+            if budget.problems and (worker.copying or (worker.inbox and worker.inbox[0][0] == "pin")):
+                yield Step(f"{shard} fails", fault=True), partial(World.fail, shard=shard)
+            if budget.deaths and worker.alive:
+                yield Step(f"{shard} dies", fault=True), partial(World.die, shard=shard)
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, (set, dict)) else value
+
+
+def _hashable(value: Any) -> Any:
+    return frozenset(value.items() if isinstance(value, dict) else value) if isinstance(value, (set, dict)) else value

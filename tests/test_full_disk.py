@@ -1,0 +1,79 @@
+"""A disk that is really full, down to its last page: a small file system of memory, in a mount namespace of its own.
+
+What LMDB maps is written without asking; where the disk has no page for it the process would die of SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import Engine, SnapshotError, StoreFullError, run
+from tests.killing import ROOT, environment
+from tests.streams import Follower
+from tests.taking import CONFIG, Feeder, holds
+
+LEFT_BYTES = (0, 40 << 10, 100 << 10, 150 << 10, 200 << 10, 300 << 10, 400 << 10, 600 << 10, 4 << 20)
+
+
+def in_a_small_file_system(path: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that sees 48 MiB of memory at `path`."""
+    mount = f"mount -t tmpfs -o size=48m none '{path}' && exec \"$@\""
+    return subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", *command],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_a_full_disk_fails_snapshots_and_installs_and_harms_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if shutil.which("unshare") is None or in_a_small_file_system(disk, "true").returncode:
+        pytest.skip("no mount namespaces for this user")
+    done = in_a_small_file_system(disk, sys.executable, "-m", "tests.test_full_disk", str(disk), str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcomes = done.stdout.split()
+    assert len(outcomes) == 3 * len(LEFT_BYTES) and set(outcomes[:3]) == {"full"} and set(outcomes[-3:]) == {"done"}
+
+
+async def fill(disk: Path, elsewhere: Path) -> None:
+    """Leave the disk less and less full; say how each attempt ended."""
+    async with Engine(disk / "data", shards=2, config=CONFIG) as db:
+        feeder = Feeder(db)
+        await feeder.feed(300)
+        await db.generate_snapshot_data(elsewhere / "snapshot", None)
+        await db.flush_async()
+        for left in LEFT_BYTES:
+            shutil.rmtree(disk / "data" / "snapshots", ignore_errors=True)
+            (disk / "filler").unlink(missing_ok=True)
+            statvfs = os.statvfs(disk)
+            with (disk / "filler").open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, max(4096, statvfs.f_bavail * statvfs.f_frsize - left))
+            before = {str(path) for path in disk.rglob("*")} | {str(disk / "data" / "snapshots")}
+            index = 300
+            for attempt in (db.create_snapshot(), db.restore(elsewhere / "snapshot"), db.reset()):
+                try:
+                    await attempt
+                    index = 300 if db.last_applied().index else 0
+                    outcome = "done"
+                except (StoreFullError, SnapshotError):
+                    assert {str(path) for path in disk.rglob("*")} <= before
+                    outcome = "full"
+                before = {str(path) for path in disk.rglob("*")} | {str(disk / "data" / "snapshots")}
+                os.write(1, f"{outcome}\n".encode())
+                await holds(db, Follower(7), index)
+            await db.restore(elsewhere / "snapshot") if index == 0 else None
+
+
+if __name__ == "__main__":
+    run(lambda: fill(Path(sys.argv[1]), Path(sys.argv[2])))
