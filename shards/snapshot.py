@@ -21,6 +21,9 @@ from shards.store import ReadTx, Store
 from shards.types import Position
 
 
+COPIER_ORDERS = (wire.Pin, wire.Copy, wire.Unpin)
+
+
 class Copier:
     """Answers Pin, Copy and Unpin. `say` sends an answer from any thread; it is called from the copying thread.
 

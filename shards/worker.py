@@ -29,7 +29,7 @@ from shards import wire
 from shards.errors import MachineImportError
 from shards.machine import Machine
 from shards.shard import Shard, problem_of
-from shards.snapshot import Copier
+from shards.snapshot import COPIER_ORDERS, Copier
 from shards.store import Identity, Store
 from shards.types import Limits
 
@@ -133,7 +133,7 @@ def _serve(shard: Shard, copier: Copier, link: Link, say: Callable[[wire.Answer]
             order = wire.decode_order(link.receive() or b"")
             if isinstance(order, wire.Stop):
                 return
-            if isinstance(order, wire.Pin | wire.Copy | wire.Unpin):
+            if isinstance(order, COPIER_ORDERS):
                 answers = copier.handle(order)
             else:
                 answers = shard.handle(order)
