@@ -20,7 +20,6 @@ from shards.shard import problem_of
 from shards.store import ReadTx, Store
 from shards.types import Position
 
-
 COPIER_ORDERS = (wire.Pin, wire.Copy, wire.Unpin)
 
 
