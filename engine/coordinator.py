@@ -1,6 +1,6 @@
 """Chunks in, actions of the commit table carried out, results out. Single-threaded; no event loop, no clock.
 
-The shell (`engine.engine`) brings it what happened: a chunk, an answer, the end of a link, the time. It does I/O only
+The shell (`engine.shell`) brings it what happened: a chunk, an answer, the end of a link, the time. It does I/O only
 through what it was given: workers to send to, rings to write, the decision file, the readers' side. A simulator can
 give it others.
 
@@ -179,7 +179,7 @@ class Coordinator:
         runs = self.tail.extend(entries)
         try:
             pieces, rejected = self._splitter.split(entries, len(runs))
-        except EngineError:
+        except BaseException:
             self.tail.retreat(before)
             raise
         chunk = Chunk(entries, before, runs, pieces, rejected)
@@ -433,6 +433,8 @@ class Coordinator:
         flush, self._flush = self._flush, None
         if flush is not None:
             flush.done(error)
+            for done in flush.next:
+                done(error)
         self.pinning.drop(SnapshotAbortedError(f"the snapshot was given up: {error.message}"))
         self.on_publish()
 

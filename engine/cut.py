@@ -79,6 +79,10 @@ class Reads:
         """Cuts that are kept alive beside the published one."""
         return len(self._pinned - {self.cut})
 
+    def clear_dead_readers(self, shard: int) -> None:
+        """Free what a killed worker of `shard` had pinned: the environment would grow for its sake for ever."""
+        self._stores[shard].clear_dead_readers()
+
     def publish(self, shards: Collection[int], position: Position) -> None:
         """Make what `shards` have committed visible, all at once."""
         old = self.cut

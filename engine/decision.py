@@ -53,7 +53,7 @@ _decode = msgspec.msgpack.Decoder(Record).decode
 def create_decision(path: Path, record: Record) -> None:
     """Make the file with its first record. The caller makes it durable with the directory."""
     with path.open("xb") as file:
-        file.truncate(2 * SLOT_BYTES)
+        os.posix_fallocate(file.fileno(), 0, 2 * SLOT_BYTES)
     decision = DecisionFile(path, fresh=True)
     decision.write(record, sync=True)
     decision.close()

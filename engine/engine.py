@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import errno
 import logging
 import os
 import threading
@@ -30,14 +31,15 @@ from engine.errors import (
     EngineStoppedError,
     SnapshotError,
     SnapshotInProgressError,
+    StoreError,
     TooManyViewsError,
 )
 from engine.generations import Generation
 from engine.manifest import Manifest
-from engine.opening import open_directory
+from engine.opening import Opened, open_directory
 from engine.pinning import Done, Request
 from engine.policy import PolicyState, SnapshotPolicy
-from engine.reshard import reshard
+from engine.reshard import convert
 from engine.runtime import Runtime, machine_name
 from engine.shell import Shell, shells
 from engine.snapshots import Snapshots, metadata_of
@@ -111,8 +113,15 @@ class Engine(Shell):
             raise EngineStateError("the engine runs already")
         self.close_storage()
         _make_way(self._path)
+        try:
+            return self._start()
+        except OSError as error:
+            raise _refused(self._path, error) from error
+
+    def _start(self) -> StartReport:
+        first: Opened | None = None
         if self._reshard and self._config.shards is not None:
-            reshard(self._path, self._config.shards, self._machine, self._config)
+            first = convert(self._path, self._config.shards, self._machine, self._config)
         opened = open_directory(self._path, self._machine, self._config)
         runtime = Runtime(opened, self._machine, self._config)
         try:
@@ -124,8 +133,9 @@ class Engine(Shell):
         self._reads = runtime.reads
         self._run(runtime)
         self._draining = False
-        discarded = None if opened.discarded is None else str(opened.discarded)
-        return StartReport(runtime.outcome, runtime.last_applied, discarded)
+        told = first if first is not None and runtime.outcome == "opened" else opened
+        discarded = None if told.discarded is None else str(told.discarded)
+        return StartReport(told.outcome if told is first else runtime.outcome, runtime.last_applied, discarded)
 
     def stop(self) -> None:
         """Finish what is in flight, make it durable, end the workers, free the directory. Blocks.
@@ -145,6 +155,7 @@ class Engine(Shell):
             self._unbind()
             self._runtime = None
             runtime.coordinator.fail(EngineStoppedError("the engine stopped before the chunk was applied"))
+            self._await_threads()
             runtime.opened.lock.close()
             self._release_waiting(EngineStoppedError("the engine stopped"))
 
@@ -522,6 +533,19 @@ class Engine(Shell):
 
 def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
+
+
+def _refused(path: Path, error: OSError) -> StoreError:
+    """What the system did not let a start do, with what to do about it."""
+    hints = {
+        errno.EMFILE: "raise the limit of open files (ulimit -n): a shard takes about ten",
+        errno.EACCES: "the directory must be readable and writable for this user",
+        errno.EROFS: "name a directory on a writable file system",
+        errno.ENOSPC: "free disk space",
+        errno.ENOENT: "a file is missing: restore a snapshot into another directory",
+    }
+    hint = hints.get(error.errno or 0, "name an empty or a new directory, or one that an engine made")
+    return StoreError(f"{path} cannot be opened: {error}", hint=hint, path=str(path))
 
 
 def _make_way(path: Path) -> None:

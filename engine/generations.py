@@ -2,6 +2,7 @@
 
     DIR/  LOCK  CURRENT  config  run-mark  worker.log
           gen-000001/  GENERATION  decision  shard-000/{data.mdb lock.mdb owner ring}  shard-001/...
+          snapshots/  snapshot-metadata
           set-aside-gen-000001/      a generation that could not be trusted after a power loss; never deleted
 
 `CURRENT` names the live generation and is renamed into place last: a crash leaves the old one or the new one. A
@@ -11,13 +12,15 @@ generation that CURRENT never named is half-built, and removed at the next start
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from engine.decision import Record, create_decision
-from engine.errors import FormatError, MachineMismatchError, ShardCountMismatchError, StoreFullError
+from engine.decision import DecisionFile, Record, create_decision
+from engine.errors import DamagedError, FormatError, MachineMismatchError, ShardCountMismatchError, StoreFullError
 from engine.files import read_json, sync_directory, sync_file, write_json, write_whole
 from ipc.ring import create_ring
 from shards.machine import Machine
@@ -25,6 +28,7 @@ from shards.placement import SLOTS
 from shards.store import FORMAT, Identity, Store
 from shards.types import Limits, Position
 
+_NAME = re.compile(r"gen-\d{6,}")
 CREATE_MAP_BYTES = 1 << 20
 LOCK_BYTES = 64 << 10  # a thousand readers
 
@@ -135,9 +139,9 @@ class Directory:
 
     def current(self) -> Generation | None:
         """The live generation, or None: there is none yet, or it was set aside."""
-        try:
-            name = (self.path / "CURRENT").read_text().strip()
-        except FileNotFoundError:
+        name = self._current_name()
+        if name is None:
+            self._refuse_orphans()
             return None
         path = self.path / name
         if not path.is_dir():
@@ -145,6 +149,35 @@ class Directory:
                 return None
             raise FormatError(f"{self.path}: CURRENT names {name}, which is not there", hint="was it moved away?")
         return Generation(path)
+
+    def _current_name(self) -> str | None:
+        """What CURRENT says; None when it is missing. FormatError: that is no generation's name."""
+        try:
+            name = (self.path / "CURRENT").read_bytes().decode(errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        if not _NAME.fullmatch(name):
+            raise FormatError(
+                f"{self.path}: CURRENT holds {name!r}, no generation's name", hint="write the name of the right one"
+            )
+        return name
+
+    def _generations(self) -> list[Path]:
+        return [path for path in sorted(self.path.iterdir()) if _NAME.fullmatch(path.name) and path.is_dir()]
+
+    def _refuse_orphans(self) -> None:
+        """Without CURRENT, a generation that is more than a creation broken off is somebody's state."""
+        for path in self._generations():
+            if not (path / "GENERATION").is_file():
+                continue
+            decision = DecisionFile(path / "decision")
+            decision.close()
+            if decision.record.position != Position():
+                raise DamagedError(
+                    f"{self.path}: CURRENT is missing, but {path.name} holds a state",
+                    hint="write the name of the right generation into CURRENT",
+                    path=str(self.path),
+                )
 
     def set_aside(self, generation: Generation) -> Path:
         """Put an untrusted generation out of the way, whole. Returns where it is."""
@@ -155,10 +188,7 @@ class Directory:
 
     def aside(self) -> Path | None:
         """Where the generation is that CURRENT names and that was set aside."""
-        try:
-            aside = self.path / f"set-aside-{(self.path / 'CURRENT').read_text().strip()}"
-        except FileNotFoundError:
-            return None
+        aside = self.path / f"set-aside-{self._current_name()}"
         return aside if aside.is_dir() else None
 
     def begin(self, shards: int, config: DirectoryConfig) -> Generation:
@@ -215,17 +245,14 @@ class Directory:
 
     def remove_half_built(self) -> None:
         """Delete the generations that CURRENT does not name: an unfinished creation left them."""
-        try:
-            current = (self.path / "CURRENT").read_text().strip()
-        except FileNotFoundError:
-            current = ""
-        for path in self.path.glob("gen-[0-9]*"):
+        current = self._current_name()
+        for path in self._generations():
             if path.name != current:
                 shutil.rmtree(path)
 
     def _next_number(self) -> int:
-        numbers = [int(path.name.rpartition("-")[2]) for path in self.path.glob("*gen-[0-9]*")]
-        return max(numbers, default=0) + 1
+        names = [path.name.removeprefix("set-aside-") for path in self.path.iterdir()]
+        return max([int(name[4:]) for name in names if _NAME.fullmatch(name)], default=0) + 1
 
     def run_mark(self) -> RunMark | None:
         """The mark of the last run; None when it is missing or unreadable."""
@@ -240,7 +267,16 @@ class Directory:
 
     def bytes_on_disk(self) -> int:
         """Disk blocks in use by everything in the directory, in bytes."""
-        return sum(path.lstat().st_blocks * 512 for path in self.path.rglob("*") if path.is_file())
+        used = 0
+        for path in self.path.rglob("*"):
+            with suppress(FileNotFoundError):  # a snapshot comes and goes meanwhile
+                used += path.lstat().st_blocks * 512
+        return used
+
+
+def new_lineage() -> str:
+    """Unlike any other log's."""
+    return os.urandom(16).hex()
 
 
 def boot_id() -> str:

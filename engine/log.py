@@ -105,6 +105,12 @@ class Tail:
             runs = [Run(first.index, first.term, self.clock)]
         else:
             runs = _runs(entries, self.clock)
+        numbers = [number for run in runs for number in (run.first, run.term, run.clock)]
+        if {*map(type, numbers), type(entries[-1].index)} != {int}:
+            raise LogOrderError(
+                f"entries {first.index} to {entries[-1].index}: an index, term or time_ms is no plain int",
+                hint="convert it before it becomes part of an Entry",
+            )
         if runs[-1].term > U64_MAX or runs[-1].clock > U64_MAX:
             raise LogOrderError(
                 f"the chunk of entries {first.index} to {entries[-1].index} reaches term {runs[-1].term} and clock "

@@ -18,6 +18,7 @@ from engine.generations import (
     boot_id,
     check_machine,
     check_shard_count,
+    new_lineage,
 )
 from engine.install import Target, build
 from engine.snapshots import newest_trusted
@@ -94,7 +95,7 @@ def _new_config(machine: type[Machine], config: EngineConfig) -> DirectoryConfig
         config.value_bytes_max or VALUE_BYTES_MAX_DEFAULT,
     )
     bad_entry = config.bad_entry or BAD_ENTRY_DEFAULT
-    return DirectoryConfig(FORMAT, os.urandom(16).hex(), machine.name, machine.version, SLOTS, limits, bad_entry)
+    return DirectoryConfig(FORMAT, new_lineage(), machine.name, machine.version, SLOTS, limits, bad_entry)
 
 
 def _check_fixed(remembered: DirectoryConfig, config: EngineConfig) -> None:

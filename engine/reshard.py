@@ -8,7 +8,7 @@ import msgspec
 
 from engine.config import EngineConfig
 from engine.install import Origin, Progress, Target, build
-from engine.opening import half_bytes, open_directory
+from engine.opening import Opened, half_bytes, open_directory
 from engine.runtime import Runtime
 from shards.machine import Machine
 from shards.types import Position
@@ -17,16 +17,25 @@ from shards.types import Position
 def reshard(
     path: Path, shards: int, machine: type[Machine], config: EngineConfig, progress: Progress | None = None
 ) -> int:
+    """As `convert`. Returns how many shards the directory had."""
+    found = convert(path, shards, machine, config, progress)
+    return shards if found is None else found.generation.shards
+
+
+def convert(
+    path: Path, shards: int, machine: type[Machine], config: EngineConfig, progress: Progress | None = None
+) -> Opened | None:
     """Give the directory at `path` `shards` shards. Blocks as long as it takes to read and write all of it.
 
     What was decided is redone first, so that every shard stands at one index. The new generation is built beside the
     old one and changes places with it at once: a crash leaves one or the other, whole.
 
-    Returns how many shards it had; nothing happens when that is `shards`, or when there is no directory yet. Raises
-    as `Engine.start`, and StoreFullError when the disk has no room for both.
+    Returns what was found, with the generation of before; nothing happens when that has `shards` shards already, or
+    when there is no directory yet (None). Raises as `Engine.start`, and StoreFullError when the disk has no room for
+    both.
     """
     if not (path / "config").is_file():
-        return shards
+        return None
     config = msgspec.structs.replace(config, shards=None)
     opened = open_directory(path, machine, config)
     try:
@@ -49,6 +58,6 @@ def reshard(
             target = Target(shards, machine, half_bytes(config), config.map_bytes, progress)
             opened.directory.make_current(build(opened.directory, origin, target))
             generation.remove()
-        return before
+        return opened
     finally:
         opened.lock.close()

@@ -14,14 +14,23 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import msgspec
+
 from engine.commit import Commit
 from engine.config import EngineConfig
 from engine.coordinator import Coordinator
 from engine.cut import Reads
 from engine.decision import DecisionFile, Recovery, recover
-from engine.errors import DamagedError, EngineError, MachineImportError, MachineMismatchError, WorkerFailedError
-from engine.files import Lock
-from engine.generations import DirectoryConfig, Generation, RunMark, boot_id
+from engine.errors import (
+    DamagedError,
+    EngineError,
+    MachineImportError,
+    MachineMismatchError,
+    StoreFullError,
+    WorkerFailedError,
+)
+from engine.files import Lock, sync_directory
+from engine.generations import DirectoryConfig, Generation, RunMark, boot_id, new_lineage
 from engine.install import Origin, Target, build
 from engine.opening import Opened, half_bytes
 from engine.processes import Workers
@@ -55,6 +64,7 @@ class Runtime:
         self.on_link: Callable[[int, int], None] = lambda shard, descriptor: None
         self.off_link: Callable[[int, int], None] = lambda shard, descriptor: None
         self._marked_clean = False
+        self._reading = False
         self._open = ExitStack()
         self.durable = LogId(0, 0)
         self.outcome = opened.outcome
@@ -81,8 +91,10 @@ class Runtime:
         return build(self.opened.directory, origin, target)
 
     def build_empty(self) -> Generation:
-        """A new, empty generation of as many shards. Blocks; any thread."""
-        return self.opened.directory.create(self.shards, self.fixed, half_bytes(self.config))
+        """A new, empty generation of as many shards, and of a lineage of its own: no snapshot taken before belongs to
+        it. Blocks; any thread."""
+        fixed = msgspec.structs.replace(self.fixed, lineage=new_lineage())
+        return self.opened.directory.create(self.shards, fixed, half_bytes(self.config))
 
     # ---- start ---------------------------------------------------------------------------------------------------
 
@@ -114,6 +126,7 @@ class Runtime:
             recovery = recover(self._decision.record, positions)
             self._check_redo(recovery)
             self._rings = [self._open_ring(shard, recovery) for shard in range(self.shards)]
+            self.splitter.part_bytes_max = min(ring.half_bytes for ring in self._rings) // 2
             return recovery
 
     def _remember_version(self) -> None:
@@ -168,6 +181,7 @@ class Runtime:
             beside.unlink(missing_ok=True)
             create_ring(beside, half_bytes(self.config))
             beside.rename(path)
+            sync_directory(path.parent)
             ring = RingWriter(path)
         self._open.callback(ring.close)
         return ring
@@ -238,6 +252,7 @@ class Runtime:
             for store in stores:
                 store.close()
             raise
+        self._reading = True
         self.coordinator.attach(self.reads)
 
     def _adopt_mark(self) -> None:
@@ -247,6 +262,8 @@ class Runtime:
             self.durable = self.last_applied
         elif self.config.durability == "power":
             self.flush()  # an earlier run in mode "process" may have left writes to the kernel
+        elif mark is None or mark.mode != self.config.durability:
+            self.opened.directory.write_run_mark(self._mark(False))
         self.coordinator.before_write = self._mark_unclean
 
     # ---- the run mark and durability -----------------------------------------------------------------------------
@@ -270,8 +287,11 @@ class Runtime:
 
         def flushed(error: EngineError | None) -> None:
             if error is None and not self._marked_clean:
-                self.opened.directory.write_run_mark(self._mark(True))
-                self._marked_clean = True
+                try:
+                    self.opened.directory.write_run_mark(self._mark(True))
+                    self._marked_clean = True
+                except OSError as refused:
+                    error = StoreFullError(f"the run mark cannot be written: {refused}", hint="free disk space")
             if error is None:
                 self.durable = self.last_applied
             done(error)
@@ -313,6 +333,8 @@ class Runtime:
         self.off_link(shard, link.fileno())
         pid = self.workers.pid(shard)
         self.workers.reap(shard)
+        if self._reading:
+            self.reads.clear_dead_readers(shard)
         if self.coordinator.on_link_end(shard):
             log.warning("the worker of shard %d (process %s) died; starting another", shard, pid)
             self._start_worker(shard)
@@ -378,7 +400,16 @@ class Runtime:
 
 
 def machine_name(machine: type[Machine]) -> str:
-    """`module:qualname`. MachineImportError when no other process can import that."""
+    """`module:qualname`. MachineImportError when that is no machine, or no other process can import it."""
+    if not (isinstance(machine, type) and issubclass(machine, Machine)) or machine.__abstractmethods__:
+        raise MachineImportError(f"{machine!r} is no class that implements Machine", hint="pass the class itself")
+    known = {name: getattr(machine, name, None) for name in ("name", "version", "command")}
+    if not isinstance(known["name"], str) or not isinstance(known["version"], int) or known["command"] is None:
+        raise MachineImportError(
+            f"{machine.__qualname__} has name={known['name']!r}, version={known['version']!r}, "
+            f"command={known['command']!r}",
+            hint="a machine's class names a str, an int, and its commands' type",
+        )
     if machine.__module__ == "__main__" or "<locals>" in machine.__qualname__:
         raise MachineImportError(
             f"workers cannot import the machine class {machine.__module__}.{machine.__qualname__}",

@@ -50,6 +50,7 @@ class Shell:
         self._waiter_numbers = count()
         self._idlers: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Future[None]] = set()
+        self._working: set[threading.Event] = set()
         shells.add(self)
 
     def _run(self, runtime: Runtime) -> None:
@@ -261,12 +262,27 @@ class Shell:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Do `work`, which blocks, beside the loop. Cancelled, it is waited for all the same."""
-        task = asyncio.ensure_future(asyncio.to_thread(work))
+        ended = threading.Event()
+
+        def worked() -> T:
+            try:
+                return work()
+            finally:
+                ended.set()
+                self._working.discard(ended)
+
+        self._working.add(ended)
+        task = asyncio.ensure_future(asyncio.to_thread(worked))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait([task])
             raise
+
+    def _await_threads(self) -> None:
+        """Block until no thread works for this engine any more: what it writes lies in a directory we have locked."""
+        for ended in list(self._working):
+            ended.wait()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Have the loop do `work` beside everything else."""

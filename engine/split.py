@@ -44,7 +44,7 @@ class Splitter:
         self._machine = machine
         self._limits = limits
         self._reject_bad = reject_bad
-        self._part_bytes_max = part_bytes_max
+        self.part_bytes_max = part_bytes_max
         self._shards = shards
         self._table = shard_table(shards)
         self._decode = msgspec.msgpack.Decoder(machine.command).decode
@@ -75,7 +75,7 @@ class Splitter:
             pieces = self._split_each(entries, rejected) if owners is None else self._distribute(owners, datas)
         for shard, piece in pieces.items():
             piece.size = layout.packed_size(runs, piece.entries, sum(map(len, piece.datas)))
-            if piece.size > self._part_bytes_max:
+            if piece.size > self.part_bytes_max:
                 raise self._too_large(shard, piece.size, entries)
         return pieces, rejected
 
@@ -94,20 +94,20 @@ class Splitter:
 
     def _owners(self, datas: list[bytes]) -> Sequence[int] | None:
         """Each entry's shard, when every entry is a good command with one key; None when one needs a closer look."""
+        if max(map(len, datas)) > self._limits.value_bytes_max:
+            return None
         try:
             commands = list(map(self._decode, datas))
             keys = [key for (key,) in map(self._machine.keys, commands)]
+            if set(map(type, keys)) != {bytes}:
+                return None
+            lengths = set(map(len, keys))
+            if min(lengths) < 1 or max(lengths) > self._limits.key_bytes_max:
+                return None
+            if not self._keyed_by_itself:
+                keys = list(map(self._machine.partition_key, keys))
         except Exception:  # a bad command or a no-op among them, which _split_each names
             return None
-        if set(map(type, keys)) != {bytes}:
-            return None
-        lengths = set(map(len, keys))
-        if min(lengths) < 1 or max(lengths) > self._limits.key_bytes_max:
-            return None
-        if max(map(len, datas)) > self._limits.value_bytes_max:
-            return None
-        if not self._keyed_by_itself:
-            keys = list(map(self._machine.partition_key, keys))
         table = self._table
         return [table[key_hash(key) & SLOT_MASK] for key in keys]
 
@@ -153,32 +153,33 @@ class Splitter:
         except (msgspec.MsgspecError, TypeError) as error:
             return 0, f"data is no command of {self._machine.name}: {error}"
         try:
-            keys = self._machine.keys(command)
+            return self._place(command, len(data))
         except Exception as error:
-            return 0, f"keys() failed: {type(error).__name__}: {error}"
+            return 0, f"the machine's keys(), partition_key() or check() failed: {type(error).__name__}: {error}"
+
+    def _place(self, command: Any, size: int) -> tuple[int, str | None]:
+        """The shard of a command whose encoding has `size` bytes, or why it is a bad one."""
+        keys = tuple(self._machine.keys(command))
         if not keys:
             return 0, "keys() names no key"
         for key in keys:
             if not isinstance(key, bytes) or not 1 <= len(key) <= self._limits.key_bytes_max:
-                size = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
-                return 0, f"a key of {size}; allowed are 1 to key_bytes_max={self._limits.key_bytes_max}"
+                found = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
+                return 0, f"a key of {found}; allowed are 1 to key_bytes_max={self._limits.key_bytes_max}"
         slots = {slot_of(self._machine.partition_key(key)) for key in keys}
         if len(slots) > 1:
-            return (
-                0,
-                f"its {len(keys)} keys lie in {len(slots)} partitions; partition_key() keeps related keys together",
-            )
-        if len(data) > self._limits.value_bytes_max:
-            return self._table[slots.pop()], self._machine.check(command, self._limits)
-        return self._table[slots.pop()], None
+            reason = f"its {len(keys)} keys lie in {len(slots)} partitions; partition_key() keeps related keys together"
+            return 0, reason
+        shard = self._table[slots.pop()]
+        return shard, self._machine.check(command, self._limits) if size > self._limits.value_bytes_max else None
 
     def _too_large(self, shard: int, size: int, entries: Sequence[Entry]) -> ChunkTooLargeError:
         return ChunkTooLargeError(
             f"the chunk of entries {entries[0].index} to {entries[-1].index} has a part of {size} bytes for shard "
-            f"{shard}, over the limit of {self._part_bytes_max}",
+            f"{shard}, over the limit of {self.part_bytes_max}",
             hint="send smaller chunks, or raise ring_bytes (a part may take a quarter of it)",
             size=size,
-            limit=self._part_bytes_max,
+            limit=self.part_bytes_max,
             shard=shard,
         )
 

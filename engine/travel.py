@@ -65,8 +65,7 @@ def stream_snapshot(path: str | os.PathLike[str], piece_bytes: int = PIECE_BYTES
             piece_bytes=piece_bytes,
         )
     folder = Path(path)
-    with file_errors_named(f"reading {folder}"):
-        manifest = read_manifest(folder)
+    manifest = read_manifest(folder)
     if fault := fault_of(manifest):
         raise SnapshotDamagedError(f"{folder / MANIFEST}: {fault}", hint="take another snapshot", path=str(folder))
     return _pieces(folder, manifest, piece_bytes)

@@ -40,17 +40,25 @@ def verify_directory(path: str | Path) -> list[Finding]:
 
 
 def _verify(directory: Directory) -> list[Finding]:
-    generation = directory.current()
+    try:
+        generation = directory.current()
+    except (EngineError, OSError) as error:
+        return [Finding(None, str(error))]
     if generation is None:
         return [Finding(None, "there is no live generation: it was never finished, or it was set aside")]
+
+    def has(shard: int, name: str) -> bool:
+        return (generation.shard(shard) / name).is_file()
+
     findings: list[Finding] = []
     positions: list[Position] = []
     for shard in range(generation.shards):
         findings += [Finding(shard, problem) for problem in damage_in(generation.shard(shard))]
         try:
             positions.append(_position(generation, shard))
-        except EngineError as error:
+        except (EngineError, OSError) as error:
             findings.append(Finding(shard, str(error)))
+        findings += [Finding(shard, f"its {name} is missing") for name in ("ring", "owner") if not has(shard, name)]
     if len(positions) == generation.shards:
         findings += _judge(generation, positions)
     return findings
@@ -73,7 +81,7 @@ def _judge(generation: Generation, positions: list[Position]) -> list[Finding]:
     """Positions against the record, and the parts of a group that is still to be redone against their checksums."""
     try:
         decision = DecisionFile(generation.decision)
-    except EngineError as error:
+    except (EngineError, OSError) as error:
         return [Finding(None, str(error))]
     decision.close()
     try:

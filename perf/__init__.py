@@ -2,12 +2,13 @@
 
     python -m perf apply       this engine, single-process py-lmdb, and the limit, in turn; then single-entry latency
     python -m perf memory      the coordinator's anonymous memory while a long stream goes through
+    python -m perf snapshot    the barrier's pause against data size; copy, apply meanwhile, and restore
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
 the engine's digest against the one computed from a dict, the others' record counts. A figure is a median over rounds,
 in which the sides take turns; compare the ratios, not the absolutes.
 
-What the sides are given:
+What the sides of `apply` are given:
 
     engine     `Entry` objects with encoded commands: it decodes, splits, sorts and commits them on all shards at once
     py-lmdb    one process, (key, value) pairs that need no decoding; it sorts each chunk and commits it, one
@@ -15,13 +16,22 @@ What the sides are given:
     limit      as many such processes as shards, each with the pairs of its shard, split and sorted beforehand; they
                agree on nothing, start together, and the time ends with the last
 
+`snapshot` keeps one engine of each size, and streams overwrites of as many keys in each: `near` ones, on the same
+number of leaves whatever the size, and `spread` ones, whose groups cost the more the larger the state. A pause is
+the time from the commit table's hold to its release; a copy is the whole call less its pause; the bare copy is one
+process a shard that does nothing but `copyfd(compact=True)` and fsync of that shard's environment. No number is printed
+before the digests of the restored states are those of the engines at the labels.
+
 Files, lowest first:
 
     facts.py     the machine; CPU time and memory of processes
     load.py      records, entries and the digest they must lead to
-    peers.py     py-lmdb alone, and the limit
+    report.py    heading, table and file of every command
+    peers.py     py-lmdb alone, the limit, and bare copies
     sides.py     the engine's side of a round
     latency.py   one entry at a time, beside a pipe
     apply.py     `python -m perf apply`
     memory.py    `python -m perf memory`
+    sized.py     an engine of one size, under a stream that leaves it so; the pauses of its barriers
+    snapshot.py  `python -m perf snapshot`
 """

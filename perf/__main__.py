@@ -10,6 +10,7 @@ from pathlib import Path
 from perf.apply import run_apply
 from perf.load import Load
 from perf.memory import run_memory
+from perf.snapshot import run_snapshot
 
 _APPLY = """examples:
   python -m perf apply
@@ -23,6 +24,15 @@ _MEMORY = """examples:
   python -m perf memory --entries 5000000 --value-bytes 64 --json memory.json
 
 Exit code 1: the memory grew with the stream.
+"""
+_SNAPSHOT = """examples:
+  python -m perf snapshot
+  python -m perf snapshot --entries 100000 --value-bytes 64 --into 5 --json snapshot.json
+  python -m perf snapshot --entries 2000 --chunk 500 --rounds 1      # does it run at all?
+
+The sizes are once, 4 and 16 times --entries; a few times the largest is needed on the disk.
+
+Exit code 1: a restored state was not the one at its label; there are no figures then.
 """
 
 
@@ -41,12 +51,22 @@ def parser() -> argparse.ArgumentParser:
     )
     memory = commands.add_parser("memory", help="the coordinator's memory", epilog=_MEMORY, formatter_class=shape)
     _common(memory, entries=5_000_000, value_bytes=64)
+    snapshot = commands.add_parser(
+        "snapshot", help="the barrier's pause, copy and restore", epilog=_SNAPSHOT, formatter_class=shape
+    )
+    _common(snapshot, entries=50_000, value_bytes=256, records="records of the smallest of three sizes")
+    snapshot.add_argument("--rounds", type=_positive, default=5, help="rounds of everything (default: %(default)s)")
+    snapshot.add_argument(
+        "--into", type=_positive, help="shards of the other restore (default: one more than --shards)"
+    )
     return top
 
 
-def _common(command: argparse.ArgumentParser, *, entries: int, value_bytes: int) -> None:
+def _common(
+    command: argparse.ArgumentParser, *, entries: int, value_bytes: int, records: str = "records in all"
+) -> None:
     add = command.add_argument
-    add("--entries", type=_positive, default=entries, help="records in all (default: %(default)s)")
+    add("--entries", type=_positive, default=entries, help=f"{records} (default: %(default)s)")
     add("--value-bytes", type=_positive, default=value_bytes, help="length of a value (default: %(default)s)")
     add("--chunk", type=_positive, default=5000, help="entries a chunk (default: %(default)s)")
     add("--shards", type=_positive, default=2, help="worker processes (default: %(default)s)")
@@ -68,6 +88,16 @@ def main(arguments: Sequence[str]) -> int:
     load = Load(args.entries, args.value_bytes, args.chunk, args.seed)
     if args.command == "memory":
         return run_memory(load, shards=args.shards, window=args.window, parent=args.dir, output=args.json)
+    if args.command == "snapshot":
+        return run_snapshot(
+            load,
+            shards=args.shards,
+            into=args.into or args.shards + 1,
+            rounds=args.rounds,
+            window=args.window,
+            parent=args.dir,
+            output=args.json,
+        )
     return run_apply(
         load,
         shards=args.shards,

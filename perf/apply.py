@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
@@ -14,13 +13,10 @@ from engine import run
 from perf import latency, peers
 from perf.facts import machine
 from perf.load import Load, digest_of, entries_of
+from perf.report import CheckError, save, show_heading, show_table
 from perf.sides import Applied, apply_all
 
 SIDES = ("engine", "py-lmdb", "limit")
-
-
-class CheckError(Exception):
-    """An answer was wrong, so there are no figures."""
 
 
 class Throughput:
@@ -102,8 +98,7 @@ def run_apply(
         "latency": None if found is None else latency_facts(found),
     }
     show(facts)
-    if output is not None:
-        output.write_text(json.dumps(facts, indent=1) + "\n")
+    save(facts, output)
     return 0
 
 
@@ -118,13 +113,8 @@ def latency_facts(found: latency.Latency) -> dict[str, float]:
 
 
 def show(facts: dict[str, Any]) -> None:
-    load, apply = facts["load"], facts["apply"]
-    print(", ".join(f"{name} {value}" for name, value in facts["machine"].items()))
-    print(
-        f"{load['entries']:,} entries of 16 + {load['value_bytes']} bytes, chunks of {load['chunk']:,}, "
-        f"{facts['window']} in flight, {facts['shards']} shards, durability {facts['durability']}, "
-        f"median of {facts['rounds']} rounds\n"
-    )
+    apply = facts["apply"]
+    show_heading(facts, f"median of {facts['rounds']} rounds")
     rows = [(side, f"{rate:,.0f} entries/s") for side, rate in apply["entries_per_second"].items()]
     rows += [
         ("engine / py-lmdb", f"{apply['engine_over_py_lmdb']:.2f}"),
@@ -141,6 +131,5 @@ def show(facts: dict[str, Any]) -> None:
                 f"{found['two_shards_us']:.1f} us   {found['two_shards_over_pipe']:.2f} x pipe",
             ),
         ]
-    for name, value in rows:
-        print(f"{name:<26}{value}")
+    show_table(rows)
     print(f"\nchecked: digest {apply['digest']}, record counts of all sides")

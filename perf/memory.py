@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ import msgspec
 from engine import Engine, EngineConfig, Entry, run
 from perf.facts import anonymous_bytes, machine
 from perf.load import Load, entries_of
+from perf.report import save, show_heading, show_table
 from perf.sides import feed
 
 SAMPLES = 200
@@ -81,22 +81,14 @@ def run_memory(load: Load, *, shards: int, window: int, parent: Path | None, out
         "bounded": grown <= allowed,
     }
     show(facts)
-    if output is not None:
-        output.write_text(json.dumps(facts, indent=1) + "\n")
+    save(facts, output)
     return 0 if grown <= allowed else 1
 
 
 def show(facts: dict[str, Any]) -> None:
-    load, memory = facts["load"], facts["memory"]
-    print(", ".join(f"{name} {value}" for name, value in facts["machine"].items()))
-    print(
-        f"{load['entries']:,} entries of 16 + {load['value_bytes']} bytes, chunks of {load['chunk']:,}, "
-        f"{facts['window']} in flight, {facts['shards']} shards, durability {facts['durability']}, "
-        f"{memory['seconds']:.1f} s\n"
-    )
-    for name in ("start", "settled", "highest", "end"):
-        print(f"{name:<26}{memory[name] / MIB:,.1f} MiB anonymous")
+    memory = facts["memory"]
+    show_heading(facts, f"{memory['seconds']:.1f} s")
+    rows = [(name, f"{memory[name] / MIB:,.1f} MiB anonymous") for name in ("start", "settled", "highest", "end")]
     verdict = "bounded" if facts["bounded"] else "NOT BOUNDED"
-    print(
-        f"{'growth once settled':<26}{facts['grown'] / MIB:,.1f} MiB, {facts['allowed'] / MIB:,.1f} allowed: {verdict}"
-    )
+    growth = f"{facts['grown'] / MIB:,.1f} MiB, {facts['allowed'] / MIB:,.1f} allowed: {verdict}"
+    show_table([*rows, ("growth once settled", growth)])

@@ -1,10 +1,12 @@
-"""py-lmdb without an engine: one process, and as many as there are shards."""
+"""py-lmdb without an engine: one process that writes, as many as there are shards, and as many that copy."""
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import time
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -18,11 +20,11 @@ from shards.placement import shard_of, slot_of
 
 FLAGS: dict[str, Any] = {"writemap": True, "sync": False, "meminit": False, "lib_version": 0}
 MAP_BYTES = 64 << 30
-START_S = 600.0  # how long writers may take to make their load
+START_S = 600.0  # how long processes may take to make themselves ready
 
 
 class Written(msgspec.Struct, frozen=True):
-    """One writer's work. Times are of the machine's monotonic clock, seconds."""
+    """One process's work. Times are of the machine's monotonic clock, seconds."""
 
     began: float
     ended: float
@@ -32,23 +34,34 @@ class Written(msgspec.Struct, frozen=True):
 
 def single(directory: Path, load: Load) -> tuple[float, int]:
     """One process, pairs as they come, sorted within the time. Returns seconds and records."""
-    return _race(directory, load, writers=1, presorted=False)
+    return _write_all(directory, load, writers=1, presorted=False)
 
 
 def limit(directory: Path, load: Load, shards: int) -> tuple[float, int]:
     """As many processes as shards, pairs split and sorted beforehand. Returns seconds and records."""
-    return _race(directory, load, writers=shards, presorted=True)
+    return _write_all(directory, load, writers=shards, presorted=True)
 
 
-def _race(directory: Path, load: Load, writers: int, presorted: bool) -> tuple[float, int]:
+def copy(sources: Sequence[Path], targets: Sequence[Path]) -> tuple[float, int]:
+    """A process for each environment of `sources`: `copyfd(compact=True)` into its file of `targets`, and fsync.
+    Returns seconds and records."""
+    return _race(_copy, list(zip(sources, targets, strict=True)))
+
+
+def _write_all(directory: Path, load: Load, writers: int, presorted: bool) -> tuple[float, int]:
+    paths = [directory / f"writer-{writer}" for writer in range(writers)]
+    return _race(_write, [(path, load, writer, writers, presorted) for writer, path in enumerate(paths)])
+
+
+def _race(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> tuple[float, int]:
+    """A process for each of `arguments`; all start together, and the time ends with the last."""
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(writers)
+    barrier = context.Barrier(len(arguments))
     ends: list[Connection[Any, Any]] = []
     processes = []
-    for writer in range(writers):
+    for own in arguments:
         ours, theirs = context.Pipe(duplex=False)
-        path = directory / f"writer-{writer}"
-        process = context.Process(target=_write, args=(path, load, writer, writers, presorted, barrier, theirs))
+        process = context.Process(target=work, args=(*own, barrier, theirs))
         process.start()
         theirs.close()
         ends.append(ours)
@@ -89,3 +102,20 @@ def _write(
                 cursor.putmulti(chunk if presorted else sorted(chunk))
         ended, cpu = time.monotonic(), time.process_time() - cpu
         answer.send(Written(began, ended, cpu, int(env.stat()["entries"])))
+
+
+def _copy(source: Path, target: Path, barrier: Barrier, answer: Connection[Any, Any]) -> None:
+    """A copier process: every page is mapped beforehand, as it is in a worker that wrote it."""
+    flags = {name: value for name, value in FLAGS.items() if name != "writemap"}
+    with lmdb.open(str(source), map_size=MAP_BYTES, readonly=True, max_dbs=3, **flags) as env:
+        data = env.open_db(b"data", create=False)
+        with env.begin(db=data) as txn, txn.cursor() as cursor:
+            records = sum(1 for _ in cursor)
+        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        barrier.wait(START_S)
+        began, cpu = time.monotonic(), time.process_time()
+        env.copyfd(descriptor, compact=True)
+        os.fsync(descriptor)
+        ended, cpu = time.monotonic(), time.process_time() - cpu
+        os.close(descriptor)
+        answer.send(Written(began, ended, cpu, records))

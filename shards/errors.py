@@ -25,6 +25,10 @@ class StoreFullError(StoreError, ChunkFailedError):
     """No room for a group: the map, or the disk under it, is full. Nothing was applied."""
 
 
+class StoreDamagedError(StoreError):
+    """A shard's file is cut off, or its pages contradict each other."""
+
+
 class StoreMismatchError(StoreError):
     """A shard's files belong to another shard, generation, machine or format than the one that opens them."""
 

@@ -198,10 +198,10 @@ class Shard:
                 transaction.declare(machine.keys(command))
                 value = machine.apply(transaction, command, context)
                 if value is not None:
-                    results.values[index] = msgspec.Raw(wire.encode(value))
+                    results.values[index] = _portable(value)
             except Rejected as rejection:
                 transaction.drop()
-                results.rejected[index] = rejection.reason
+                results.rejected[index] = _text(rejection.reason)
             except Exception as error:
                 raise _ApplyError(index, error) from error
             else:
@@ -211,6 +211,29 @@ class Shard:
 def problem_of(error: Exception) -> wire.Problem:
     """An error as it travels. Its numbers go along where msgpack carries them."""
     if isinstance(error, EngineError):
-        facts = {name: value for name, value in error.facts.items() if isinstance(value, (int, str, bytes))}
-        return wire.Problem(type(error).__name__, error.message, error.hint, facts)
-    return wire.Problem(type(error).__name__, str(error) or repr(error), "", {})
+        facts = {name: value for name, value in error.facts.items() if _travels(value)}
+        return wire.Problem(type(error).__name__, _text(error.message), _text(error.hint), facts)
+    return wire.Problem(type(error).__name__, _text(error) or type(error).__name__, "", {})
+
+
+def _portable(value: Any) -> msgspec.Raw:
+    """A result as it travels. Raises when msgpack does not carry it there and back."""
+    encoded = wire.encode(value)
+    msgspec.msgpack.decode(encoded)
+    return msgspec.Raw(encoded)
+
+
+def _travels(value: object) -> bool:
+    try:
+        _portable(value)
+    except (msgspec.MsgspecError, OverflowError, TypeError, UnicodeError):
+        return False
+    return isinstance(value, (int, str, bytes))
+
+
+def _text(value: object) -> str:
+    """What `value` says, without what UTF-8 does not carry."""
+    try:
+        return str(value).encode("utf-8", "backslashreplace").decode()
+    except Exception as error:
+        return f"an error that cannot be printed: {type(error).__name__}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import lmdb
 import lmdb.verify
 import msgspec
 
-from shards.errors import StoreError, StoreFullError, StoreMismatchError
+from shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError
 from shards.types import Position
 
 FORMAT = 1
@@ -34,6 +35,8 @@ _INLINE_BYTES = PAGE_BYTES // 2 - 64 - 511  # a longer value may, with its key, 
 _DEPTH_MAX = 16  # of a tree: 2^16 leaves would take that with two records a page
 _COMMIT_PAGES = 64  # for the free list, meta and root pages of a commit
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_META = struct.Struct("<I116xQQ")  # magic ... last page, transaction
+_PAGE_HEADER, _MAGIC = 16, 0xBEEFC0DE
 _IDENTITY, _POSITION, _SOLO = b"identity", b"position", b"solo"
 
 
@@ -280,7 +283,11 @@ class Store:
         start = self._reserved or (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
         end = min(self._map_size, -(-needed // _RESERVE_BYTES) * _RESERVE_BYTES)
         try:
-            os.posix_fallocate(self._descriptor, start, end - start)
+            try:
+                os.posix_fallocate(self._descriptor, start, end - start)
+            except OSError:
+                end = needed  # no room to be generous
+                os.posix_fallocate(self._descriptor, start, end - start)
         except OSError as error:
             if error.errno not in _FULL:
                 raise StoreError(f"{self._file}: cannot reserve disk: {error}", path=str(self._file)) from error
@@ -295,6 +302,25 @@ class Store:
             used=used,
             needed=needed,
             limit=self._map_size,
+        )
+
+
+def _check_length(file: Path) -> None:
+    """Raise StoreDamagedError when a file is shorter than the pages in use: reading them through a map is a SIGBUS.
+
+    The layout is that of LMDB 0.9's `MDB_meta`, on the first two pages behind a 16-byte header:
+    https://github.com/LMDB/lmdb/blob/LMDB_0.9.33/libraries/liblmdb/mdb.c
+    """
+    with file.open("rb") as content:
+        head = content.read(2 * PAGE_BYTES)
+    metas = [_META.unpack_from(head, page + _PAGE_HEADER) for page in (0, PAGE_BYTES) if len(head) == 2 * PAGE_BYTES]
+    last_page = max(((txnid, last) for magic, last, txnid in metas if magic == _MAGIC), default=(0, 1))[1]
+    size = file.stat().st_size
+    if size < (last_page + 1) * PAGE_BYTES:
+        raise StoreDamagedError(
+            f"{file} is cut off: {size} bytes, and {(last_page + 1) * PAGE_BYTES} are in use",
+            hint="restore a snapshot",
+            size=size,
         )
 
 
@@ -344,14 +370,17 @@ class ReadTx:
 
     def scan(self, prefix: bytes, start_after: bytes | None, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         """Records whose key starts with `prefix`, in key order, those beyond `start_after` only."""
-        with self._txn.cursor() as cursor:
-            found = _seek_last(cursor, prefix, start_after) if reverse else _seek(cursor, prefix, start_after)
-            step = cursor.iterprev if reverse else cursor.iternext
-            if found:
-                for key, value in step():
-                    if not key.startswith(prefix):
-                        return
-                    yield key, value
+        try:
+            with self._txn.cursor() as cursor:
+                found = _seek_last(cursor, prefix, start_after) if reverse else _seek(cursor, prefix, start_after)
+                step = cursor.iterprev if reverse else cursor.iternext
+                if found:
+                    for key, value in step():
+                        if not key.startswith(prefix):
+                            return
+                        yield key, value
+        except lmdb.CorruptedError as error:
+            raise StoreDamagedError(f"a shard's pages are damaged: {error}", hint="restore a snapshot") from error
 
 
 def _seek(cursor: lmdb.Cursor[bytes], prefix: bytes, start_after: bytes | None) -> bool:
@@ -383,6 +412,7 @@ class ReadStore:
     def __init__(
         self, path: Path, identity: Identity | None, *, map_bytes: int, readers_max: int, part: bool = False
     ) -> None:
+        _check_length(path if part else path / "data.mdb")
         self._env = _open(path, map_bytes, readers_max, readonly=True, part=part)
         try:
             self.data = self._env.open_db(b"data", create=False)
@@ -473,7 +503,8 @@ def damage_in(path: Path) -> list[str]:
     """What is structurally wrong with an environment at rest, or with a part's file, by reading every page; empty when
     nothing is."""
     try:
+        _check_length(path / "data.mdb" if path.is_dir() else path)
         findings: list[str] = lmdb.verify.verify(str(path))  # type: ignore[no-untyped-call]
         return findings
-    except (lmdb.verify.VerifyError, OSError) as error:
+    except (lmdb.verify.VerifyError, StoreDamagedError, OSError) as error:
         return [str(error)]

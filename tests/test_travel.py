@@ -427,6 +427,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a bit flipped": lambda p: p.write_bytes(b"\1" + p.read_bytes()[1:]),
     "a byte cut off": lambda p: p.write_bytes(p.read_bytes()[:-1]),
     "a byte too many": lambda p: p.write_bytes(p.read_bytes() + b"\0"),
+    "emptied": lambda p: p.write_bytes(b""),
     "missing": lambda p: p.unlink(),
 }
 

@@ -77,6 +77,9 @@ def run_command(argv: list[str]) -> int:
     except OSError as error:
         say(f"error: {error}")
         return COULD_NOT
+    except Exception as error:  # a defect of ours is no excuse for a traceback
+        say(f"error: defect: {type(error).__name__}: {error}")
+        return COULD_NOT
     return code if isinstance(code, int) else DONE
 
 

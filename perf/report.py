@@ -1,0 +1,34 @@
+"""What all the commands say in the same way: the heading, the table, the file, and that an answer was wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from perf.load import KEY_BYTES
+
+
+class CheckError(Exception):
+    """An answer was wrong, so there are no figures."""
+
+
+def show_heading(facts: dict[str, Any], last: str) -> None:
+    """The machine, the load, how the engine is set, and `last`: what else the figures depend on."""
+    load = facts["load"]
+    print(", ".join(f"{name} {value}" for name, value in facts["machine"].items()))
+    print(
+        f"{load['entries']:,} entries of {KEY_BYTES} + {load['value_bytes']} bytes, chunks of {load['chunk']:,}, "
+        f"{facts['window']} in flight, {facts['shards']} shards, durability {facts['durability']}, {last}\n"
+    )
+
+
+def show_table(rows: Iterable[tuple[str, str]], width: int = 26) -> None:
+    for name, value in rows:
+        print(f"{name:<{width}}{value}")
+
+
+def save(facts: dict[str, Any], output: Path | None) -> None:
+    if output is not None:
+        output.write_text(json.dumps(facts, indent=1) + "\n")
