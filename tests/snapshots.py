@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from engine.manifest import Manifest, PartInfo, write_manifest
-from engine.travel import Piece, SnapshotAssembler
+from engine.travel import Piece, SnapshotAssembler, stream_snapshot
 from shards.digest import checksum128
 from shards.types import Limits, LogId
+
+PARTS = [b"", bytes(range(100)), b"", b"x" * 64, b""]
+PIECE = 32  # four pieces of part 1, the last one short; two full ones of part 3
 
 STEPS = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "fcntl.flock", "os.fsync"})
 
@@ -65,6 +69,37 @@ def assemble(pieces: Sequence[Piece] | Iterator[Piece], directory: Path) -> Path
         for piece in pieces:
             assembler.add(piece)
         return assembler.finish()
+
+
+def pieces_in(folder: Path, parts: list[bytes] = PARTS, piece_bytes: int = PIECE, index: int = 7) -> list[Piece]:
+    path = make_snapshot(folder, parts, index)
+    return list(stream_snapshot(path, piece_bytes))
+
+
+def changed(piece: Piece, **changes: Any) -> Piece:
+    return msgspec.structs.replace(piece, **changes)
+
+
+def resealed(piece: Piece, **changes: Any) -> Piece:
+    return changed(piece, **changes).sealed()
+
+
+def file_work(patch: pytest.MonkeyPatch) -> list[str]:
+    """From now on, every file that is synced ("sync NAME") and every name that is given ("name NAME"), in order."""
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def traced_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+
+    def traced_rename(source: Path, target: Path) -> None:
+        rename(source, target)
+        done.append(f"name {Path(target).name}")
+
+    patch.setattr(os, "fsync", traced_fsync)
+    patch.setattr(os, "rename", traced_rename)
+    return done
 
 
 def deaths(work: Callable[[], object]) -> Iterator[int]:

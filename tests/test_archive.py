@@ -28,7 +28,7 @@ from engine.errors import (
     TravelError,
 )
 from engine.retention import valid_snapshots
-from tests.snapshots import contents, deaths, make_snapshot
+from tests.snapshots import contents, deaths, file_work, make_snapshot
 
 PARTS = [b"first part, " * 5, b"", b"second"]
 HEADER_BYTES = 16
@@ -67,6 +67,15 @@ def test_a_snapshot_goes_into_a_file_and_comes_back_the_same(tmp_path: Path) -> 
     made = import_snapshot(tmp_path / "file", tmp_path / "there")
     assert made == tmp_path / "there" / path.name
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
+def test_a_file_is_on_the_disk_before_its_name_and_that_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_snapshot(tmp_path / "here", PARTS)
+    done = file_work(monkeypatch)
+    export_snapshot(path, tmp_path / "file")
+    assert done == ["sync file.new", "name file", f"sync {tmp_path.name}"]
 
 
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=4), st.integers(1, 250))

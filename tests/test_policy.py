@@ -41,8 +41,9 @@ def test_a_threshold_that_is_reached_makes_one_due(
     assert counted.due(now_ms) is due
 
 
-def test_what_is_applied_adds_up() -> None:
-    counted = state(SnapshotPolicy(entries=3))
+@pytest.mark.parametrize("policy", [SnapshotPolicy(entries=3), SnapshotPolicy(bytes=3)])
+def test_what_is_applied_adds_up(policy: SnapshotPolicy) -> None:
+    counted = state(policy)
     answers = []
     for _ in range(4):
         counted.applied(1, 1)
@@ -77,13 +78,15 @@ def test_the_counts_and_the_interval_start_anew_when_one_begins() -> None:
     assert [counted.due(now) for now in (149, 150)] == [False, True]
 
 
-def test_a_failed_one_loses_no_count() -> None:
-    counted = state(SnapshotPolicy(entries=3, bytes=30))
+@pytest.mark.parametrize(("entries", "size"), [(1, 0), (0, 1)])
+def test_a_failed_one_loses_no_count(entries: int, size: int) -> None:
+    counted = state(SnapshotPolicy(entries=4, bytes=31))
     counted.applied(2, 20)
     counted.begun(10)
+    counted.applied(1, 10)
     counted.ended(20, ok=False)
     assert not counted.due(20)
-    counted.applied(1, 0)
+    counted.applied(entries, size)
     assert counted.due(20)
 
 

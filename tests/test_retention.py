@@ -40,7 +40,8 @@ def foreign(folder: Path) -> dict[str, bytes | None]:
     (folder / "link").symlink_to(folder / "kept by hand")
     (folder / ".partial-link").symlink_to(folder / "folder")
     (folder / ".removing-link").symlink_to(folder / "folder")
-    (folder / f"{9:020}-{1:010}").symlink_to(folder / "kept by hand")
+    elsewhere = make_snapshot(folder / "folder", PARTS, index=9)
+    (folder / elsewhere.name).symlink_to(elsewhere)
     return contents(folder)
 
 
@@ -71,6 +72,11 @@ def to_folder(path: Path) -> None:
     path.mkdir()
 
 
+def to_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def to_link(path: Path) -> None:
     path.rename(path.parent.parent / "elsewhere")
     path.symlink_to(path.parent.parent / "elsewhere")
@@ -86,6 +92,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a part cut off": lambda p: os.truncate(p / "shard-000.mdb", 29),
     "a part too long": lambda p: os.truncate(p / "shard-000.mdb", 31),
     "a directory for a part": lambda p: to_folder(p / "shard-001.mdb"),
+    "a pipe for a part": lambda p: to_pipe(p / "shard-001.mdb"),
     "a link for a part": lambda p: to_link(p / "shard-000.mdb"),
     "another name": lambda p: p.rename(p.with_name(f"{8:020}-{2:010}")),
 }
@@ -212,9 +219,11 @@ def test_a_partial_of_this_process_is_not_swept_until_it_is_given_up(tmp_path: P
 
 
 def test_a_sealed_partial_has_its_name_and_is_nobodys_to_remove(tmp_path: Path) -> None:
+    descriptors = os.listdir("/proc/self/fd")
     partial = Partial(tmp_path, "test")
     (partial.path / "file").touch()
     assert partial.seal("final") == tmp_path / "final"
+    assert os.listdir("/proc/self/fd") == descriptors
     partial.remove()
     assert sweep(tmp_path) == []
     assert contents(tmp_path) == {"final": None, "final/file": b""}
