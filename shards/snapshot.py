@@ -88,7 +88,7 @@ def copy_pinned(store: Store, pinned: ReadTx, path: Path, barrier: int) -> wire.
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                store.copy(pinned, descriptor)
+                store.copy(pinned, path, descriptor)
                 size, checksum = seal_file(descriptor)
             finally:
                 os.close(descriptor)

@@ -16,6 +16,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 import lmdb
@@ -28,7 +29,10 @@ from shards.types import Position
 FORMAT = 1
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 BadKey = lmdb.BadValsizeError
+COPIES_PINNED = lmdb.version(subpatch=True)[3] > 0
+"""Whether this liblmdb carries py-lmdb's patch that copies a given read transaction; a system's own does not."""
 _DATABASES_MAX = 3
+_EXPORT_RECORDS = 4096
 _SPARE_TXNS = 2  # closed read transactions kept for reuse: a publish opens one and closes one
 _RESERVE_BYTES = 16 << 20
 _INLINE_BYTES = PAGE_BYTES // 2 - 64 - 511  # a longer value may, with its key, go to overflow pages
@@ -245,9 +249,17 @@ class Store:
         except lmdb.Error as error:
             raise StoreError(f"{self._file}: cannot pin: {error}", hint="raise views_max") from error
 
-    def copy(self, pinned: ReadTx, descriptor: int) -> None:
-        """Write exactly what is pinned, compacted, as an environment's file. Any thread; the writer goes on."""
-        pinned.copy_to(self._env, descriptor)
+    def copy(self, pinned: ReadTx, path: Path, descriptor: int) -> None:
+        """Write exactly what is pinned, compacted, as an environment's file at `path`, open as `descriptor`. Any
+        thread; the writer goes on. A liblmdb that cannot copy a given transaction takes a detour beside `path`."""
+        if COPIES_PINNED:
+            pinned.copy_to(self._env, descriptor)
+            return
+        beside = path.with_name(path.name + ".export")
+        try:
+            pinned.export_to(beside, self._map_size, descriptor)
+        finally:
+            beside.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Abort what is open, close, and cut the file, which is as long as the map, to the pages in use."""
@@ -364,6 +376,28 @@ class ReadTx:
             env.copyfd(descriptor, compact=True, txn=self._txn)
         except lmdb.Error as error:
             raise StoreError(f"the copy failed: {error}") from error
+
+    def export_to(self, beside: Path, map_bytes: int, descriptor: int) -> None:
+        """As `copy_to`, record by record through another environment, in bounded transactions. For the store."""
+        try:
+            with lmdb.open(
+                str(beside),
+                map_size=map_bytes,
+                subdir=False,
+                lock=False,
+                sync=False,
+                max_dbs=_DATABASES_MAX,
+                lib_version=0,
+            ) as env:
+                env.open_db(b"expiry")
+                for name, source in ((b"data", self._store.data), (b"meta", self._store.meta)):
+                    target, records = env.open_db(name), iter(self._txn.cursor(source))
+                    while batch := list(islice(records, _EXPORT_RECORDS)):
+                        with env.begin(write=True, db=target) as txn:
+                            txn.cursor().putmulti(batch, append=True)
+                env.copyfd(descriptor, compact=True)
+        except lmdb.Error as error:
+            raise StoreError(f"the export failed: {error}") from error
 
     def close(self) -> None:
         self._txn.abort()

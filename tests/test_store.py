@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from shards import store as module
 from shards.errors import StoreError, StoreFullError, StoreMismatchError
 from shards.placement import SLOTS
+from shards.snapshot import copy_pinned
 from shards.store import PAGE_BYTES, BadKey, Identity, ReadStore, Store, damage_in
 from shards.types import Position
 
@@ -285,3 +286,32 @@ def test_a_scan_is_a_slice_of_the_sorted_keys(
     assert list(transaction.scan(prefix, start, reverse=False)) == [(key, key[::-1]) for key in above]
     assert list(transaction.scan(prefix, start, reverse=True)) == [(key, key[::-1]) for key in below]
     transaction.close()
+
+
+@pytest.mark.parametrize("patched", [True, False])
+def test_a_copy_is_what_was_pinned_with_or_without_the_patched_liblmdb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patched: bool
+) -> None:
+    monkeypatch.setattr(module, "COPIES_PINNED", patched)
+    identity = Identity("g", 0, 1, 16384, "m")
+    store = Store(tmp_path / "s", identity, map_bytes=64 << 20, readers_max=8, sync=False)
+    expected: dict[bytes, bytes] = {b"k%05d" % number: b"v" * (number % 50) for number in range(10_000)}
+    store.begin()
+    store.write(dict(expected))
+    store.commit(Position(1, 1, 1, 0))
+    pinned = store.pin()
+    store.begin()
+    store.write({b"later": b"", b"k00001": None})
+    store.commit(Position(2, 2, 1, 0))
+    copied = copy_pinned(store, pinned, tmp_path / "part.mdb", 7)
+    assert copied.problem is None and copied.entries == len(expected)
+    assert copied.size == (tmp_path / "part.mdb").stat().st_size
+    store.close()
+    part = ReadStore.of_part(tmp_path / "part.mdb")
+    transaction = part.begin()
+    assert dict(transaction.scan(b"", None, reverse=False)) == expected
+    assert transaction.position() == Position(1, 1, 1, 0)
+    transaction.close()
+    part.close()
+    assert damage_in(tmp_path / "part.mdb") == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part.mdb", "s"]
