@@ -18,7 +18,7 @@ from shards.types import ApplyResult, Entry, Position
 class Chunk:
     """An accepted chunk until it is resolved: its pieces, and who waits for it.
 
-    Exactly one of `results` and `error` is set once it is `done`.
+    Exactly one of `results` and `error` is set once it is done.
     """
 
     __slots__ = (
@@ -55,10 +55,6 @@ class Chunk:
         self.error: EngineError | None = None
         self.waiting: list[Any] = []
         """Who waits, in the shell's own terms; the shell wakes them when the coordinator says the chunk is done."""
-
-    @property
-    def done(self) -> bool:
-        return self.results is not None or self.error is not None
 
 
 class Batch:

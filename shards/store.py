@@ -121,7 +121,6 @@ class Store:
     def __init__(self, path: Path, identity: Identity, *, map_bytes: int, readers_max: int, sync: bool) -> None:
         self._env = _open(path, map_bytes, readers_max, readonly=False, sync=sync)
         self._file = path / "data.mdb"
-        self._map_bytes = map_bytes
         self._descriptor = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
         if not self._env.stat()["entries"]:
             try:
