@@ -27,6 +27,9 @@ PERF_ARGS   ?= --entries 1000000 --value-bytes 256 --chunk 5000 --shards 2
 # A build that silently lost its compiled part must not pass for a whole one.
 export SHARDENGINE_COMPILED ?= require
 
+# The suite starts thousands of interpreters: let them keep what the first of them has compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test check format perf clean
 
 help:
