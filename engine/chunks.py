@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine import errors
+from engine.contract import Results
 from engine.errors import ChunkFailedError, EngineError
 from engine.log import Mark
 from engine.split import Piece
@@ -51,7 +52,7 @@ class Chunk:
         self.rejected = rejected
         self.bytes = sum([piece.size for piece in pieces.values()])
         self.alone = False
-        self.results: list[ApplyResult] | None = None
+        self.results: Results | None = None
         self.error: EngineError | None = None
         self.waiting: list[Any] = []
         """Who waits, in the shell's own terms; the shell wakes them when the coordinator says the chunk is done."""
@@ -99,7 +100,7 @@ class Delivery:
         self.known = known
         self.chunks = chunks
 
-    def results(self) -> list[ApplyResult]:
+    def results(self) -> Sequence[ApplyResult]:
         """One result for each entry, in order. Raises the error of the first chunk that failed."""
         for chunk in self.chunks:
             if chunk.error is not None:

@@ -8,7 +8,9 @@ A *group* goes through these phases; one group is open, and one more may be stag
           |                   +-----> abandoned, with what is staged                                     |
           |  submit, solo                                                  done                          |
           +--------------> SOLO -------------------------------------------------------------------------+
-                             +-----> abandoned (a no, or a killer)
+          |                  +-----> abandoned (a no, or a killer)
+          |  submit, sure
+          +--------------> RECORDING, as above, without a vote
 
 From the first byte of its record on, a group is decided: it is never voted on again, and a worker that lost it gets
 its part marked decided. The end of a link voids the votes of that process. A group that kills workers of one shard
@@ -40,11 +42,13 @@ class Phase(enum.Enum):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """A numbered group and the shards that have a part in it. A solo has exactly one, and is never staged."""
+    """A numbered group and the shards that have a part in it. A solo has exactly one, and is never staged; nor is a
+    *sure* group, to which no living participant can say no: it is decided without asking them."""
 
     number: int
     participants: frozenset[int]
     solo: bool = False
+    sure: bool = False
 
 
 class SendPart(msgspec.Struct, frozen=True, gc=False):
@@ -180,12 +184,18 @@ class Commit:
         """True while the worker of `shard` owes an answer: Hello when it is down, else to the part it works on."""
         return shard not in self._up or self._working_on(shard) is not None
 
+    def kills(self, shard: int) -> int:
+        """How often the worker of `shard` has died over the open group while it owed an answer to it."""
+        return 0 if self._open is None else self._kills.get((self._open.number, shard), 0)
+
     def submit(self, group: Group) -> list[Action]:
         """Open `group`, or stage it behind the open one."""
         if not self.can_submit or group.number <= self._last:
             raise self._refusal("submit", group=group.number)
         if group.solo and (self._open is not None or self._held or len(group.participants) != 1):
             raise self._refusal("submit solo", group=group.number)
+        if group.sure and (self._open is not None or self._held or not group.participants <= self._up):
+            raise self._refusal("submit sure", group=group.number)
         self._last = group.number
         if self._open is not None:
             self._staged, self._staged_votes = group, {}
@@ -194,6 +204,9 @@ class Commit:
         if group.solo:
             self._phase = Phase.SOLO
             return [SendSolo(shard, group.number) for shard in group.participants & self._up]
+        if group.sure:
+            self._phase = Phase.RECORDING
+            return [Record(group.number)]
         self._phase = Phase.VOTING
         return self._send_parts(group) + self._decide()
 

@@ -49,6 +49,7 @@ _RingBytes = Annotated[int, Meta(ge=64 * KIB, le=8 * GIB, multiple_of=4096)]
 _BatchBytes = Annotated[int, Meta(ge=1, le=8 * GIB)]
 _Chunks = Annotated[int, Meta(ge=1, le=65_536)]
 _Views = Annotated[int, Meta(ge=1, le=16_384)]
+_SpinUs = Annotated[int, Meta(ge=0, le=100_000)]
 _TimeMs = Annotated[int, Meta(ge=1, le=86_400_000)]
 
 
@@ -90,6 +91,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     group_bytes_max: _BatchBytes = 4 * MIB
     """Data bytes of queued chunks that go through one commit together, at most; a single chunk may be larger.
     Never more than fits a ring, whatever is set here: see `group_bytes`."""
+
+    spin_us: _SpinUs = 200
+    """How long coordinator and workers poll for a small answer or the next order before they sleep, microseconds."""
 
     worker_timeout_ms: _TimeMs = 30_000
     """How long a worker may owe an answer before it is killed and replaced, milliseconds."""

@@ -6,8 +6,9 @@ The methods, and whether each is sync or async, follow the table that the field'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from operator import eq
+from typing import Protocol, overload
 
 import msgspec
 
@@ -25,12 +26,52 @@ class StateMachine(Protocol):
     def is_running(self) -> bool: ...
     def get(self, key: bytes) -> bytes | None: ...
     def entry_term(self, index: int) -> int | None: ...
-    async def apply_chunk(self, entries: Sequence[Entry]) -> list[ApplyResult]: ...
+    async def apply_chunk(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]: ...
     def __len__(self) -> int: ...
     def is_empty(self) -> bool: ...
     def last_applied(self) -> LogId: ...
     def flush(self) -> None: ...
     async def flush_async(self) -> None: ...
+
+
+class Results(Sequence[ApplyResult]):
+    """What became of each entry of a chunk, in order. Only the results that say more than "succeeded" are kept; the
+    others are made when somebody looks at them. Equal to any sequence of equal results."""
+
+    __slots__ = ("_first", "_last", "_told")
+
+    def __init__(self, first: int, last: int, told: dict[int, ApplyResult]) -> None:
+        """Of the entries `first` to `last`; `told` are the kept ones, by index."""
+        self._first = first
+        self._last = last
+        self._told = told
+
+    def __len__(self) -> int:
+        return self._last - self._first + 1
+
+    @overload
+    def __getitem__(self, place: int) -> ApplyResult: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[ApplyResult]: ...
+    def __getitem__(self, place: int | slice) -> ApplyResult | list[ApplyResult]:
+        found = range(self._first, self._last + 1)[place]
+        return self._of(found) if isinstance(found, int) else list(map(self._of, found))
+
+    def __iter__(self) -> Iterator[ApplyResult]:
+        return map(self._of, range(self._first, self._last + 1))
+
+    def _of(self, index: int) -> ApplyResult:
+        return self._told.get(index) or ApplyResult(index, True)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(list(self))
 
 
 class StartReport(msgspec.Struct, frozen=True):

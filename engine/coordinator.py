@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from itertools import repeat
 from typing import Any, Protocol
 
 from engine import errors
@@ -30,6 +29,7 @@ from engine.commit import (
     SendPart,
     SendSolo,
 )
+from engine.contract import Results
 from engine.decision import DecisionFile
 from engine.decision import Record as DecisionRecord
 from engine.errors import ChunkAbortedError, EngineError, SnapshotAbortedError, StoreFullError, WorkerFailedError
@@ -39,10 +39,12 @@ from engine.split import Splitter, pack
 from ipc.ring import Extent, RingWriter
 from shards import wire
 from shards.digest import checksum
+from shards.part import SMALL_BYTES, SMALL_ENTRIES
+from shards.puts import Columns, columns
 from shards.types import ApplyResult, Entry, Position
 
 START_ATTEMPTS_MAX = 10
-INLINE_BYTES_MAX = 16 * 1024
+DECIDED_KILLS_MAX = 10  # more than `commit.KILLS_MAX`, after which a group that is not decided is abandoned
 
 
 class Publisher(Protocol):
@@ -90,6 +92,7 @@ class Coordinator:
         self._owing_since: list[float | None] = [None] * len(rings)
         self._flushes = 0
         self.up: set[int] = set()
+        self._roomy: set[int] = set()
         self.applied = position
         self.tail = Tail(position.index, position.term, position.clock, record.term_runs)
         self.failure: EngineError | None = None
@@ -143,6 +146,11 @@ class Coordinator:
         """True when nothing is accepted that is not resolved."""
         return self._commit.idle and not self._queue
 
+    @property
+    def brief(self) -> bool:
+        """True while something is in flight, and all of it is small."""
+        return 0 < self.in_flight_bytes <= SMALL_BYTES
+
     def owes(self, shard: int) -> bool:
         """True while the worker of `shard` owes an answer."""
         return (
@@ -157,15 +165,16 @@ class Coordinator:
         """Take a chunk, whole or not at all. Raises when it does not fit the log, or holds bad data."""
         if self.failure is not None:
             raise self.failure
-        known = self.tail.check(entries)
+        regular = columns(entries, Entry)
+        known = self.tail.check(entries, regular)
         first, last = entries[0].index, entries[-1].index
         if not known:
-            return Delivery(first, last, [], [self._queue_chunk(entries)])
+            return Delivery(first, last, [], [self._queue_chunk(entries, regular)])
         applied = [ApplyResult(entry.index, True, already_applied=True) for entry in self._upto(entries, known)]
         shared = [chunk for chunk in self._in_flight() if chunk.last >= first and chunk.first <= last]
         fresh = entries[known:]
         if fresh:
-            shared.append(self._queue_chunk(fresh))
+            shared.append(self._queue_chunk(fresh, columns(fresh, Entry)))
         return Delivery(first, last, applied, shared)
 
     def _upto(self, entries: Sequence[Entry], known: int) -> Sequence[Entry]:
@@ -174,11 +183,11 @@ class Coordinator:
     def _in_flight(self) -> list[Chunk]:
         return [chunk for batch in self._batches.values() for chunk in batch.chunks] + list(self._queue)
 
-    def _queue_chunk(self, entries: Sequence[Entry]) -> Chunk:
+    def _queue_chunk(self, entries: Sequence[Entry], regular: Columns | None) -> Chunk:
         before = self.tail.mark
-        runs = self.tail.extend(entries)
+        runs = self.tail.extend(entries, regular)
         try:
-            pieces, rejected = self._splitter.split(entries, len(runs))
+            pieces, rejected = self._splitter.split(entries, len(runs), regular)
         except BaseException:
             self.tail.retreat(before)
             raise
@@ -219,12 +228,13 @@ class Coordinator:
         self._last_group += 1
         self._batches[position.group] = Batch(chunks, half, position, participants, extents, inline)
         solo = inline is not None or self._solo(chunks, participants)
-        self._run(self._commit.submit(Group(position.group, participants, solo)))
+        sure = not solo and self._sure(chunks, participants)
+        self._run(self._commit.submit(Group(position.group, participants, solo, sure)))
 
     def _inline(self, chunk: Chunk) -> dict[int, bytes] | None:
         """The part of a chunk that goes alone, to one shard, and is small enough to travel in the message itself: a
         solo needs no redo log. None when it must go through the rings."""
-        if len(self._queue) > 1 or chunk.bytes > INLINE_BYTES_MAX or not self._solo([chunk], chunk.pieces):
+        if len(self._queue) > 1 or chunk.bytes > SMALL_BYTES or not self._solo([chunk], chunk.pieces):
             return None
         ((shard, piece),) = chunk.pieces.items()
         return {shard: b"".join(pack(chunk.first, chunk.runs, piece))}
@@ -260,6 +270,16 @@ class Coordinator:
             return False
         runs = self._decision.record.term_runs
         return bool(runs) and chunks[0].runs[0].term == runs[-1].term == chunks[-1].runs[-1].term
+
+    def _sure(self, chunks: list[Chunk], participants: frozenset[int]) -> bool:
+        """True when no participant can say no: each has room reserved for a small part, and puts cannot fail."""
+        if not participants or not participants <= self._roomy or not self._commit.idle or self._commit.held:
+            return False
+        return (
+            chunks[-1].last - chunks[0].first < SMALL_ENTRIES
+            and sum([chunk.bytes for chunk in chunks]) <= SMALL_BYTES
+            and all(piece.plain for chunk in chunks for piece in chunk.pieces.values())
+        )
 
     # ---- actions of the commit table -----------------------------------------------------------------------------
 
@@ -344,19 +364,17 @@ class Coordinator:
         chunk.error = error
         self._settle(chunk)
 
-    def _results(self, chunk: Chunk, batch: Batch) -> list[ApplyResult]:
+    def _results(self, chunk: Chunk, batch: Batch) -> Results:
         first, last = chunk.first, chunk.last
-        results = list(map(ApplyResult, range(first, last + 1), repeat(True)))
-        for offset, reason in chunk.rejected.items():
-            results[offset] = ApplyResult(first + offset, False, reason=reason)
+        told = {first + at: ApplyResult(first + at, False, reason=reason) for at, reason in chunk.rejected.items()}
         for answered in batch.results.values():
             for index, value in answered.values.items():
                 if first <= index <= last:
-                    results[index - first] = ApplyResult(index, True, value)
+                    told[index] = ApplyResult(index, True, value)
             for index, reason in answered.rejected.items():
                 if first <= index <= last:
-                    results[index - first] = ApplyResult(index, False, reason=reason)
-        return results
+                    told[index] = ApplyResult(index, False, reason=reason)
+        return Results(first, last, told)
 
     # ---- what went wrong -----------------------------------------------------------------------------------------
 
@@ -389,7 +407,8 @@ class Coordinator:
             self._fail_from(0, error)
 
     def _killer_error(self, guilty: Batch, shard: int) -> WorkerFailedError:
-        first, last = guilty.chunks[0].first, guilty.chunks[-1].last
+        last = guilty.position.index
+        first = guilty.chunks[0].first if guilty.chunks else last
         return WorkerFailedError(
             f"the chunk of entries {first} to {last} killed the worker of shard {shard} every time it was sent",
             hint="see worker.log; reads go on, and a restart with a mended machine applies again",
@@ -453,12 +472,20 @@ class Coordinator:
         self._run(self._commit.vote(shard, vote.group, vote.problem is None))
 
     def _on_solo_done(self, shard: int, done: wire.SoloDone) -> None:
+        self._heard_of_room(shard, done.roomy)
         self._note(shard, done)
         self._run(self._commit.solo_done(shard, done.group, done.problem is None))
 
     def _on_committed(self, shard: int, committed: wire.Committed) -> None:
         self.stalled.pop(shard, None)
+        self._heard_of_room(shard, committed.roomy)
         self._run(self._commit.committed(shard, committed.group))
+
+    def _heard_of_room(self, shard: int, roomy: bool) -> None:
+        if roomy:
+            self._roomy.add(shard)
+        else:
+            self._roomy.discard(shard)
 
     def _on_stalled(self, shard: int, stalled: wire.Stalled) -> None:
         self.stalled[shard] = stalled.problem
@@ -490,6 +517,7 @@ class Coordinator:
         """The worker of `shard` is dead and reaped. Returns True when another should be started."""
         self._owing_since[shard] = None
         self.up.discard(shard)
+        self._roomy.discard(shard)
         self.stalled.pop(shard, None)
         for batch in self._batches.values():
             batch.noes.pop(shard, None)
@@ -501,6 +529,9 @@ class Coordinator:
             self.fail(self._start_error(shard, problem))
             return False
         self._run(self._commit.link_end(shard))
+        if self._commit.kills(shard) >= DECIDED_KILLS_MAX:
+            self.fail(self._killer_error(next(iter(self._batches.values())), shard))
+            return False
         self.pinning.on_link_end(shard)
         self._proceed()
         return True

@@ -206,7 +206,7 @@ class Engine(Shell):
         """Raise BadEntryError when `data` must not be proposed. Does not block, changes nothing."""
         self._running().splitter.check(data)
 
-    async def apply_chunk(self, entries: Sequence[Entry]) -> list[ApplyResult]:
+    async def apply_chunk(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]:
         """Apply consecutive committed entries: all of them, on all shards at once, or none.
 
         Waits, first in first out, while too much is in flight, then until the chunk is readable. Entries that were

@@ -11,6 +11,7 @@ import msgspec
 from engine.decision import TERM_RUNS_MAX
 from engine.errors import LogConflictError, LogGapError, LogOrderError
 from shards.part import Run
+from shards.puts import Columns
 from shards.types import U64_MAX, Entry, LogId
 
 
@@ -45,14 +46,16 @@ class Tail:
         at = bisect_right(self.term_runs, index, key=lambda run: run.index)
         return self.term_runs[at - 1].term if at else None
 
-    def check(self, entries: Sequence[Entry]) -> int:
-        """How many of `entries`, from the first, are already accepted. Changes nothing.
+    def check(self, entries: Sequence[Entry], columns: Columns | None) -> int:
+        """How many of `entries`, from the first, are already accepted. Changes nothing. `columns` are theirs, if they
+        are regular.
 
         Raises LogGapError, LogOrderError or LogConflictError, with the numbers.
         """
-        first = entries[0].index
-        if len(entries) == 1 and first == self.index + 1 and entries[0].term >= self.term:
+        if columns is not None and columns[0] == self.index + 1 and columns[1] >= self.term:
             return 0
+        _check_numbers(entries)
+        first = entries[0].index
         indices = [entry.index for entry in entries]
         if indices != list(range(first, first + len(entries))):
             raise _disorder(indices)
@@ -93,33 +96,13 @@ class Tail:
                 )
             before = term
 
-    def extend(self, entries: Sequence[Entry]) -> list[Run]:
-        """Accept `entries`, which `check` has passed. Returns where term or clock change among them.
-
-        Raises LogOrderError, and accepts nothing, when a term or a clock is more than 64 bits hold.
-        """
-        first = entries[0]
-        if len(entries) == 1:
-            runs = [Run(first.index, first.term, max(self.clock, first.time_ms))]
-        elif len({entry.term for entry in entries}) == 1 and max([entry.time_ms for entry in entries]) <= self.clock:
-            runs = [Run(first.index, first.term, self.clock)]
+    def extend(self, entries: Sequence[Entry], columns: Columns | None) -> list[Run]:
+        """Accept `entries`, which `check` has passed. Returns where term or clock change among them."""
+        if columns is not None and (columns[2] <= self.clock or len(entries) == 1):
+            first, term, latest, _ = columns
+            runs = [Run(first, term, max(self.clock, latest))]
         else:
             runs = _runs(entries, self.clock)
-        numbers = [number for run in runs for number in (run.first, run.term, run.clock)]
-        if {*map(type, numbers), type(entries[-1].index)} != {int}:
-            raise LogOrderError(
-                f"entries {first.index} to {entries[-1].index}: an index, term or time_ms is no plain int",
-                hint="convert it before it becomes part of an Entry",
-            )
-        if runs[-1].term > U64_MAX or runs[-1].clock > U64_MAX:
-            raise LogOrderError(
-                f"the chunk of entries {first.index} to {entries[-1].index} reaches term {runs[-1].term} and clock "
-                f"{runs[-1].clock} ms; each is at most {U64_MAX}",
-                hint="term and time_ms are unsigned 64-bit numbers",
-                term=runs[-1].term,
-                clock=runs[-1].clock,
-                limit=U64_MAX,
-            )
         for run in runs:
             if run.term != self.term:
                 self.term_runs.append(LogId(run.first, run.term))
@@ -149,6 +132,19 @@ def _runs(entries: Sequence[Entry], clock: int) -> list[Run]:
         if not runs or runs[-1].term != entry.term or runs[-1].clock != clock:
             runs.append(Run(entry.index, entry.term, clock))
     return runs
+
+
+def _check_numbers(entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        for number in (entry.index, entry.term, entry.time_ms):
+            if type(number) is not int or number > U64_MAX:
+                raise LogOrderError(
+                    f"entry {entry.index}, of term {entry.term} and time_ms {entry.time_ms}: "
+                    f"{number!r} is no plain int of at most {U64_MAX}",
+                    hint="index, term and time_ms are unsigned 64-bit numbers; convert what goes into an Entry",
+                    got=number,
+                    limit=U64_MAX,
+                )
 
 
 def _disorder(indices: list[int]) -> LogGapError | LogOrderError:

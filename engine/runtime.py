@@ -223,6 +223,7 @@ class Runtime:
             map_bytes=self.config.map_bytes,
             readers_max=self.config.views_max + _SPARE_READERS,
             sync=self.config.durability == "power",
+            spin_us=self.config.spin_us,
             link=-1,
             parent=-1,
             sys_path=[entry for entry in sys.path if entry] + [""] * ("" in sys.path),

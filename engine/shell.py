@@ -45,6 +45,8 @@ class Shell:
         self._timer: asyncio.TimerHandle | None = None
         self._runtime: Runtime | None = None
         self._replacing = False
+        self._spin_s = config.spin_us / 1e6 if config.durability == "process" else 0.0
+        self._awake = False
         self._room: deque[asyncio.Future[None]] = deque()
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._waiter_numbers = count()
@@ -146,12 +148,29 @@ class Shell:
         finally:
             if self._room:
                 self._wake_next()
+        loop = asyncio.get_running_loop()
+        self._stay_awake(runtime, loop)
         for chunk in delivery.chunks:
             if chunk.results is None and chunk.error is None:
-                future = asyncio.get_running_loop().create_future()
+                future = loop.create_future()
                 chunk.waiting.append(future)
                 await future
         return delivery
+
+    def _stay_awake(self, runtime: Runtime, loop: asyncio.AbstractEventLoop) -> None:
+        """While only small chunks are in flight, keep the loop from sleeping for `spin_us`, giving the core to whoever
+        is ready to run: the answers come sooner than a sleeper wakes. Not where they wait for a disk."""
+        if self._spin_s and not self._awake and runtime.coordinator.brief:
+            self._awake = True
+            loop.call_soon(self._spin, time.monotonic() + self._spin_s)
+
+    def _spin(self, until: float) -> None:
+        runtime, loop = self._runtime, self._loop
+        if runtime is None or loop is None or not runtime.coordinator.brief or time.monotonic() > until:
+            self._awake = False
+            return
+        os.sched_yield()
+        loop.call_soon(self._spin, until)
 
     def _has_room(self, runtime: Runtime) -> bool:
         coordinator, config = runtime.coordinator, self._config

@@ -18,21 +18,23 @@ from shards.digest import key_hash
 from shards.machine import Machine, plain_put_of
 from shards.part import Run
 from shards.placement import SLOT_MASK, shard_table, slot_of
-from shards.puts import COMPILED, split_puts
+from shards.puts import COMPILED, Columns, split_puts
 from shards.types import Entry, Limits
 
 
 class Piece:
     """What one shard gets of a chunk."""
 
-    __slots__ = ("datas", "entries", "offsets", "size")
+    __slots__ = ("datas", "entries", "offsets", "plain", "size")
 
-    def __init__(self, entries: int, offsets: bytes, datas: list[bytes]) -> None:
+    def __init__(self, entries: int, offsets: bytes, datas: list[bytes], *, plain: bool = False) -> None:
         self.entries = entries
         self.offsets = offsets
         """Of each entry from the chunk's first index, as u32."""
         self.datas = datas
         """Their bytes, end to end, in one buffer or many."""
+        self.plain = plain
+        """Whether they are known to be plain puts."""
         self.size = 0
         """Bytes it takes in a ring."""
 
@@ -61,13 +63,16 @@ class Splitter:
         if reason is not None:
             raise BadEntryError(f"bad entry: {reason}", hint="do not propose it", reason=reason)
 
-    def split(self, entries: Sequence[Entry], runs: int) -> tuple[dict[int, Piece], dict[int, str]]:
-        """The pieces by shard, and why entries are rejected, by offset (only with `bad_entry="reject"`).
+    def split(
+        self, entries: Sequence[Entry], runs: int, columns: Columns | None
+    ) -> tuple[dict[int, Piece], dict[int, str]]:
+        """The pieces by shard, and why entries are rejected, by offset (only with `bad_entry="reject"`). `columns` are
+        those of the entries, if they are regular.
 
         Raises BadEntryError naming the first bad entry, or ChunkTooLargeError when a piece, with its `runs`, passes
         what a ring takes.
         """
-        datas = [entry.data for entry in entries]
+        datas = [entry.data for entry in entries] if columns is None else columns[3]
         rejected: dict[int, str] = {}
         pieces = self._split_plain(datas)
         if pieces is None:
@@ -90,7 +95,9 @@ class Splitter:
         )
         if pieces is None:
             return None
-        return {shard: Piece(one[0], one[1], [one[2]]) for shard, one in enumerate(pieces) if one is not None}
+        return {
+            shard: Piece(one[0], one[1], [one[2]], plain=True) for shard, one in enumerate(pieces) if one is not None
+        }
 
     def _owners(self, datas: list[bytes]) -> Sequence[int] | None:
         """Each entry's shard, when every entry is a good command with one key; None when one needs a closer look."""

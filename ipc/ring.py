@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
 
 import msgspec
 
@@ -22,7 +23,7 @@ from ipc.errors import RingError
 
 ALIGNMENT = 8
 _RESERVE_STEP = 1 << 20
-_PIECE = 256  # buffers joined at a time: large joins cost page faults, single writes cost calls
+_PIECE = 256  # small buffers joined at a time: large joins cost page faults, single writes cost calls
 
 
 class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -75,8 +76,7 @@ class RingWriter:
         start = at = half * self.half_bytes + used
         if used + length > self._reserved[half]:
             self._reserve(half, used + length)
-        for first in range(0, len(buffers), _PIECE):
-            piece = b"".join(buffers[first : first + _PIECE])
+        for piece in buffers if length > len(buffers) * mmap.PAGESIZE else _joined(buffers):
             self._view[at : at + len(piece)] = piece
             at += len(piece)
         self._used[half] = min(self.half_bytes, -(-(used + length) // ALIGNMENT) * ALIGNMENT)
@@ -127,6 +127,11 @@ class RingReader:
     def close(self) -> None:
         self._view.release()
         self._map.close()
+
+
+def _joined(buffers: list[bytes]) -> Iterator[bytes]:
+    for first in range(0, len(buffers), _PIECE):
+        yield b"".join(buffers[first : first + _PIECE])
 
 
 def _slice(view: memoryview, offset: int, length: int) -> memoryview:

@@ -1,3 +1,9 @@
+from collections.abc import Sequence
+
+from shards.puts import Columns
+from shards.types import Entry
+
+def columns(entries: Sequence[Entry], kind: type[Entry]) -> Columns | None: ...
 def split_puts(
     datas: list[bytes], tag: int, key_bytes_max: int, value_bytes_max: int, table: bytes, shards: int
 ) -> list[tuple[int, bytes, bytes] | None] | None: ...

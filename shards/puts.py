@@ -1,9 +1,13 @@
-"""The short cut for chunks of nothing but plain puts: split without decoding, sorted without dictionaries.
+"""The short cuts for what most chunks are: regular entries, taken apart in one pass, and nothing but plain puts,
+split without decoding, sorted without dictionaries.
+
+A chunk is *regular* when its entries are exactly of the class `Entry`, with plain ints of 64 bits and plain bytes, have
+rising indices without a gap, and one term.
 
 A *plain put* is a command whose encoding is exactly the msgpack array [tag, key, value], a small positive integer and
 two bins, and whose `apply` does exactly `tx.put(key, value)`; a machine names its tag (`Machine.plain_put`). This file
 is the specification; `_puts.c` is its compiled twin, and one suite tests both. Both answer None where a single command
-is anything else, and the general way is taken.
+is anything else, or an entry irregular, and the general way is taken.
 
 Which one is used: the compiled one where it was built. SHARDENGINE_COMPILED=require makes its absence an ImportError,
 SHARDENGINE_COMPILED=off leaves it alone.
@@ -13,11 +17,13 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from shards.placement import slot_of
+from shards.types import U64_MAX, Entry
 
 SWITCH = "SHARDENGINE_COMPILED"
 _TAG_MAX = 127
@@ -32,6 +38,27 @@ class _Fields(NamedTuple):
 _decode_one = msgspec.msgpack.Decoder(_Fields).decode
 _decode_many = msgspec.msgpack.Decoder(list[_Fields]).decode
 _encode = msgspec.msgpack.Encoder().encode
+
+
+Columns = tuple[int, int, int, list[bytes]]
+"""Of a regular chunk: its first index, its term, its latest `time_ms`, and the data of its entries."""
+
+
+def columns_in_python(entries: Sequence[Entry], kind: type[Entry]) -> Columns | None:
+    """The columns of a regular chunk; None for any other, and for an empty one. `kind` is the class `Entry`."""
+    if {*map(type, entries)} != {kind}:
+        return None
+    datas = [entry.data for entry in entries]
+    times = [entry.time_ms for entry in entries]
+    numbers = [*times, *[entry.index for entry in entries], *[entry.term for entry in entries]]
+    if {*map(type, datas)} != {bytes} or {*map(type, numbers)} != {int}:
+        return None
+    if min(numbers) < 0 or max(numbers) > U64_MAX:
+        return None
+    first, term = entries[0].index, entries[0].term
+    if any(entry.index != first + place or entry.term != term for place, entry in enumerate(entries)):
+        return None
+    return first, term, max(times), datas
 
 
 def split_puts_in_python(
@@ -89,7 +116,7 @@ def sorted_puts_in_python(view: memoryview, tag: int) -> tuple[list[tuple[bytes,
     return sorted(last.items()), longest
 
 
-split_puts, sorted_puts, COMPILED = split_puts_in_python, sorted_puts_in_python, False
+columns, split_puts, sorted_puts, COMPILED = columns_in_python, split_puts_in_python, sorted_puts_in_python, False
 if os.environ.get(SWITCH) != "off":
     try:
         import shards._puts as compiled
@@ -97,4 +124,4 @@ if os.environ.get(SWITCH) != "off":
         if os.environ.get(SWITCH) == "require":
             raise
     else:
-        split_puts, sorted_puts, COMPILED = compiled.split_puts, compiled.sorted_puts, True
+        columns, split_puts, sorted_puts, COMPILED = compiled.columns, compiled.split_puts, compiled.sorted_puts, True

@@ -32,6 +32,8 @@ class TransactionalStore(Protocol):
     def commit(self, position: Position, solo_results: bytes | None = None) -> None: ...
     def abort(self) -> None: ...
     def sync(self) -> None: ...
+    @property
+    def roomy(self) -> bool: ...
 
 
 class _ApplyError(Exception):
@@ -112,7 +114,7 @@ class Shard:
             self.stalled = True
             return [wire.Stalled(part.position.group, problem_of(error))]
         self._current = None
-        return [wire.Committed(part.position.group)]
+        return [wire.Committed(part.position.group, self._store.roomy)]
 
     def _redo(self, part: wire.Part) -> list[wire.Answer]:
         try:
@@ -128,10 +130,10 @@ class Shard:
             results = self._apply(order.extents, order.inline)
             self._store.commit(order.position, wire.encode(results) if results.values or results.rejected else b"")
         except _ApplyError as error:
-            return wire.SoloDone(group, None, problem_of(error.cause), error.index)
+            return wire.SoloDone(group, None, problem_of(error.cause), error.index, False)
         except EngineError as error:
-            return wire.SoloDone(group, None, problem_of(error), None)
-        return wire.SoloDone(group, results, None, None)
+            return wire.SoloDone(group, None, problem_of(error), None, False)
+        return wire.SoloDone(group, results, None, None, self._store.roomy)
 
     def _flush(self, token: int) -> wire.Flushed:
         try:

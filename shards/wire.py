@@ -111,16 +111,21 @@ class Vote(_Message, frozen=True):
 
 
 class Committed(_Message, frozen=True):
+    """`roomy`: map and disk are reserved for the next small part of plain puts (`part.SMALL_BYTES`), whatever happens;
+    the worker cannot say no to it."""
+
     group: int
+    roomy: bool
 
 
 class SoloDone(_Message, frozen=True):
-    """A Solo is committed (`results`), or rolled back (`problem`, as in a Vote)."""
+    """A Solo is committed (`results`), or rolled back (`problem`, as in a Vote). `roomy` as in Committed."""
 
     group: int
     results: PartResults | None
     problem: Problem | None
     index: int | None
+    roomy: bool
 
 
 class Stalled(_Message, frozen=True):

@@ -49,6 +49,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     map_bytes: int
     readers_max: int
     sync: bool
+    spin_us: int
     link: int
     parent: int
     sys_path: list[str]
@@ -77,7 +78,7 @@ def main(text: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     spec = msgspec.json.decode(text, type=WorkerSpec)
     end = socket.socket(fileno=spec.link)
-    with closing(Link(end, blocking=True)) as link:
+    with closing(Link(end, blocking=True, spin_us=spec.spin_us)) as link:
         try:
             _run(spec, link)
         except LinkClosedError:

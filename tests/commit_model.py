@@ -54,7 +54,7 @@ from tests.explorer import Explorer, ViolationError
 
 class Setting(NamedTuple):
     """A world. `deaths` of single workers, `kills` of everything and `failures` of commits happen at most that often,
-    at any step. The last five are the rules; anything but the default is a mistake to be caught, or to look past:
+    at any step. The last six are the rules; anything but the default is a mistake to be caught, or to look past:
     without `deadlines` nobody minds who is waited for in vain."""
 
     shards: int
@@ -65,6 +65,7 @@ class Setting(NamedTuple):
     commit: type[Commit] = Commit
     recover: Callable[[Decision, Sequence[Position]], Recovery] = recover
     solo_beside: bool = False
+    sure_of_all: bool = False
     frees_early: bool = False
     deadlines: bool = True
 
@@ -221,16 +222,19 @@ class Model:
         if not world.todo:
             return
         item = world.todo[0]
-        single = len(self.items[item].shards) == 1
+        shards, noes = self.items[item]
         if commit.can_submit:
-            yield self._submitted(world, item, solo=False)
-        if single and (commit.idle or (self.setting.solo_beside and commit.can_submit)):
+            yield self._submitted(world, item)
+        if len(shards) == 1 and (commit.idle or (self.setting.solo_beside and commit.can_submit)):
             yield self._submitted(world, item, solo=True)
+        everybody_up = all(world.sides[shard].up for shard in shards)
+        if shards and commit.idle and everybody_up and (not noes or self.setting.sure_of_all):
+            yield self._submitted(world, item, sure=True)
 
-    def _submitted(self, world: World, item: int, *, solo: bool) -> Step:
+    def _submitted(self, world: World, item: int, *, solo: bool = False, sure: bool = False) -> Step:
         draft = Draft(self, world)
         number, shards = len(world.issued) + 1, self.items[item].shards
-        self.trying = Label(f"submit group {number} over {sorted(shards)}{', solo' if solo else ''}")
+        self.trying = Label(f"submit group {number} over {sorted(shards)}{', solo' * solo}{', sure' * sure}")
         taken = {issue.half for n, issue in enumerate(world.issued, 1) if self._holds(world, n, issue)}
         half = 1 if 0 in taken else 0
         if half in taken:
@@ -239,7 +243,7 @@ class Model:
         draft.todo = world.todo[1:]
         for shard in () if solo and travels_inline(item) else shards:
             draft.fill(shard, half, number * CODES + item)
-        return self.trying, draft.tell("submit", Group(number, shards, solo))
+        return self.trying, draft.tell("submit", Group(number, shards, solo, sure))
 
     def _holds(self, world: World, number: int, issue: Issue) -> bool:
         return issue.fate == PENDING and not (self.setting.frees_early and world.record == number)

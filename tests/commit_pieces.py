@@ -220,6 +220,10 @@ class MemoryStore:
     def sync(self) -> None:
         pass
 
+    @property
+    def roomy(self) -> bool:
+        return False
+
 
 class Outcome(NamedTuple):
     """What an order did: the worker's next state, what it committed, which (group, half) it read, its answers."""
@@ -277,6 +281,8 @@ class Workers:
         decoded = wire.decode_order(order) if order else None
         assert not isinstance(decoded, wire.Stop)
         answers = worker.retry() if decoded is None else worker.handle(decoded)
+        if not failing and any(isinstance(answer, wire.Stalled) for answer in answers):
+            raise ViolationError(f"worker {shard} is to commit what it refuses")
         sent = tuple(wire.encode(answer) for answer in answers)
         return Outcome(self._intern(worker, store.pending), tuple(store.commits), tuple(reads), sent)
 

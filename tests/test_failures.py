@@ -103,7 +103,8 @@ async def test_a_chunk_merged_into_the_group_of_a_failing_one_is_applied_on_its_
         await outcomes(db, chunks_of(adds(1, 100), 20))
         assert db.stats()["groups"] == 3, "five chunks at once are three groups: the last three go together"
         results = await outcomes(db, chunks_of(replaced(adds(101, 100), 170, Fail(b"170")), 20))
-        assert [type(result) for result in results] == [list, list, list, ChunkFailedError, ChunkAbortedError]
+        assert [len(result) for result in results[:3]] == [20, 20, 20]
+        assert [type(result) for result in results[3:]] == [ChunkFailedError, ChunkAbortedError]
         assert db.last_applied() == LogId(160, 1)
         assert db.stats()["groups"] == 7, "two, then the abandoned one, whose number is not used again, then one"
 

@@ -8,7 +8,7 @@ import random
 import select
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Feeder:
         self._db = db
         self._ends = chunk_ends(f"{seed}", 0, 96)
         self._rng = random.Random(seed)
-        self._flying: deque[asyncio.Task[list[ApplyResult]]] = deque()
+        self._flying: deque[asyncio.Task[Sequence[ApplyResult]]] = deque()
 
     async def run(self) -> None:
         while not self.ending:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -16,11 +16,11 @@ from ipc.errors import LinkClosedError
 from ipc.link import PACKET_BYTES, Link, pair
 
 
-@pytest.fixture
-def links() -> Iterator[tuple[Link, Link]]:
-    """A coordinator's end, which never waits, and a worker's, which does."""
+@pytest.fixture(params=[0, 50_000], ids=["sleeps", "spins"])
+def links(request: pytest.FixtureRequest) -> Iterator[tuple[Link, Link]]:
+    """A coordinator's end, which never waits, and a worker's, which does, asleep or spinning."""
     ours, theirs = pair()
-    made = Link(ours, blocking=False), Link(theirs, blocking=True)
+    made = Link(ours, blocking=False), Link(theirs, blocking=True, spin_us=request.param)
     yield made
     for link in made:
         with suppress(OSError):
@@ -80,6 +80,67 @@ def test_messages_arrive_in_order_both_ways_at_once(links: tuple[Link, Link]) ->
     worker.join()
     assert received == there
     assert answers == back
+
+
+class Waiting:
+    """Stands in for a worker's socket and its clock. Looking at the clock takes 1 us and a yield 10; `events` happen
+    one by one, each at the yield, or (0) at the sleep, it is due at."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ours, theirs = pair()
+        self.ours = Link(ours, blocking=False)
+        self.theirs = Link(theirs, blocking=True, spin_us=100)
+        self._socket = theirs
+        self._now = 0
+        self._yields = self._sleeps = 0
+        self._due = 0
+        self._event: Callable[[], object] = list
+        monkeypatch.setattr(self.theirs, "_socket", self)
+        monkeypatch.setattr("ipc.link.time.perf_counter_ns", lambda: self._pass(1))
+        monkeypatch.setattr("ipc.link.os.sched_yield", self._yield)
+
+    def _pass(self, microseconds: int) -> int:
+        self._now += 1_000 * microseconds
+        return self._now
+
+    def _yield(self) -> None:
+        self._pass(10)
+        self._yields += 1
+        if self._yields == self._due:
+            self._event()
+
+    def recv_into(self, buffer: bytearray, size: int = 0, flags: int = 0) -> int:
+        if not flags:
+            self._sleeps += 1
+            self._event()
+        return self._socket.recv_into(buffer, size, flags)
+
+    def receive(self, *, due: int, after_us: int = 0) -> tuple[int, int]:
+        """Wait for a message that comes at yield `due`, or `after_us` after falling asleep. How often the link yielded
+        and slept for it."""
+
+        def event() -> None:
+            self._pass(after_us)
+            self.ours.send(b"message")
+
+        self._yields, self._sleeps, self._due, self._event = 0, 0, due, event
+        assert self.theirs.receive() == b"message"
+        return self._yields, self._sleeps
+
+
+def test_a_spinning_end_polls_for_as_long_as_it_was_told_where_that_would_lately_have_paid_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waiting = Waiting(monkeypatch)
+    assert waiting.receive(due=0) == (0, 1)
+    assert waiting.receive(due=5) == (5, 0)
+    assert waiting.receive(due=0) == (10, 1)
+    assert waiting.receive(due=0, after_us=500) == (0, 1)
+    assert waiting.receive(due=0, after_us=500) == (0, 1)
+    assert waiting.receive(due=0) == (0, 1)
+    assert waiting.receive(due=1) == (1, 0)
+    waiting.ours.close()
+    waiting._socket.close()
 
 
 def test_what_a_full_socket_does_not_take_is_queued_and_sent_in_order(links: tuple[Link, Link]) -> None:

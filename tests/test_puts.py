@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import CompareAndSwap, Delete, Put, encode
+from engine import CompareAndSwap, Delete, Entry, Put, encode
 from shards import puts
 from shards.placement import shard_table, slot_of
-from shards.puts import sorted_puts_in_python, split_puts_in_python
+from shards.puts import columns_in_python, sorted_puts_in_python, split_puts_in_python
+from shards.types import U64_MAX
 
 ROOT = Path(__file__).resolve().parent.parent
 TAG = 1
@@ -129,3 +130,59 @@ def test_the_switch_demands_the_compiled_twin_or_leaves_it_alone() -> None:
     assert imported("off").stdout == "False\n"
     assert "ModuleNotFoundError" in imported("require", missing).stderr
     assert imported("auto", missing).stdout == "False\n"
+
+
+COLUMNS = [columns_in_python, puts.columns]
+U64 = st.integers(0, U64_MAX)
+
+
+class Odd(Entry, frozen=True):
+    pass
+
+
+def regular(first: int, term: int, datas: list[bytes], times: list[int]) -> list[Entry]:
+    return [
+        Entry(first + place, term, data, time) for place, (data, time) in enumerate(zip(datas, times, strict=False))
+    ]
+
+
+@pytest.mark.parametrize("columns", COLUMNS, ids=TWINS)
+@given(first=st.integers(0, U64_MAX - 9), term=U64, rows=st.lists(st.tuples(st.binary(), U64), min_size=1, max_size=9))
+def test_a_regular_chunk_is_taken_apart(columns: Any, first: int, term: int, rows: list[tuple[bytes, int]]) -> None:
+    datas, times = [data for data, _ in rows], [time for _, time in rows]
+    entries = regular(first, term, datas, times)
+    for chunk in (entries, tuple(entries)):
+        assert columns(chunk, Entry) == (first, term, max(times), datas)
+
+
+IRREGULAR: dict[str, list[Any]] = {
+    "nothing": [],
+    "a gap": [Entry(1, 1, b""), Entry(3, 1, b"")],
+    "an index again": [Entry(1, 1, b""), Entry(1, 1, b"")],
+    "a falling index": [Entry(2, 1, b""), Entry(1, 1, b"")],
+    "an index that goes around": [Entry(U64_MAX, 1, b""), Entry(0, 1, b"")],
+    "another term": [Entry(1, 1, b""), Entry(2, 2, b"")],
+    "a term of another type": [Entry(1, 1, b""), Entry(2, True, b"")],
+    "another class": [Odd(1, 1, b"")],
+    "no entry": [Entry(1, 1, b""), None],
+    "an index that is a bool": [Entry(True, 1, b"")],
+    "an index that is a float": [Entry(1.0, 1, b"")],  # type: ignore[arg-type]
+    "a time that is a float": [Entry(1, 1, b"", 0.0)],  # type: ignore[arg-type]
+    "a negative term": [Entry(1, -1, b"")],
+    "a term of 65 bits": [Entry(1, U64_MAX + 1, b"")],
+    "a time of 65 bits": [Entry(1, 1, b"", U64_MAX + 1)],
+    "a negative time": [Entry(1, 1, b""), Entry(2, 1, b"", -1)],
+    "data that is no bytes": [Entry(1, 1, bytearray(b"x"))],  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("columns", COLUMNS, ids=TWINS)
+@pytest.mark.parametrize("name", IRREGULAR)
+def test_an_irregular_chunk_goes_the_long_way(columns: Any, name: str) -> None:
+    assert columns(IRREGULAR[name], Entry) is None
+
+
+def test_columns_are_those_of_one_class_with_such_fields() -> None:
+    with pytest.raises((TypeError, AttributeError)):
+        puts.columns([Entry(1, 1, b"")], int)  # type: ignore[arg-type]
+    assert puts.columns([Entry(1, 1, b"")], Entry) is not None

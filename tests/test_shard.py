@@ -64,6 +64,10 @@ class DictStore:
     def sync(self) -> None:
         self._fault("sync")
 
+    @property
+    def roomy(self) -> bool:
+        return True
+
 
 class World:
     """A shard, its store, and the bytes of its ring."""
