@@ -74,25 +74,34 @@ def read_manifest(directory: Path) -> Manifest:
     match its own checksum."""
     path = directory / MANIFEST
     try:
-        found: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise SnapshotDamagedError(f"{directory} is no snapshot: it has no {MANIFEST}", path=str(directory)) from None
-    except (msgspec.MsgspecError, OSError) as error:
+    except OSError as error:
         raise SnapshotDamagedError(f"{path} is unreadable: {error}", path=str(directory)) from error
-    if found.get("format") != SNAPSHOT_FORMAT:
-        raise SnapshotFormatError(
-            f"{path} has format {found.get('format')!r}; this version reads format {SNAPSHOT_FORMAT}",
-            hint="install it with the version that wrote it",
-            format=found.get("format"),
-        )
+    except ValueError as error:
+        raise SnapshotDamagedError(
+            f"{path} {error}", hint="take another snapshot, or fetch this one again", path=str(directory)
+        ) from error
+
+
+def parse_manifest(data: bytes, what: str) -> Manifest:
+    """The manifest whose JSON is `data`, found at `what`.
+
+    Raises SnapshotFormatError when this version cannot read it; ValueError when it is no manifest, or not what its
+    checksum says.
+    """
     try:
+        found = msgspec.json.decode(data, type=dict[str, Any])
+        if found.get("format") != SNAPSHOT_FORMAT:
+            raise SnapshotFormatError(
+                f"{what} has format {found.get('format')!r}; this version reads format {SNAPSHOT_FORMAT}",
+                hint="install it with the version that wrote it",
+                format=found.get("format"),
+            )
         manifest = msgspec.convert(found, Manifest)
     except msgspec.MsgspecError as error:
-        raise SnapshotDamagedError(f"{path} is no manifest: {error}", path=str(directory)) from error
+        raise ValueError(f"is no manifest: {error}") from error
     if manifest.checksum != manifest.expected_checksum():
-        raise SnapshotDamagedError(
-            f"{path} does not match its checksum: it was edited or damaged",
-            hint="take another snapshot, or fetch this one again",
-            path=str(directory),
-        )
+        raise ValueError("does not match its checksum: it was edited or damaged")
     return manifest

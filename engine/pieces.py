@@ -17,8 +17,8 @@ from typing import Annotated
 
 import msgspec
 
-from engine.errors import PieceDamagedError, PieceEndError, SnapshotFormatError, TravelError
-from engine.manifest import MANIFEST, SNAPSHOT_FORMAT, Manifest
+from engine.errors import PieceDamagedError, PieceEndError, TravelError
+from engine.manifest import MANIFEST, Manifest, parse_manifest
 from shards.digest import checksum128, hasher128
 from shards.types import U64_MAX
 
@@ -74,19 +74,12 @@ def manifest_of(piece: Piece) -> Manifest:
         PieceDamagedError, PieceEndError: the piece, or the manifest, says what cannot be.
     """
     try:
-        found = msgspec.json.decode(piece.metadata, type=dict[str, object]).get("format")
-        if found != SNAPSHOT_FORMAT:
-            raise SnapshotFormatError(
-                f"the snapshot has format {found!r}; this version reads format {SNAPSHOT_FORMAT}",
-                hint="install it with the version that wrote it",
-                format=found,
-            )
-        manifest = msgspec.json.decode(piece.metadata, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise PieceDamagedError(f"piece 0 carries no manifest: {error}", hint="send it again", number=0) from error
+        manifest = parse_manifest(piece.metadata, "the snapshot")
+    except ValueError as error:
+        raise PieceDamagedError(f"what piece 0 carries {error}", hint="send it again", number=0) from error
     fault = fault_of(manifest)
-    if manifest.checksum != manifest.expected_checksum() or piece.source.hex() != manifest.checksum:
-        fault = "the manifest does not match its checksum"
+    if piece.source.hex() != manifest.checksum:
+        fault = "the manifest is not that of the snapshot it names"
     elif piece.data or piece.part or piece.offset:
         fault = f"it has {len(piece.data)} bytes of part {piece.part}; the first piece has none"
     if fault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -43,6 +44,7 @@ def convert(
         if before != shards:
             runtime = Runtime(opened, machine, config)
             runtime.start()
+            opened = dataclasses.replace(opened, outcome=runtime.outcome)
             entries = runtime.reads.cut.count()
             runtime.reads.close()
             position, term_runs = runtime.coordinator.applied, list(runtime.coordinator.tail.term_runs)

@@ -197,7 +197,7 @@ class Runtime:
             position=recovery.position,
             commit=Commit(self.shards, recovery.position.group, recovery.redo, recovery.committed),
             machine_version=self._machine.version,
-            group_bytes_max=self.config.group_bytes_max,
+            group_bytes_max=self.config.group_bytes,
             power=self.config.durability == "power",
         )
         if recovery.redo is not None:

@@ -97,6 +97,12 @@ def _open(
         raise StoreError(f"cannot open {path}: {error}", path=str(path), map_bytes=map_bytes) from error
 
 
+def _make_databases(env: lmdb.Environment) -> tuple[lmdb._Database, lmdb._Database]:
+    """`data` and `meta`, made with all others where they are missing."""
+    env.open_db(b"expiry")
+    return env.open_db(b"data"), env.open_db(b"meta")
+
+
 def _reserve_a_commit(env: lmdb.Environment, file: Path) -> None:
     """Give a file disk for the next small commits: a full disk is an error here, and a SIGBUS in them.
 
@@ -132,9 +138,7 @@ class Store:
             except StoreFullError:
                 os.close(self._descriptor)
                 raise
-        self.data = self._env.open_db(b"data")
-        self._env.open_db(b"expiry")
-        self.meta = self._env.open_db(b"meta")
+        self.data, self.meta = _make_databases(self._env)
         self._txn: lmdb.Transaction[bytes] | None = None
         self._reserved = 0
         self._granted_pages = 0
@@ -402,9 +406,8 @@ class ReadTx:
                 max_dbs=_DATABASES_MAX,
                 lib_version=0,
             ) as env:
-                env.open_db(b"expiry")
-                for name, source in ((b"data", self._store.data), (b"meta", self._store.meta)):
-                    target, records = env.open_db(name), iter(self._txn.cursor(source))
+                for target, source in zip(_make_databases(env), (self._store.data, self._store.meta), strict=True):
+                    records = iter(self._txn.cursor(source))
                     while batch := list(islice(records, _EXPORT_RECORDS)):
                         with env.begin(write=True, db=target) as txn:
                             txn.cursor().putmulti(batch, append=True)
@@ -508,9 +511,7 @@ class Loader:
         self._env = _open(path, map_bytes, 1, readonly=False)
         self._file = path / "data.mdb"
         _reserve_a_commit(self._env, self._file)
-        self._data = self._env.open_db(b"data")
-        self._env.open_db(b"expiry")
-        self._meta = self._env.open_db(b"meta")
+        self._data, self._meta = _make_databases(self._env)
 
     def load(self, records: list[tuple[bytes, bytes]]) -> None:
         """Append `records`, all beyond those before. Raises StoreFullError when map or disk are full."""

@@ -122,7 +122,7 @@ def damages(path: Path, early: Path) -> Iterator[Damage]:
     for match, damage in (
         ("is damaged", partial(exchange, path / "shard-000.mdb", path / "shard-001.mdb")),
         ("is no snapshot: it has no manifest", file.unlink),
-        ("is unreadable", partial(file.write_bytes, b"{")),
+        ("is no manifest", partial(file.write_bytes, b"{")),
         ("does not match its checksum", partial(forge, path, clock=1)),
         ("does not match its checksum", partial(forge, path, lineage="mine")),
         ("is no manifest", partial(forge, path, more=1)),

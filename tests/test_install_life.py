@@ -25,6 +25,7 @@ from engine import (
     run,
 )
 from engine.reshard import reshard
+from engine.runtime import Runtime
 from shards.kv import KeyValue
 from tests.directories import reboot
 from tests.streams import Follower, entries, term_at
@@ -51,6 +52,23 @@ async def check_after_restart(path: Path, index: int, seed: int = 7, **options: 
     finally:
         await db.aclose()
     return report
+
+
+async def test_a_generation_is_named_only_once_its_workers_have_said_hello(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Engine(tmp_path / "data", shards=3, config=CONFIG) as db:
+        old = (tmp_path / "data" / "CURRENT").read_text()
+        start, named = Runtime.start, []
+
+        def started(self: Runtime) -> None:
+            start(self)
+            assert self.coordinator.up == {0, 1, 2}
+            named.append((tmp_path / "data" / "CURRENT").read_text())
+
+        monkeypatch.setattr(Runtime, "start", started)
+        await db.reset()
+        assert named == [old] != [(tmp_path / "data" / "CURRENT").read_text()]
 
 
 async def test_a_reset_empties_the_state_and_the_log_begins_anew(tmp_path: Path) -> None:

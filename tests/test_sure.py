@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine import CompareAndSwap, Engine, Entry, Put, WorkerFailedError, encode
+from engine import CompareAndSwap, Engine, Entry, LogId, Put, StartReport, WorkerFailedError, encode
 from engine.coordinator import DECIDED_KILLS_MAX
 from engine.processes import Workers
 from shards import wire
@@ -80,8 +80,9 @@ async def test_what_is_not_small_is_voted_on(tmp_path: Path, orders: list[str]) 
         assert await feed(Put(key(0), b""), Put(key(1), bytes(SMALL_BYTES))) == VOTED
 
 
+@pytest.mark.parametrize("shards", [2, 3])
 async def test_a_decided_group_that_kills_its_workers_stops_the_engine_and_is_redone_by_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
 ) -> None:
     both = Put(key(0), b"v"), Put(key(1), b"v")
     send = Workers.send
@@ -102,8 +103,11 @@ async def test_a_decided_group_that_kills_its_workers_stops_the_engine_and_is_re
             assert caught.value.shard == 1
             assert db.last_applied().index == 2 and db.get(key(1)) == b"v" and not db.is_running()
             assert db.stats()["workers"][1]["restarts"] == DECIDED_KILLS_MAX - 1
-    async with Engine(tmp_path, shards=2) as db:
-        assert db.last_applied().index == 4
+    db = Engine(tmp_path, shards=shards, reshard=True)
+    try:
+        assert db.start() == StartReport("redone", LogId(4, 1))
+    finally:
+        await db.aclose()
 
 
 async def test_the_word_of_a_dead_worker_counts_no_more(tmp_path: Path, orders: list[str]) -> None:
