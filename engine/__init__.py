@@ -35,8 +35,9 @@ Files, lowest first:
     policy.py       when it is time for a snapshot; no I/O, no clock
     generations.py  the data directory
     processes.py    worker processes: start, kill, reap
-    chunks.py       what is in flight: Chunk, Batch, Delivery, Flush
+    chunks.py       what is in flight: Chunk, Batch, Delivery
     pinning.py      where in the log a snapshot's barrier goes
+    flushing.py     making all that is published durable
     coordinator.py  chunks in, actions carried out, results out
     install.py      from a snapshot or a generation to a new generation
     snapshots.py    writing snapshots into place, checking and keeping them

@@ -1,8 +1,8 @@
-"""What is in flight: chunks, the groups they went into, the calls that wait for them, a flush. No I/O."""
+"""What is in flight: chunks, the groups they went into, the calls that wait for them. No I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from engine import errors
@@ -114,24 +114,6 @@ class Delivery:
             assert chunk.results is not None
             found += [result for result in chunk.results if self.first <= result.index <= self.last]
         return found
-
-
-class Flush:
-    """A flush under way. `owed` are the shards that have not answered; None before they were asked."""
-
-    def __init__(self, token: int, callbacks: list[Callable[[EngineError | None], None]]) -> None:
-        self.token = token
-        self.owed: set[int] | None = None
-        self.error: EngineError | None = None
-        self.next: list[Callable[[EngineError | None], None]] = []
-        self._callbacks = callbacks
-
-    def owes(self, shard: int) -> bool:
-        return self.owed is not None and shard in self.owed
-
-    def done(self, error: EngineError | None) -> None:
-        for callback in self._callbacks:
-            callback(error)
 
 
 def error_of(problem: wire.Problem, index: int | None) -> EngineError:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from engine import errors
 from engine.barrier import Stage
-from engine.chunks import Batch, Chunk, Delivery, Flush, error_of
+from engine.chunks import Batch, Chunk, Delivery, error_of
 from engine.commit import (
     Abandon,
     Action,
@@ -33,6 +33,7 @@ from engine.contract import Results
 from engine.decision import DecisionFile
 from engine.decision import Record as DecisionRecord
 from engine.errors import ChunkAbortedError, EngineError, SnapshotAbortedError, StoreFullError, WorkerFailedError
+from engine.flushing import Done, Flushing
 from engine.log import Tail
 from engine.pinning import Pinning, Request, Sender
 from engine.split import Splitter, pack
@@ -86,11 +87,9 @@ class Coordinator:
         self._batches: dict[int, Batch] = {}
         self._last_group = position.group
         self._reads: Publisher | None = None
-        self._flush: Flush | None = None
         self._starts_failed = [0] * len(rings)
         self._problems: list[wire.Problem | None] = [None] * len(rings)
         self._owing_since: list[float | None] = [None] * len(rings)
-        self._flushes = 0
         self.up: set[int] = set()
         self._roomy: set[int] = set()
         self.applied = position
@@ -119,10 +118,11 @@ class Coordinator:
             wire.Committed: self._on_committed,
             wire.SoloDone: self._on_solo_done,
             wire.Stalled: self._on_stalled,
-            wire.Flushed: self._on_flushed,
             wire.Failed: self._on_failed,
         }
         self.pinning = Pinning(len(rings), commit, workers, self._run, self.tail.kept_runs)
+        self.flushing = Flushing(len(rings), commit, workers, decision, self.up)
+        self._take[wire.Flushed] = self.flushing.on_answer
         self._take |= dict.fromkeys((wire.Pinned, wire.Copied, wire.Unpinned), self.pinning.on_answer)
         if commit.open is not None:
             self._batches[commit.open.number] = Batch(
@@ -153,11 +153,7 @@ class Coordinator:
 
     def owes(self, shard: int) -> bool:
         """True while the worker of `shard` owes an answer."""
-        return (
-            self._commit.owes(shard)
-            or (self._flush is not None and self._flush.owes(shard))
-            or self.pinning.owes(shard)
-        )
+        return self._commit.owes(shard) or self.flushing.owes(shard) or self.pinning.owes(shard)
 
     # ---- chunks --------------------------------------------------------------------------------------------------
 
@@ -201,7 +197,7 @@ class Coordinator:
 
     def _fill(self) -> None:
         """Submit what is queued, as far as the commit table takes groups."""
-        while self._queue and self._commit.can_submit and self._flush is None and self.failure is None:
+        while self._queue and self._commit.can_submit and not self.flushing.busy and self.failure is None:
             try:
                 self.before_write()
                 self._submit()
@@ -449,11 +445,7 @@ class Coordinator:
         self._queue.clear()
         for chunk in doomed:
             self._doom(chunk, error)
-        flush, self._flush = self._flush, None
-        if flush is not None:
-            flush.done(error)
-            for done in flush.next:
-                done(error)
+        self.flushing.end(error)
         self.pinning.drop(SnapshotAbortedError(f"the snapshot was given up: {error.message}"))
         self.on_publish()
 
@@ -501,8 +493,7 @@ class Coordinator:
         if batch is not None:
             batch.results.setdefault(shard, hello.solo)
         self._run(self._commit.hello(shard, hello.position.group))
-        if self._flush is not None and self._flush.owes(shard):
-            self._workers.send(shard, wire.Flush(self._flush.token))
+        self.flushing.welcome(shard)
 
     def _note(self, shard: int, answer: wire.Vote | wire.SoloDone) -> None:
         batch = self._batches.get(answer.group)
@@ -563,8 +554,7 @@ class Coordinator:
             self.pinning.place(self.applied, len(self.up))
         if self._queue:
             self._fill()
-        if self._flush is not None:
-            self._send_flush()
+        self.flushing.proceed()
 
     # ---- snapshot ------------------------------------------------------------------------------------------------
 
@@ -577,52 +567,10 @@ class Coordinator:
 
     # ---- flush ---------------------------------------------------------------------------------------------------
 
-    def flush(self, done: Callable[[EngineError | None], None]) -> None:
+    def flush(self, done: Done) -> None:
         """Make all that is published durable; then call `done`, with an error when it failed. No group opens
         meanwhile."""
         if self.failure is not None:
             done(self.failure)
-        elif self._flush is not None:
-            self._flush.next.append(done)
         else:
-            self._begin_flush([done])
-
-    def retire(self) -> None:
-        """Another generation, which is durable as a whole, has taken over: a flush has nothing left to do."""
-        flush, self._flush = self._flush, None
-        if flush is not None:
-            flush.done(None)
-            for done in flush.next:
-                done(None)
-
-    def _begin_flush(self, done: list[Callable[[EngineError | None], None]]) -> None:
-        self._flushes += 1
-        self._flush = Flush(self._flushes, done)
-        self._send_flush()
-
-    def _send_flush(self) -> None:
-        flush = self._flush
-        if flush is None or flush.owed is not None or not self._commit.idle:
-            return
-        flush.owed = set(range(len(self._rings)))
-        for shard in flush.owed & self.up:
-            self._workers.send(shard, wire.Flush(flush.token))
-
-    def _on_flushed(self, shard: int, flushed: wire.Flushed) -> None:
-        flush = self._flush
-        if flush is None or flush.token != flushed.token or not flush.owes(shard):
-            return
-        assert flush.owed is not None
-        flush.owed.discard(shard)
-        if flushed.problem is not None:
-            flush.error = error_of(flushed.problem, None)
-        if flush.owed:
-            return
-        try:
-            self._decision.sync()
-        except OSError as error:
-            flush.error = errors.StoreError(f"the decision record cannot be synced: {error}")
-        self._flush = None
-        flush.done(flush.error)
-        if flush.next:
-            self._begin_flush(flush.next)
+            self.flushing.request(done)

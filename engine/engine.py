@@ -478,7 +478,7 @@ class Engine(Shell):
             view.close("the state it showed was replaced as a whole")
         before, self._reads = old.reads, new.reads
         self._run(new)
-        old.coordinator.retire()
+        old.coordinator.flushing.end(None)  # the new generation is durable as a whole
         old.abandon()
         before.close()
         old.opened.generation.remove()

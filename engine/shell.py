@@ -118,6 +118,7 @@ class Shell:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop = None
+        self._awake = False
 
     def _tick(self) -> None:
         """Once in a while, as long as a loop is bound."""
