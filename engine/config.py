@@ -49,7 +49,7 @@ _RingBytes = Annotated[int, Meta(ge=64 * KIB, le=8 * GIB, multiple_of=4096)]
 _BatchBytes = Annotated[int, Meta(ge=1, le=8 * GIB)]
 _Chunks = Annotated[int, Meta(ge=1, le=65_536)]
 _Views = Annotated[int, Meta(ge=1, le=16_384)]
-_SpinUs = Annotated[int, Meta(ge=0, le=100_000)]
+_SpinUs = Annotated[int, Meta(ge=0, le=10_000)]
 _TimeMs = Annotated[int, Meta(ge=1, le=86_400_000)]
 
 
@@ -82,7 +82,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ring_bytes: _RingBytes = 32 * MIB
     """Size of one shard's ring, bytes, two halves. What one chunk holds for a shard may be a quarter of it at most."""
 
-    in_flight_chunks_max: _Chunks = 16
+    in_flight_chunks_max: _Chunks = 256
     """Accepted chunks that have no result yet, at most; further calls of `apply_chunk` wait in order."""
 
     in_flight_bytes_max: _BatchBytes = 64 * MIB
@@ -93,7 +93,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Never more than fits a ring, whatever is set here: see `group_bytes`."""
 
     spin_us: _SpinUs = 200
-    """How long coordinator and workers poll for a small answer or the next order before they sleep, microseconds."""
+    """How long workers poll for the next order, and the coordinator for a small answer (not in mode "power"), before
+    they sleep, microseconds; as long as that pays off and nobody else wants the core. 0: not at all."""
 
     worker_timeout_ms: _TimeMs = 30_000
     """How long a worker may owe an answer before it is killed and replaced, milliseconds."""

@@ -161,7 +161,7 @@ class Coordinator:
         """Take a chunk, whole or not at all. Raises when it does not fit the log, or holds bad data."""
         if self.failure is not None:
             raise self.failure
-        regular = columns(entries, Entry)
+        regular = columns(entries)
         known = self.tail.check(entries, regular)
         first, last = entries[0].index, entries[-1].index
         if not known:
@@ -170,7 +170,7 @@ class Coordinator:
         shared = [chunk for chunk in self._in_flight() if chunk.last >= first and chunk.first <= last]
         fresh = entries[known:]
         if fresh:
-            shared.append(self._queue_chunk(fresh, columns(fresh, Entry)))
+            shared.append(self._queue_chunk(fresh, columns(fresh)))
         return Delivery(first, last, applied, shared)
 
     def _upto(self, entries: Sequence[Entry], known: int) -> Sequence[Entry]:
@@ -200,13 +200,16 @@ class Coordinator:
         while self._queue and self._commit.can_submit and not self.flushing.busy and self.failure is None:
             try:
                 self.before_write()
-                self._submit()
+                group = self._next_group()
             except EngineError as error:
                 self._fail_from(0, error)
             except OSError as error:
                 self._fail_from(0, StoreFullError(f"a ring or the run mark cannot be written: {error}"))
+            else:
+                self._run(self._commit.submit(group))
 
-    def _submit(self) -> None:
+    def _next_group(self) -> Group:
+        """Take the first queued chunks, and write their parts where they belong. What is raised leaves them queued."""
         half = 1 - next(iter(self._batches.values())).half if self._batches else 0
         inline = self._inline(self._queue[0])
         if inline is not None:
@@ -225,7 +228,7 @@ class Coordinator:
         self._batches[position.group] = Batch(chunks, half, position, participants, extents, inline)
         solo = inline is not None or self._solo(chunks, participants)
         sure = not solo and self._sure(chunks, participants)
-        self._run(self._commit.submit(Group(position.group, participants, solo, sure)))
+        return Group(position.group, participants, solo, sure)
 
     def _inline(self, chunk: Chunk) -> dict[int, bytes] | None:
         """The part of a chunk that goes alone, to one shard, and is small enough to travel in the message itself: a

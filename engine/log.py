@@ -137,7 +137,7 @@ def _runs(entries: Sequence[Entry], clock: int) -> list[Run]:
 def _check_numbers(entries: Sequence[Entry]) -> None:
     for entry in entries:
         for number in (entry.index, entry.term, entry.time_ms):
-            if type(number) is not int or number > U64_MAX:
+            if type(number) is not int or not 0 <= number <= U64_MAX:
                 raise LogOrderError(
                     f"entry {entry.index}, of term {entry.term} and time_ms {entry.time_ms}: "
                     f"{number!r} is no plain int of at most {U64_MAX}",

@@ -22,6 +22,7 @@ from engine.chunks import Delivery
 from engine.config import EngineConfig
 from engine.errors import EngineError, EngineStateError, ForkedError, WrongLoopError, WrongThreadError
 from engine.runtime import TICK_MS, Runtime
+from ipc.spin import Spin
 from shards.types import Entry
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class Shell:
         self._timer: asyncio.TimerHandle | None = None
         self._runtime: Runtime | None = None
         self._replacing = False
-        self._spin_s = config.spin_us / 1e6 if config.durability == "process" else 0.0
+        self._spin = Spin(config.spin_us if config.durability == "process" else 0)
         self._awake = False
         self._room: deque[asyncio.Future[None]] = deque()
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
@@ -159,19 +160,18 @@ class Shell:
         return delivery
 
     def _stay_awake(self, runtime: Runtime, loop: asyncio.AbstractEventLoop) -> None:
-        """While only small chunks are in flight, keep the loop from sleeping for `spin_us`, giving the core to whoever
-        is ready to run: the answers come sooner than a sleeper wakes. Not where they wait for a disk."""
-        if self._spin_s and not self._awake and runtime.coordinator.brief:
+        """While only small chunks are in flight, keep the loop from sleeping for `spin_us`: their answers come sooner
+        than a sleeper wakes. Not where they wait for a disk."""
+        if not self._awake and runtime.coordinator.brief and self._spin.begin():
             self._awake = True
-            loop.call_soon(self._spin, time.monotonic() + self._spin_s)
+            loop.call_soon(self._yawn)
 
-    def _spin(self, until: float) -> None:
+    def _yawn(self) -> None:
         runtime, loop = self._runtime, self._loop
-        if runtime is None or loop is None or not runtime.coordinator.brief or time.monotonic() > until:
+        if runtime is None or loop is None or not runtime.coordinator.brief or not self._spin.again():
             self._awake = False
-            return
-        os.sched_yield()
-        loop.call_soon(self._spin, until)
+        else:
+            loop.call_soon(self._yawn)
 
     def _has_room(self, runtime: Runtime) -> bool:
         coordinator, config = runtime.coordinator, self._config

@@ -11,5 +11,6 @@ Files, lowest first:
 
     errors.py   the base of every error; LinkClosedError, RingError
     ring.py     Extent, RingWriter, RingReader
+    spin.py     polling for a little while before sleeping
     link.py     Link
 """

@@ -11,12 +11,12 @@ The death of the peer is an end-of-file, after everything it sent has been read.
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections import deque
 
 from ipc.errors import LinkClosedError
+from ipc.spin import Spin
 
 PACKET_BYTES = 32 * 1024
 _MORE, _LAST = b"\0", b"\1"
@@ -44,7 +44,8 @@ class Link:
         self._parts: list[bytes] = []
         self._buffer = bytearray(PACKET_BYTES)
         self._view = memoryview(self._buffer)
-        self._spin_ns = spin_us * 1000
+        self._spin = Spin(spin_us)
+        self._spin_ns = 1000 * spin_us
         self._eager = False
 
     def fileno(self) -> int:
@@ -113,13 +114,14 @@ class Link:
 
     def _wait(self) -> int:
         """Receive into the buffer, polling first if the wait before this one would have been polled through."""
-        began = now = time.perf_counter_ns()
-        while self._eager and now - began < self._spin_ns:
-            try:
-                return self._socket.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                os.sched_yield()
-                now = time.perf_counter_ns()
+        began = time.perf_counter_ns()
+        if self._eager and self._spin.begin():
+            while True:
+                try:
+                    return self._socket.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    if not self._spin.again():
+                        break
         size = self._socket.recv_into(self._buffer)
         self._eager = time.perf_counter_ns() - began < self._spin_ns
         return size

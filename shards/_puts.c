@@ -284,36 +284,39 @@ done:
     return result;
 }
 
-/* Where the four fields of an entry lie in its object: those of `fields_of`, found once for the one type there is. */
-static PyTypeObject *fields_of = NULL;
-static Py_ssize_t fields[4];
+/* shards.types.Entry, and where its fields index, term, data and time_ms lie in an object of exactly that type. */
+static PyTypeObject *entry_type = NULL;
+static Py_ssize_t entry_fields[4];
 
 static int
-find_fields(PyTypeObject *type)
+find_entry(void)
 {
     static const char *names[4] = {"index", "term", "data", "time_ms"};
-    if (fields_of == type) return 0;
+    PyObject *types = PyImport_ImportModule("shards.types");
+    PyObject *type = types == NULL ? NULL : PyObject_GetAttrString(types, "Entry");
+    Py_XDECREF(types);
+    if (type == NULL) return -1;
     for (int i = 0; i < 4; i++) {
-        PyObject *found = PyObject_GetAttrString((PyObject *)type, names[i]);
-        if (found == NULL) return -1;
-        int is_member = Py_TYPE(found) == &PyMemberDescr_Type;
-        PyMemberDef *member = is_member ? ((PyMemberDescrObject *)found)->d_member : NULL;
-        Py_DECREF(found);
-        if (member == NULL || member->type != T_OBJECT_EX) {
-            PyErr_SetString(PyExc_TypeError, "columns: a type with fields index, term, data, time_ms");
+        PyObject *found = PyObject_GetAttrString(type, names[i]);
+        int is_slot = found != NULL && Py_TYPE(found) == &PyMemberDescr_Type &&
+                      (PyObject *)PyDescr_TYPE(found) == type &&
+                      ((PyMemberDescrObject *)found)->d_member->type == T_OBJECT_EX;
+        if (is_slot) entry_fields[i] = ((PyMemberDescrObject *)found)->d_member->offset;
+        Py_XDECREF(found);
+        if (!is_slot) {
+            if (found != NULL) PyErr_Format(PyExc_ImportError, "shards._puts: Entry.%s is no slot of Entry", names[i]);
+            Py_DECREF(type);
             return -1;
         }
-        fields[i] = member->offset;
     }
-    Py_INCREF(type);
-    Py_XSETREF(fields_of, type);
+    entry_type = (PyTypeObject *)type;
     return 0;
 }
 
 static inline PyObject *
 field(PyObject *entry, int which)
 {
-    return *(PyObject **)((char *)entry + fields[which]);
+    return *(PyObject **)((char *)entry + entry_fields[which]);
 }
 
 /* A number of exactly the type int and at most 64 bits, or -1. */
@@ -331,56 +334,46 @@ u64(PyObject *object, uint64_t *number)
 
 /* Fill `datas`; returns -1 at the first entry that is irregular. */
 static int
-read_columns(PyObject **entries, Py_ssize_t n, PyTypeObject *type, PyObject *datas, uint64_t *latest)
+read_columns(PyObject *entries, PyObject *datas, uint64_t *latest)
 {
     uint64_t first = 0, term = 0, number, time_ms;
-    PyObject *same_term = NULL, *same_time = NULL;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *entry = entries[i];
-        if (Py_TYPE(entry) != type) return -1;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(entries); i++) {
+        PyObject *entry = PyTuple_GET_ITEM(entries, i);
+        if (Py_TYPE(entry) != entry_type) return -1;
         PyObject *data = field(entry, 2);
         if (data == NULL || !PyBytes_CheckExact(data) || u64(field(entry, 0), &number) < 0) return -1;
         if (i == 0) first = number;
-        if (number - first != (uint64_t)i || number < first) return -1;
-        if (field(entry, 1) != same_term) {
-            if (u64(field(entry, 1), &number) < 0) return -1;
-            if (i == 0) term = number;
-            if (number != term) return -1;
-            same_term = field(entry, 1);
-        }
-        if (field(entry, 3) != same_time) {
-            if (u64(field(entry, 3), &time_ms) < 0) return -1;
-            if (time_ms > *latest) *latest = time_ms;
-            same_time = field(entry, 3);
-        }
+        if (number < first || number - first != (uint64_t)i) return -1;
+        if (u64(field(entry, 1), &number) < 0 || u64(field(entry, 3), &time_ms) < 0) return -1;
+        if (i == 0) term = number;
+        if (number != term) return -1;
+        if (time_ms > *latest) *latest = time_ms;
         PyList_SET_ITEM(datas, i, Py_NewRef(data));
     }
     return 0;
 }
 
 static PyObject *
-columns(PyObject *module, PyObject *args)
+columns(PyObject *module, PyObject *given)
 {
-    PyObject *given, *result = NULL;
-    PyTypeObject *type;
+    PyObject *result = NULL;
     uint64_t latest = 0;
-    if (!PyArg_ParseTuple(args, "OO!", &given, &PyType_Type, &type) || find_fields(type) < 0) return NULL;
-    PyObject *sequence = PySequence_Fast(given, "columns: a sequence of entries");
-    if (sequence == NULL) return NULL;
-    Py_ssize_t n = PySequence_Fast_GET_SIZE(sequence);
-    PyObject **entries = PySequence_Fast_ITEMS(sequence);
-    PyObject *datas = PyList_New(n);
-    if (datas != NULL && n > 0 && read_columns(entries, n, type, datas, &latest) == 0)
-        result = Py_BuildValue("OOKO", field(entries[0], 0), field(entries[0], 1), latest, datas);
-    else if (datas != NULL)
+    PyObject *entries = PySequence_Tuple(given); /* ours alone: whatever runs meanwhile cannot change it */
+    if (entries == NULL) return NULL;
+    PyObject *datas = PyList_New(PyTuple_GET_SIZE(entries));
+    if (datas != NULL && PyTuple_GET_SIZE(entries) > 0 && read_columns(entries, datas, &latest) == 0) {
+        PyObject *first = PyTuple_GET_ITEM(entries, 0);
+        result = Py_BuildValue("OOKO", field(first, 0), field(first, 1), (unsigned long long)latest, datas);
+    } else if (datas != NULL) {
         result = Py_NewRef(Py_None);
+    }
     Py_XDECREF(datas);
-    Py_DECREF(sequence);
+    Py_DECREF(entries);
     return result;
 }
 
 static PyMethodDef methods[] = {
-    {"columns", columns, METH_VARARGS, NULL},
+    {"columns", columns, METH_O, NULL},
     {"split_puts", split_puts, METH_VARARGS, NULL},
     {"sorted_puts", sorted_puts, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -391,5 +384,6 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_puts", NULL, -1
 PyMODINIT_FUNC
 PyInit__puts(void)
 {
+    if (entry_type == NULL && find_entry() < 0) return NULL;
     return PyModule_Create(&definition);
 }

@@ -28,7 +28,7 @@ _ARRAY = struct.Struct(">BI")
 _ARRAY32 = 0xDD  # https://github.com/msgpack/msgpack/blob/master/spec.md#array-format-family
 OVERHEAD_BYTES = 4  # an entry's offset
 SMALL_ENTRIES, SMALL_BYTES = 64, 16 * 1024
-"""At most what a small part holds: one that is worth being hasty about."""
+"""What a small group holds at most, hence what a worker keeps room for: see `wire.Committed`."""
 
 assert sys.byteorder == "little" and array("I").itemsize == 4, "parts are written as this machine's integers"
 

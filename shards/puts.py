@@ -44,21 +44,22 @@ Columns = tuple[int, int, int, list[bytes]]
 """Of a regular chunk: its first index, its term, its latest `time_ms`, and the data of its entries."""
 
 
-def columns_in_python(entries: Sequence[Entry], kind: type[Entry]) -> Columns | None:
-    """The columns of a regular chunk; None for any other, and for an empty one. `kind` is the class `Entry`."""
-    if {*map(type, entries)} != {kind}:
+def columns_in_python(entries: Sequence[Entry]) -> Columns | None:
+    """The columns of a regular chunk; None for any other, and for an empty one."""
+    if {*map(type, entries)} != {Entry}:
         return None
+    indices = [entry.index for entry in entries]
+    terms = [entry.term for entry in entries]
     datas = [entry.data for entry in entries]
     times = [entry.time_ms for entry in entries]
-    numbers = [*times, *[entry.index for entry in entries], *[entry.term for entry in entries]]
-    if {*map(type, datas)} != {bytes} or {*map(type, numbers)} != {int}:
+    if {*map(type, indices), *map(type, terms), *map(type, times)} != {int} or {*map(type, datas)} != {bytes}:
         return None
-    if min(numbers) < 0 or max(numbers) > U64_MAX:
+    numbers = [indices[0], indices[-1], terms[0], min(times), max(times)]
+    if min(numbers) < 0 or max(numbers) > U64_MAX or len(set(terms)) != 1:
         return None
-    first, term = entries[0].index, entries[0].term
-    if any(entry.index != first + place or entry.term != term for place, entry in enumerate(entries)):
+    if indices != list(range(indices[0], indices[0] + len(indices))):
         return None
-    return first, term, max(times), datas
+    return indices[0], terms[0], max(times), datas
 
 
 def split_puts_in_python(

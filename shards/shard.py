@@ -130,9 +130,9 @@ class Shard:
             results = self._apply(order.extents, order.inline)
             self._store.commit(order.position, wire.encode(results) if results.values or results.rejected else b"")
         except _ApplyError as error:
-            return wire.SoloDone(group, None, problem_of(error.cause), error.index, False)
+            return wire.SoloDone(group, None, problem_of(error.cause), error.index, self._store.roomy)
         except EngineError as error:
-            return wire.SoloDone(group, None, problem_of(error), None, False)
+            return wire.SoloDone(group, None, problem_of(error), None, self._store.roomy)
         return wire.SoloDone(group, results, None, None, self._store.roomy)
 
     def _flush(self, token: int) -> wire.Flushed:

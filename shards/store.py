@@ -142,6 +142,7 @@ class Store:
         self._txn: lmdb.Transaction[bytes] | None = None
         self._reserved = 0
         self._granted_pages = 0
+        self._promised_pages = 0
         self._map_size = self._env.info()["map_size"]
         self._adopt(path, identity)
 
@@ -176,6 +177,7 @@ class Store:
 
     def begin(self) -> None:
         assert self._txn is None
+        self._promised_pages = 0
         self._txn = self._env.begin(write=True, db=self.data)
 
     def get(self, key: bytes) -> bytes | None:
@@ -223,8 +225,15 @@ class Store:
     def commit(self, position: Position, solo_results: bytes | None = None) -> None:
         """Commit data and position together; in mode "power" the call returns when both are on the disk.
 
-        Raises StoreError when LMDB could not; the transaction is gone then and left no trace.
+        Raises StoreError when LMDB could not, StoreFullError when there is no room for the results of a solo; the
+        transaction is gone then and left no trace.
         """
+        if solo_results:
+            try:
+                self._reserve(1, [(_SOLO, solo_results)], len(solo_results))
+            except StoreFullError:
+                self.abort()
+                raise
         txn, self._txn = self._txn, None
         assert txn is not None
         try:
@@ -291,12 +300,14 @@ class Store:
         rough = pages + count * (2 + _DEPTH_MAX)
         if rough + _SMALL_PAGES <= self._granted_pages:
             self._granted_pages -= rough
+            self._promised_pages += rough
             return
         assert self._txn is not None
         stat = self._txn.stat(self.data)
         branches = min(count * stat["depth"], stat["branch_pages"])
         pages += min(count, stat["leaf_pages"]) + count + branches + stat["depth"]
-        needed = (self._env.info()["last_pgno"] + 1 + pages) * PAGE_BYTES
+        self._promised_pages += pages
+        needed = (self._env.info()["last_pgno"] + 1 + self._promised_pages) * PAGE_BYTES
         if needed > self._map_size:
             raise self._full("the map is full", needed)
         if needed + _SMALL_PAGES * PAGE_BYTES > self._reserved:

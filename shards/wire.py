@@ -111,8 +111,8 @@ class Vote(_Message, frozen=True):
 
 
 class Committed(_Message, frozen=True):
-    """`roomy`: map and disk are reserved for the next small part of plain puts (`part.SMALL_BYTES`), whatever happens;
-    the worker cannot say no to it."""
+    """`roomy`: map and disk are reserved beyond the last page in use for another small part of plain puts
+    (`part.SMALL_BYTES`). It stays true until the next commit, so the worker cannot say no to such a part."""
 
     group: int
     roomy: bool

@@ -199,6 +199,19 @@ async def test_a_swap_delivered_again_does_not_swap_back(tmp_path: Path) -> None
         assert db.get(b"k") == b"c"
 
 
+async def test_of_a_chunk_that_overlaps_only_what_is_new_is_applied(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=2) as db:
+        swaps = log_of([encode(CompareAndSwap(b"k", b"%d" % n if n else None, b"%d" % (n + 1))) for n in range(3)])
+        assert (await db.apply_chunk(swaps[:1]))[0].succeeded
+        known, *fresh = await db.apply_chunk(swaps)
+        assert known.already_applied
+        assert [(result.index, result.succeeded, result.already_applied) for result in fresh] == [
+            (2, True, False),
+            (3, True, False),
+        ]
+        assert db.get(b"k") == b"3"
+
+
 async def test_entries_in_flight_share_the_first_outcome(tmp_path: Path) -> None:
     async with Engine(tmp_path / "db", shards=3) as db:
         entries = log_of(

@@ -173,6 +173,15 @@ async def test_a_command_knows_where_in_the_log_it_stands(tmp_path: Path, shards
         assert later.value == [6, 5, 9]
 
 
+@SHARDS
+async def test_each_entry_of_a_chunk_has_a_clock_of_its_own(tmp_path: Path, shards: int) -> None:
+    async with Engine(tmp_path / "db", shards=shards, machine=Ledger) as db:
+        clocks = [50, 60, 55, 70]
+        entries = [Entry(index, 1, encode(Stamp(b"%d" % index)), clock) for index, clock in enumerate(clocks, 1)]
+        results = await db.apply_chunk(entries)
+        assert [result.value for result in results] == [[1, 1, 50], [2, 1, 60], [3, 1, 60], [4, 1, 70]]
+
+
 BAD = {
     "an empty key": (encode(Put(b"", b"")), "a key of 0 bytes"),
     "an over-long key": (encode(Put(bytes(33), b"")), "a key of 33 bytes; allowed are 1 to key_bytes_max=32"),

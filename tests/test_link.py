@@ -97,7 +97,7 @@ class Waiting:
         self._event: Callable[[], object] = list
         monkeypatch.setattr(self.theirs, "_socket", self)
         monkeypatch.setattr("ipc.link.time.perf_counter_ns", lambda: self._pass(1))
-        monkeypatch.setattr("ipc.link.os.sched_yield", self._yield)
+        monkeypatch.setattr("ipc.spin.os.sched_yield", self._yield)
 
     def _pass(self, microseconds: int) -> int:
         self._now += 1_000 * microseconds

@@ -152,7 +152,7 @@ def test_a_regular_chunk_is_taken_apart(columns: Any, first: int, term: int, row
     datas, times = [data for data, _ in rows], [time for _, time in rows]
     entries = regular(first, term, datas, times)
     for chunk in (entries, tuple(entries)):
-        assert columns(chunk, Entry) == (first, term, max(times), datas)
+        assert columns(chunk) == (first, term, max(times), datas)
 
 
 IRREGULAR: dict[str, list[Any]] = {
@@ -179,10 +179,4 @@ IRREGULAR: dict[str, list[Any]] = {
 @pytest.mark.parametrize("columns", COLUMNS, ids=TWINS)
 @pytest.mark.parametrize("name", IRREGULAR)
 def test_an_irregular_chunk_goes_the_long_way(columns: Any, name: str) -> None:
-    assert columns(IRREGULAR[name], Entry) is None
-
-
-def test_columns_are_those_of_one_class_with_such_fields() -> None:
-    with pytest.raises((TypeError, AttributeError)):
-        puts.columns([Entry(1, 1, b"")], int)  # type: ignore[arg-type]
-    assert puts.columns([Entry(1, 1, b"")], Entry) is not None
+    assert columns(IRREGULAR[name]) is None

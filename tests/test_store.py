@@ -287,6 +287,43 @@ def test_a_roomy_store_takes_a_small_part_whatever_the_disk_says(
         assert store.roomy
 
 
+@pytest.mark.parametrize("sizes", [[0] * 64, [256] * 64, [1_474] * 11 + [0] * 53, [2_100] * 7, [16_384]], ids=str)
+def test_no_small_part_costs_more_than_is_kept_for_it(tmp_path: Path, sizes: list[int]) -> None:
+    assert len(sizes) <= SMALL_ENTRIES and sum(sizes) <= SMALL_BYTES
+    with closing(store_at(tmp_path / "s")) as store:
+        commit(store, {b"k": b"v"}, 1)
+        granted = store._granted_pages
+        commit(store, {b"%d" % number: bytes(size) for number, size in enumerate(sizes)}, 2)
+        assert 0 < granted - store._granted_pages <= module._SMALL_PAGES
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_granted_is_reserved_whatever_was_committed(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    with closing(store_at(tmp_path / "s", map_bytes=1 << 30)) as store:
+        for group in range(1, 60):
+            writes = random_writes(draw, {})
+            if draw.random() < 0.2:
+                store.begin()
+                store.write(writes)
+                store.abort()
+            else:
+                commit(store, writes, group, draw.choice([None, b"", bytes(100), bytes(9_000), bytes(3 << 20)]))
+            used = store._env.info()["last_pgno"] + 1
+            assert (used + store._granted_pages) * PAGE_BYTES <= store._reserved
+
+
+def test_the_results_of_a_solo_need_room_too(tmp_path: Path) -> None:
+    with closing(store_at(tmp_path / "s", map_bytes=8 << 20)) as store:
+        store.begin()
+        store.write({b"k": b"v"})
+        with pytest.raises(StoreFullError, match="the map is full"):
+            store.commit(Position(1, 1, 1, 0), bytes(8 << 20))
+        assert records(store) == {}
+        commit(store, {b"k": b"w"}, 1, b"results")
+        assert records(store) == {b"k": b"w"}
+
+
 def test_a_store_whose_map_is_nearly_full_is_not_roomy(tmp_path: Path) -> None:
     with closing(store_at(tmp_path / "s", map_bytes=8 << 20)) as store:
         group = 1

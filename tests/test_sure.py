@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from engine import CompareAndSwap, Engine, Entry, LogId, Put, StartReport, WorkerFailedError, encode
+from engine import CompareAndSwap, Engine, EngineConfig, Entry, LogId, Put, StartReport, WorkerFailedError, encode
 from engine.coordinator import DECIDED_KILLS_MAX
 from engine.processes import Workers
 from shards import wire
 from shards.part import SMALL_BYTES, SMALL_ENTRIES
 from shards.placement import shard_of, slot_of
+from shards.puts import COMPILED
 
+pytestmark = pytest.mark.skipif(not COMPILED, reason="puts are told apart by the compiled part")
 VOTED = ["Part", "Part", "Commit", "Commit"]
 SURE = ["decided Part", "decided Part"]
 
@@ -108,6 +110,33 @@ async def test_a_decided_group_that_kills_its_workers_stops_the_engine_and_is_re
         assert db.start() == StartReport("redone", LogId(4, 1))
     finally:
         await db.aclose()
+
+
+@pytest.mark.parametrize("filling", ["both", "solos"])
+async def test_a_shard_whose_map_fills_up_is_asked_again(tmp_path: Path, orders: list[str], filling: str) -> None:
+    def small() -> list[Put]:
+        return [Put(b"%d-%d" % (rounds, n), bytes(200)) for n in range(60)]
+
+    rounds = 0
+    async with Engine(tmp_path, shards=2, config=EngineConfig(map_bytes=12 << 20)) as db:
+        feed = Feed(db, orders)
+        await feed(*small())
+        while await feed(*small()) == SURE:
+            rounds += 1
+            for n in range(10 if filling == "solos" else 0):
+                assert await feed(Put(key(0) + b"/%d-%d" % (rounds, n), bytes(9_000))) in (["Solo"], SURE[:1])
+        assert rounds > 1
+        assert orders == VOTED
+
+
+async def test_a_solo_tells_of_room_too(tmp_path: Path, orders: list[str]) -> None:
+    both = Put(key(0), b"v"), Put(key(1), b"v")
+    async with Engine(tmp_path, shards=2) as db:
+        await Feed(db, orders)(*both)
+    async with Engine(tmp_path, shards=2) as db:
+        feed = Feed(db, orders)
+        assert [await feed(both[0]), await feed(both[1])] == [["Solo"], ["Solo"]]
+        assert await feed(*both) == SURE
 
 
 async def test_the_word_of_a_dead_worker_counts_no_more(tmp_path: Path, orders: list[str]) -> None:
