@@ -9,7 +9,7 @@ from engine import errors
 from engine.contract import Results
 from engine.errors import ChunkFailedError, EngineError
 from engine.log import Mark
-from engine.split import Piece
+from engine.split import Split
 from ipc.ring import Extent
 from shards import wire
 from shards.part import Run
@@ -17,7 +17,7 @@ from shards.types import ApplyResult, Entry, Position
 
 
 class Chunk:
-    """An accepted chunk until it is resolved: its pieces, and who waits for it.
+    """An accepted chunk until it is resolved: its parts, and who waits for it.
 
     Exactly one of `results` and `error` is set once it is done.
     """
@@ -29,7 +29,8 @@ class Chunk:
         "error",
         "first",
         "last",
-        "pieces",
+        "parts",
+        "plain",
         "rejected",
         "results",
         "runs",
@@ -41,16 +42,16 @@ class Chunk:
         entries: Sequence[Entry],
         before: Mark,
         runs: list[Run],
-        pieces: dict[int, Piece],
-        rejected: dict[int, str],
+        split: Split,
     ) -> None:
         self.first = entries[0].index
         self.last = entries[-1].index
         self.before = before
         self.runs = runs
-        self.pieces = pieces
-        self.rejected = rejected
-        self.bytes = sum([piece.size for piece in pieces.values()])
+        self.parts = split.parts
+        self.rejected = split.rejected
+        self.plain = split.plain
+        self.bytes = sum(map(len, split.parts.values()))
         self.alone = False
         self.results: Results | None = None
         self.error: EngineError | None = None

@@ -36,7 +36,7 @@ from engine.errors import ChunkAbortedError, EngineError, SnapshotAbortedError, 
 from engine.flushing import Done, Flushing
 from engine.log import Tail
 from engine.pinning import Pinning, Request, Sender
-from engine.split import Splitter, pack
+from engine.split import Splitter
 from ipc.ring import Extent, RingWriter
 from shards import wire
 from shards.digest import checksum
@@ -183,11 +183,11 @@ class Coordinator:
         before = self.tail.mark
         runs = self.tail.extend(entries, regular)
         try:
-            pieces, rejected = self._splitter.split(entries, len(runs), regular)
+            split = self._splitter.split(entries, runs, regular)
         except BaseException:
             self.tail.retreat(before)
             raise
-        chunk = Chunk(entries, before, runs, pieces, rejected)
+        chunk = Chunk(entries, before, runs, split)
         self.pinning.accepted(chunk.first, chunk.last)
         self._queue.append(chunk)
         self.in_flight_chunks += 1
@@ -233,10 +233,9 @@ class Coordinator:
     def _inline(self, chunk: Chunk) -> dict[int, bytes] | None:
         """The part of a chunk that goes alone, to one shard, and is small enough to travel in the message itself: a
         solo needs no redo log. None when it must go through the rings."""
-        if len(self._queue) > 1 or chunk.bytes > SMALL_BYTES or not self._solo([chunk], chunk.pieces):
+        if len(self._queue) > 1 or chunk.bytes > SMALL_BYTES or not self._solo([chunk], chunk.parts):
             return None
-        ((shard, piece),) = chunk.pieces.items()
-        return {shard: b"".join(pack(chunk.first, chunk.runs, piece))}
+        return chunk.parts
 
     def _pack(self, half: int) -> tuple[list[Chunk], dict[int, list[Extent]]]:
         """Write the first queued chunks, as many as belong into one group, into `half` of the rings."""
@@ -251,9 +250,9 @@ class Coordinator:
                 chunk.alone or chunks[-1].alone or size > self._group_bytes_max or not self._fits(chunk, half)
             ):
                 break
-            for shard, piece in chunk.pieces.items():
-                written = self._rings[shard].write(half, pack(chunk.first, chunk.runs, piece))
-                assert written is not None, "a piece is at most half of a half, and a half begins empty"
+            for shard, part in chunk.parts.items():
+                written = self._rings[shard].write(half, part)
+                assert written is not None, "a part is at most half of a half, and a half begins empty"
                 extents.setdefault(shard, []).append(Extent(*written, 0))
             chunks.append(chunk)
             if chunk.last == self.pinning.label:
@@ -261,7 +260,7 @@ class Coordinator:
         return chunks, extents
 
     def _fits(self, chunk: Chunk, half: int) -> bool:
-        return all(piece.size <= self._rings[shard].room(half) for shard, piece in chunk.pieces.items())
+        return all(len(part) <= self._rings[shard].room(half) for shard, part in chunk.parts.items())
 
     def _solo(self, chunks: list[Chunk], participants: Collection[int]) -> bool:
         """A solo leaves no record, so all its entries must be of the term that the record ends with."""
@@ -277,7 +276,7 @@ class Coordinator:
         return (
             chunks[-1].last - chunks[0].first < SMALL_ENTRIES
             and sum([chunk.bytes for chunk in chunks]) <= SMALL_BYTES
-            and all(piece.plain for chunk in chunks for piece in chunk.pieces.values())
+            and all(chunk.plain for chunk in chunks)
         )
 
     # ---- actions of the commit table -----------------------------------------------------------------------------
@@ -355,7 +354,7 @@ class Coordinator:
         """`chunk` is done: it makes room, and who waits for it may go on."""
         self.in_flight_chunks -= 1
         self.in_flight_bytes -= chunk.bytes
-        waiting, chunk.waiting, chunk.pieces = chunk.waiting, [], {}
+        waiting, chunk.waiting, chunk.parts = chunk.waiting, [], {}
         for waiter in waiting:
             self.wake(waiter)
 

@@ -1,14 +1,14 @@
 """From entries to parts: decode, check, place. No I/O.
 
 A chunk is split when it is accepted, so that bad data is refused before any shard sees a byte. What is left of it is
-one `Piece` a shard: the untouched `data` bytes of its entries and their offsets from the chunk's first index.
+one part a shard, as it goes into the ring: see `shards.part`.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,22 +21,17 @@ from shards.placement import SLOT_MASK, shard_table, slot_of
 from shards.puts import COMPILED, Columns, split_puts
 from shards.types import Entry, Limits
 
+Pieces = dict[int, tuple["array[int]", list[bytes]]]
+"""By shard: the offsets of its entries from the chunk's first index, and their data."""
 
-class Piece:
-    """What one shard gets of a chunk."""
 
-    __slots__ = ("datas", "entries", "offsets", "plain", "size")
+class Split(NamedTuple):
+    """A chunk taken apart: the parts by shard, why entries are rejected, by offset (only with `bad_entry="reject"`),
+    and whether all are known to be plain puts."""
 
-    def __init__(self, entries: int, offsets: bytes, datas: list[bytes], *, plain: bool = False) -> None:
-        self.entries = entries
-        self.offsets = offsets
-        """Of each entry from the chunk's first index, as u32."""
-        self.datas = datas
-        """Their bytes, end to end, in one buffer or many."""
-        self.plain = plain
-        """Whether they are known to be plain puts."""
-        self.size = 0
-        """Bytes it takes in a ring."""
+    parts: dict[int, bytes]
+    rejected: dict[int, str]
+    plain: bool
 
 
 class Splitter:
@@ -63,41 +58,41 @@ class Splitter:
         if reason is not None:
             raise BadEntryError(f"bad entry: {reason}", hint="do not propose it", reason=reason)
 
-    def split(
-        self, entries: Sequence[Entry], runs: int, columns: Columns | None
-    ) -> tuple[dict[int, Piece], dict[int, str]]:
-        """The pieces by shard, and why entries are rejected, by offset (only with `bad_entry="reject"`). `columns` are
-        those of the entries, if they are regular.
+    def split(self, entries: Sequence[Entry], runs: Sequence[Run], columns: Columns | None) -> Split:
+        """Take a chunk apart. `runs` is where term and clock change in it; `columns` are those of the entries, if they
+        are regular.
 
-        Raises BadEntryError naming the first bad entry, or ChunkTooLargeError when a piece, with its `runs`, passes
-        what a ring takes.
+        Raises BadEntryError naming the first bad entry, or ChunkTooLargeError when a part passes what a ring takes.
         """
         datas = [entry.data for entry in entries] if columns is None else columns[3]
+        base, packed_runs = entries[0].index, layout.pack_runs(runs)
         rejected: dict[int, str] = {}
-        pieces = self._split_plain(datas)
-        if pieces is None:
+        parts = self._split_plain(datas, base, packed_runs)
+        plain = parts is not None
+        if parts is None:
             owners = self._owners(datas)
             pieces = self._split_each(entries, rejected) if owners is None else self._distribute(owners, datas)
-        for shard, piece in pieces.items():
-            piece.size = layout.packed_size(runs, piece.entries, sum(map(len, piece.datas)))
-            if piece.size > self.part_bytes_max:
-                raise self._too_large(shard, piece.size, entries)
-        return pieces, rejected
+            parts = {
+                shard: layout.pack(base, packed_runs, len(offsets), offsets.tobytes(), piece)
+                for shard, (offsets, piece) in pieces.items()
+            }
+        for shard, part in parts.items():
+            if len(part) > self.part_bytes_max:
+                raise self._too_large(shard, len(part), entries)
+        return Split(parts, rejected, plain)
 
-    def _split_plain(self, datas: list[bytes]) -> dict[int, Piece] | None:
-        """The pieces of a chunk of nothing but plain puts within the limits; None for any other chunk. Only where the
+    def _split_plain(self, datas: list[bytes], base: int, runs: bytes) -> dict[int, bytes] | None:
+        """The parts of a chunk of nothing but plain puts within the limits; None for any other chunk. Only where the
         compiled twin is there: in Python the general way is as fast."""
         if self._plain_put is None:
             return None
         limits = self._limits
-        pieces = split_puts(
-            datas, self._plain_put, limits.key_bytes_max, limits.value_bytes_max, self._table, self._shards
+        parts = split_puts(
+            datas, self._plain_put, limits.key_bytes_max, limits.value_bytes_max, self._table, self._shards, base, runs
         )
-        if pieces is None:
+        if parts is None:
             return None
-        return {
-            shard: Piece(one[0], one[1], [one[2]], plain=True) for shard, one in enumerate(pieces) if one is not None
-        }
+        return {shard: part for shard, part in enumerate(parts) if part is not None}
 
     def _owners(self, datas: list[bytes]) -> Sequence[int] | None:
         """Each entry's shard, when every entry is a good command with one key; None when one needs a closer look."""
@@ -118,7 +113,7 @@ class Splitter:
         table = self._table
         return [table[key_hash(key) & SLOT_MASK] for key in keys]
 
-    def _distribute(self, owners: Sequence[int], datas: list[bytes]) -> dict[int, Piece]:
+    def _distribute(self, owners: Sequence[int], datas: list[bytes]) -> Pieces:
         offsets: list[list[int]] = [[] for _ in range(self._shards)]
         buckets: list[list[bytes]] = [[] for _ in range(self._shards)]
         add_offset = [bucket.append for bucket in offsets]
@@ -126,14 +121,10 @@ class Splitter:
         for offset, owner in enumerate(owners):
             add_offset[owner](offset)
             add_data[owner](datas[offset])
-        return {
-            shard: Piece(len(bucket), array("I", offsets[shard]).tobytes(), bucket)
-            for shard, bucket in enumerate(buckets)
-            if bucket
-        }
+        return {shard: (array("I", offsets[shard]), bucket) for shard, bucket in enumerate(buckets) if bucket}
 
-    def _split_each(self, entries: Sequence[Entry], rejected: dict[int, str]) -> dict[int, Piece]:
-        found: dict[int, tuple[array[int], list[bytes]]] = {}
+    def _split_each(self, entries: Sequence[Entry], rejected: dict[int, str]) -> Pieces:
+        found: Pieces = {}
         for offset, entry in enumerate(entries):
             if not entry.data:
                 continue
@@ -151,7 +142,7 @@ class Splitter:
                     index=entry.index,
                     reason=reason,
                 )
-        return {owner: Piece(len(datas), offsets.tobytes(), datas) for owner, (offsets, datas) in found.items()}
+        return found
 
     def _judge(self, data: bytes) -> tuple[int, str | None]:
         """The shard of a command, or why it is a bad one."""
@@ -189,8 +180,3 @@ class Splitter:
             limit=self.part_bytes_max,
             shard=shard,
         )
-
-
-def pack(first: int, runs: Sequence[Run], piece: Piece) -> list[bytes]:
-    """The buffers of a piece, for a ring."""
-    return layout.pack(first, runs, piece.entries, piece.offsets, piece.datas)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
 
 import msgspec
 
@@ -23,7 +22,6 @@ from ipc.errors import RingError
 
 ALIGNMENT = 8
 _RESERVE_STEP = 1 << 20
-_PIECE = 256  # small buffers joined at a time: large joins cost page faults, single writes cost calls
 
 
 class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -63,22 +61,19 @@ class RingWriter:
         self._used = [0, 0]
         self._reserved = [0, 0]
 
-    def write(self, half: int, buffers: list[bytes]) -> tuple[int, int] | None:
-        """Copy `buffers`, end to end, behind what `half` already holds.
+    def write(self, half: int, data: bytes) -> tuple[int, int] | None:
+        """Copy `data` behind what `half` already holds.
 
         Returns (offset, length) of the bytes from the file's start, or None when they do not fit. Raises OSError
         when the disk has no room for them. Nothing has changed then.
         """
-        length = sum(map(len, buffers))
-        used = self._used[half]
+        length, used = len(data), self._used[half]
         if used + length > self.half_bytes:
             return None
-        start = at = half * self.half_bytes + used
+        start = half * self.half_bytes + used
         if used + length > self._reserved[half]:
             self._reserve(half, used + length)
-        for piece in buffers if length > len(buffers) * mmap.PAGESIZE else _joined(buffers):
-            self._view[at : at + len(piece)] = piece
-            at += len(piece)
+        self._view[start : start + length] = data
         self._used[half] = min(self.half_bytes, -(-(used + length) // ALIGNMENT) * ALIGNMENT)
         return start, length
 
@@ -127,11 +122,6 @@ class RingReader:
     def close(self) -> None:
         self._view.release()
         self._map.close()
-
-
-def _joined(buffers: list[bytes]) -> Iterator[bytes]:
-    for first in range(0, len(buffers), _PIECE):
-        yield b"".join(buffers[first : first + _PIECE])
 
 
 def _slice(view: memoryview, offset: int, length: int) -> memoryview:

@@ -17,10 +17,10 @@ Files, lowest first:
     digest.py     hashes: slot, checksum, the digest of the live records
     placement.py  key -> slot -> shard
     wire.py       the closed set of messages between coordinator and worker
+    part.py       the byte layout of a part in a ring
     puts.py       the short cut for plain puts, and its compiled twin
     machine.py    the contract an application implements, and its transaction
     kv.py         the built-in machine
-    part.py       the byte layout of a part in a ring
     store.py      one LMDB environment: the writer's side and the readers'
     shard.py      the worker's duties, without a process: messages in, answers out
     snapshot.py   one shard's part of a snapshot: pin, copy, let go

@@ -16,6 +16,8 @@
 #include <string.h>
 
 #define SLOT_MASK 16383u
+#define HEAD_BYTES 16 /* of a part: see shards/part.py */
+#define RUN_BYTES 24
 
 typedef struct {
     uint64_t prefix; /* the first eight bytes of the key, as a number that sorts like them */
@@ -124,44 +126,54 @@ place(PyObject *datas, Py_ssize_t n, long tag, uint32_t key_max, uint32_t value_
     return 0;
 }
 
-/* The second pass: per shard (count, offsets as u32, data end to end); None where the count is 0. */
-static PyObject *
-gather(PyObject *datas, Py_ssize_t n, long shards, const uint8_t *owners, const Py_ssize_t *counts,
-       const Py_ssize_t *sizes)
+/* A part's bytes up to its commands, as shards/part.py draws them; returns where the offsets and the commands go. */
+static uint8_t *
+write_head(uint8_t *at, uint32_t entries, uint64_t base, const Py_buffer *runs, uint8_t **offsets)
 {
-    uint32_t *offsets[256];
-    uint8_t *bytes[256];
+    uint32_t count = (uint32_t)(runs->len / RUN_BYTES);
+    memcpy(at, &entries, 4);
+    memcpy(at + 4, &count, 4);
+    memcpy(at + 8, &base, 8);
+    memcpy(at + HEAD_BYTES, runs->buf, (size_t)runs->len);
+    *offsets = at + HEAD_BYTES + runs->len;
+    at = *offsets + 4 * (size_t)entries;
+    *at++ = 0xdd;
+    for (int shift = 24; shift >= 0; shift -= 8) *at++ = (uint8_t)(entries >> shift);
+    return at;
+}
+
+/* The second pass: a part for each shard; None where it gets nothing. */
+static PyObject *
+gather(PyObject *datas, Py_ssize_t n, long shards, uint64_t base, const Py_buffer *runs, const uint8_t *owners,
+       const Py_ssize_t *counts, const Py_ssize_t *sizes)
+{
+    uint8_t *offsets[256], *bytes[256];
     PyObject *result = PyList_New(shards);
     if (result == NULL) return NULL;
     for (long shard = 0; shard < shards; shard++) {
-        PyObject *piece;
+        PyObject *part = Py_None;
         if (counts[shard] == 0) {
-            piece = Py_NewRef(Py_None);
+            Py_INCREF(part);
         } else {
-            PyObject *places = PyBytes_FromStringAndSize(NULL, counts[shard] * 4);
-            PyObject *joined = PyBytes_FromStringAndSize(NULL, sizes[shard]);
-            if (places != NULL && joined != NULL) {
-                offsets[shard] = (uint32_t *)PyBytes_AS_STRING(places);
-                bytes[shard] = (uint8_t *)PyBytes_AS_STRING(joined);
-                piece = Py_BuildValue("nOO", counts[shard], places, joined);
-            } else {
-                piece = NULL;
-            }
-            Py_XDECREF(places);
-            Py_XDECREF(joined);
-            if (piece == NULL) {
+            part = PyBytes_FromStringAndSize(NULL, HEAD_BYTES + runs->len + 4 * counts[shard] + 5 + sizes[shard]);
+            if (part == NULL) {
                 Py_DECREF(result);
                 return NULL;
             }
+            uint8_t *start = (uint8_t *)PyBytes_AS_STRING(part);
+            bytes[shard] = write_head(start, (uint32_t)counts[shard], base, runs, &offsets[shard]);
         }
-        PyList_SET_ITEM(result, shard, piece);
+        PyList_SET_ITEM(result, shard, part);
     }
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *data = PyList_GET_ITEM(datas, i);
+        uint32_t place = (uint32_t)i;
         size_t size = (size_t)PyBytes_GET_SIZE(data);
-        *offsets[owners[i]]++ = (uint32_t)i;
-        memcpy(bytes[owners[i]], PyBytes_AS_STRING(data), size);
-        bytes[owners[i]] += size;
+        uint8_t owner = owners[i];
+        memcpy(offsets[owner], &place, 4);
+        offsets[owner] += 4;
+        memcpy(bytes[owner], PyBytes_AS_STRING(data), size);
+        bytes[owner] += size;
     }
     return result;
 }
@@ -170,10 +182,12 @@ static PyObject *
 split_puts(PyObject *module, PyObject *args)
 {
     PyObject *datas;
-    Py_buffer table;
+    Py_buffer table, runs;
     long tag, shards;
     unsigned int key_max, value_max;
-    if (!PyArg_ParseTuple(args, "O!lIIy*l", &PyList_Type, &datas, &tag, &key_max, &value_max, &table, &shards))
+    unsigned long long base;
+    if (!PyArg_ParseTuple(args, "O!lIIy*lKy*", &PyList_Type, &datas, &tag, &key_max, &value_max, &table, &shards,
+                          &base, &runs))
         return NULL;
     PyObject *result = NULL;
     uint8_t *owners = NULL;
@@ -194,10 +208,11 @@ split_puts(PyObject *module, PyObject *args)
     if (place(datas, n, tag, key_max, value_max, table.buf, owners, counts, sizes) < 0)
         result = Py_NewRef(Py_None);
     else
-        result = gather(datas, n, shards, owners, counts, sizes);
+        result = gather(datas, n, shards, base, &runs, owners, counts, sizes);
 done:
     PyMem_Free(owners);
     PyBuffer_Release(&table);
+    PyBuffer_Release(&runs);
     return result;
 }
 

@@ -26,7 +26,7 @@ _HEAD = struct.Struct("<IIQ")
 _RUN = struct.Struct("<QQQ")
 _ARRAY = struct.Struct(">BI")
 _ARRAY32 = 0xDD  # https://github.com/msgpack/msgpack/blob/master/spec.md#array-format-family
-OVERHEAD_BYTES = 4  # an entry's offset
+_OFFSET_BYTES = 4
 SMALL_ENTRIES, SMALL_BYTES = 64, 16 * 1024
 """What a small group holds at most, hence what a worker keeps room for: see `wire.Committed`."""
 
@@ -65,21 +65,16 @@ class Unpacked:
         return [base + offset for offset in offsets]
 
 
-def pack(base: int, runs: Sequence[Run], entries: int, offsets: bytes, datas: Sequence[bytes]) -> list[bytes]:
-    """The buffers of a part, to be written end to end. `offsets` are u32, one for each of `entries`; `datas` holds the
-    bytes of all of them, in any number of buffers."""
-    return [
-        _HEAD.pack(entries, len(runs), base),
-        *[_RUN.pack(run.first, run.term, run.clock) for run in runs],
-        offsets,
-        _ARRAY.pack(_ARRAY32, entries),
-        *datas,
-    ]
+def pack_runs(runs: Sequence[Run]) -> bytes:
+    """The runs of a part, as they lie in it."""
+    return b"".join([_RUN.pack(run.first, run.term, run.clock) for run in runs])
 
 
-def packed_size(runs: int, entries: int, data_bytes: int) -> int:
-    """What `pack` writes, in bytes."""
-    return _HEAD.size + _RUN.size * runs + OVERHEAD_BYTES * entries + _ARRAY.size + data_bytes
+def pack(base: int, runs: bytes, entries: int, offsets: bytes, datas: Sequence[bytes]) -> bytes:
+    """A part. `runs` are from `pack_runs`; `offsets` are u32, one for each of `entries`; `datas` holds the bytes of all
+    of them, in any number of buffers."""
+    head = _HEAD.pack(entries, len(runs) // _RUN.size, base)
+    return b"".join((head, runs, offsets, _ARRAY.pack(_ARRAY32, entries), *datas))
 
 
 def unpack(view: memoryview) -> Unpacked:
@@ -88,7 +83,7 @@ def unpack(view: memoryview) -> Unpacked:
         raise RingError("no part at this extent: it has no head", length=len(view))
     entries, runs, base = _HEAD.unpack_from(view)
     offsets_at = _HEAD.size + _RUN.size * runs
-    commands_at = offsets_at + OVERHEAD_BYTES * entries
+    commands_at = offsets_at + _OFFSET_BYTES * entries
     if runs == 0 or commands_at >= len(view):
         raise RingError("no part at this extent: it is cut short", length=len(view))
     return Unpacked(entries, view[commands_at:], base, view[_HEAD.size : offsets_at], view[offsets_at:commands_at])

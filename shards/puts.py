@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from shards.part import pack
 from shards.placement import slot_of
 from shards.types import U64_MAX, Entry
 
@@ -63,9 +64,16 @@ def columns_in_python(entries: Sequence[Entry]) -> Columns | None:
 
 
 def split_puts_in_python(
-    datas: list[bytes], tag: int, key_bytes_max: int, value_bytes_max: int, table: bytes, shards: int
-) -> list[tuple[int, bytes, bytes] | None] | None:
-    """For each shard its count, the places in `datas` of its puts as u32, and their bytes end to end; None for a
+    datas: list[bytes],
+    tag: int,
+    key_bytes_max: int,
+    value_bytes_max: int,
+    table: bytes,
+    shards: int,
+    base: int,
+    runs: bytes,
+) -> list[bytes | None] | None:
+    """For each shard its part (`part.pack` of `base`, `runs`, and its puts with their places in `datas`); None for a
     shard that gets nothing. None instead of all that: a command is no plain put, or passes a limit."""
     if len(table) != 1 << 14 or not 1 <= shards <= 256 or not 0 <= tag <= _TAG_MAX:
         raise ValueError("split_puts: a table of 16,384 slots, 1 to 256 shards, a tag of 0 to 127")
@@ -79,7 +87,7 @@ def split_puts_in_python(
         offsets[owner].append(offset)
         buckets[owner].append(data)
     return [
-        (len(bucket), places.tobytes(), b"".join(bucket)) if bucket else None
+        pack(base, runs, len(bucket), places.tobytes(), bucket) if bucket else None
         for places, bucket in zip(offsets, buckets, strict=True)
     ]
 

@@ -262,7 +262,7 @@ class Workers:
         """The bytes of a part in the ring of `shard`."""
         item = code % CODES
         command = msgspec.msgpack.encode(Append(item, shard in self._items[item].noes))
-        return b"".join(layout.pack(item + 1, [layout.Run(item + 1, 1, 0)], 1, bytes(4), [command]))
+        return layout.pack(item + 1, layout.pack_runs([layout.Run(item + 1, 1, 0)]), 1, bytes(4), [command])
 
     def _run(self, shard: int, side: Side, order: bytes, failing: bool) -> Outcome:
         prototype, pending = self.states[side.worker]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipc.errors import RingError
-from shards.part import Run, pack, packed_size, unpack
+from shards.part import Run, pack, pack_runs, unpack
 
 U32, U64 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1)
 RUNS = st.lists(st.builds(Run, U64, U64, U64), min_size=1, max_size=5)
@@ -20,8 +20,7 @@ DATAS = st.lists(st.binary(max_size=50).map(msgspec.msgpack.encode), min_size=1,
 @given(base=st.integers(0, 1 << 63), runs=RUNS, datas=DATAS, draw=st.data())
 def test_a_part_comes_back_as_it_went(base: int, runs: list[Run], datas: list[bytes], draw: st.DataObject) -> None:
     offsets = array("I", draw.draw(st.lists(U32, min_size=len(datas), max_size=len(datas))))
-    packed = b"".join(pack(base, runs, len(datas), offsets.tobytes(), datas))
-    assert len(packed) == packed_size(len(runs), len(datas), sum(map(len, datas)))
+    packed = pack(base, pack_runs(runs), len(datas), offsets.tobytes(), datas)
     unpacked = unpack(memoryview(packed))
     assert unpacked.entries == len(datas)
     assert unpacked.runs() == runs
@@ -30,7 +29,7 @@ def test_a_part_comes_back_as_it_went(base: int, runs: list[Run], datas: list[by
     assert bytes(unpacked.commands).endswith(b"".join(datas)), "the data goes through untouched"
 
 
-PART = b"".join(pack(7, [Run(7, 1, 2), Run(8, 3, 4)], 2, array("I", [0, 1]).tobytes(), [b"\xc0", b"\xc0"]))
+PART = pack(7, pack_runs([Run(7, 1, 2), Run(8, 3, 4)]), 2, array("I", [0, 1]).tobytes(), [b"\xc0", b"\xc0"])
 
 
 def test_the_layout_is_the_drawn_one() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from engine import CompareAndSwap, Delete, Entry, Put, encode
 from shards import puts
+from shards.part import Run, pack, pack_runs
 from shards.placement import shard_table, slot_of
 from shards.puts import columns_in_python, sorted_puts_in_python, split_puts_in_python
 from shards.types import U64_MAX
@@ -25,6 +26,8 @@ TAG = 1
 SPLIT = [split_puts_in_python, puts.split_puts]
 SORT = [sorted_puts_in_python, puts.sorted_puts]
 TWINS = ["python", "chosen"]
+LOG = (1 << 40, pack_runs([Run(1 << 40, 7, 0), Run((1 << 40) + 1, 8, U64_MAX)]))
+"""Where the chunk stands: its first index, and its runs."""
 
 KEYS = st.binary(min_size=1, max_size=40) | st.sampled_from([b"a", b"aa", b"aaaaaaaaa", b"aaaaaaaab", b"\xff" * 300])
 VALUES = st.binary(max_size=300) | st.just(b"v" * 70_000)
@@ -45,13 +48,13 @@ def test_this_run_tests_the_compiled_twin_where_it_is_demanded() -> None:
 def test_a_split_gives_each_shard_its_own_puts_in_order(split: Any, commands: list[Put], shards: int) -> None:
     datas = [encode(command) for command in commands]
     table = shard_table(shards)
-    pieces = split(datas, TAG, 480, 1 << 20, table, shards)
+    parts = split(datas, TAG, 480, 1 << 20, table, shards, *LOG)
     expected: list[Any] = []
     for shard in range(shards):
         mine = [place for place, command in enumerate(commands) if table[slot_of(command.key)] == shard]
-        piece = (len(mine), array("I", mine).tobytes(), b"".join(datas[place] for place in mine))
-        expected.append(piece if mine else None)
-    assert pieces == expected
+        part = pack(*LOG, len(mine), array("I", mine).tobytes(), [datas[place] for place in mine])
+        expected.append(part if mine else None)
+    assert parts == expected
 
 
 @pytest.mark.parametrize("sort", SORT, ids=TWINS)
@@ -67,7 +70,7 @@ def test_a_sort_gives_the_last_put_of_each_key_in_key_order(sort: Any, commands:
 def test_one_other_command_sends_all_of_them_the_long_way(split: Any, sort: Any, commands: list[Any]) -> None:
     datas = [encode(command) for command in commands]
     plain = all(isinstance(command, Put) for command in commands)
-    assert (split(datas, TAG, 480, 1 << 20, shard_table(2), 2) is not None) == plain
+    assert (split(datas, TAG, 480, 1 << 20, shard_table(2), 2, *LOG) is not None) == plain
     assert (sort(part(datas), TAG) is not None) == plain
 
 
@@ -80,7 +83,7 @@ def test_a_put_over_a_limit_goes_the_long_way(split: Any) -> None:
         (b"k" * 8, b"v" * 4, True),
         (b"k", b"v" * 5, False),
     ]:
-        assert (split([encode(Put(key, value))], TAG, 8, 4, table, 2) is not None) == fits
+        assert (split([encode(Put(key, value))], TAG, 8, 4, table, 2, *LOG) is not None) == fits
 
 
 @pytest.mark.parametrize(("split", "sort"), list(zip(SPLIT, SORT, strict=True)), ids=TWINS)
@@ -96,7 +99,7 @@ def test_bytes_that_are_no_put_are_never_taken_for_one(split: Any, sort: Any, da
         plain = False
     good = encode(Put(b"k", b"v"))
     if not plain:
-        assert split([good, data], TAG, 480, 1 << 20, shard_table(2), 2) is None
+        assert split([good, data], TAG, 480, 1 << 20, shard_table(2), 2, *LOG) is None
         assert sort(part([good, data]), TAG) is None
 
 
@@ -104,7 +107,7 @@ def test_bytes_that_are_no_put_are_never_taken_for_one(split: Any, sort: Any, da
 def test_the_twins_agree_on_any_bytes(data: bytes) -> None:
     view = memoryview(b"\xdd" + data)
     assert puts.sorted_puts(view, TAG) == sorted_puts_in_python(view, TAG)
-    arguments = ([data], TAG, 480, 1 << 20, shard_table(3), 3)
+    arguments = ([data], TAG, 480, 1 << 20, shard_table(3), 3, *LOG)
     assert puts.split_puts(*arguments) == split_puts_in_python(*arguments)
 
 
@@ -114,7 +117,7 @@ def test_the_twins_agree_on_any_bytes(data: bytes) -> None:
 )
 def test_impossible_arguments_are_refused(split: Any, tag: int, table: bytes, shards: int) -> None:
     with pytest.raises(ValueError, match="16,384 slots"):
-        split([], tag, 480, 1 << 20, table, shards)
+        split([], tag, 480, 1 << 20, table, shards, *LOG)
 
 
 def imported(switch: str, *program: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from ipc.errors import EngineError
 from ipc.ring import Extent
 from shards import wire
 from shards.errors import StoreError, StoreFullError
-from shards.part import Run, pack
+from shards.part import Run, pack, pack_runs
 from shards.shard import Shard
 from shards.types import Limits, Position
 from tests.machines import Add, Fail, Ledger, Reject
@@ -80,7 +80,7 @@ class World:
     def extent(self, group: int, commands: list[Any]) -> Extent:
         """Put commands into the ring as the entries from 10 * group on."""
         offsets = array("I", range(len(commands))).tobytes()
-        packed = b"".join(pack(10 * group, [Run(1, 1, 0)], len(commands), offsets, list(map(encode, commands))))
+        packed = pack(10 * group, pack_runs([Run(1, 1, 0)]), len(commands), offsets, list(map(encode, commands)))
         self.ring += packed
         return Extent(len(self.ring) - len(packed), len(packed), 0)
 
