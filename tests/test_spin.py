@@ -82,6 +82,15 @@ def put(index: int, size: int = 10) -> list[Entry]:
     return [Entry(index, 1, encode(Put(b"k", bytes(size))))]
 
 
+async def until_it_polls(db: Engine, yields: list[None]) -> None:
+    """Apply chunks until one is polled for: where the core was lost before, some are not."""
+    for index in range(db.last_applied().index + 1, 4 * REST_MIN):
+        await db.apply_chunk(put(index))
+        if yields:
+            return
+    pytest.fail("it never polls")
+
+
 PATIENT: dict[str, Any] = {"spin_us": 10_000}
 
 
@@ -91,9 +100,8 @@ async def test_the_loop_stays_awake_while_a_small_chunk_is_in_flight_and_no_long
     async with Engine(tmp_path, shards=2, config=EngineConfig(**PATIENT)) as db:
         await db.apply_chunk(put(1))
         yields.clear()
-        await db.apply_chunk(put(2))
+        await until_it_polls(db, yields)
         seen = len(yields)
-        assert seen > 0
         for _ in range(100):
             await asyncio.sleep(0)
         assert len(yields) == seen
@@ -112,21 +120,23 @@ async def test_it_sleeps_where_polling_is_no_use(
         assert yields == []
 
 
-async def test_a_worker_that_does_not_answer_is_not_polled_for_longer_than_was_said(tmp_path: Path) -> None:
+async def test_a_worker_that_does_not_answer_is_not_polled_for_longer_than_was_said(
+    tmp_path: Path, yields: list[None]
+) -> None:
     async with Engine(tmp_path, shards=1, config=EngineConfig(spin_us=1_000)) as db:
         pid = db.stats()["workers"][0]["pid"]
         os.kill(pid, signal.SIGSTOP)
         applying = asyncio.ensure_future(db.apply_chunk(put(1)))
         await asyncio.sleep(0)
-        assert db._awake
         while db._awake:  # noqa: ASYNC110
             await asyncio.sleep(0)
+        assert yields
         os.kill(pid, signal.SIGCONT)
         await applying
 
 
 def test_a_loop_that_is_closed_in_the_middle_does_not_spoil_the_next(tmp_path: Path, yields: list[None]) -> None:
-    db = Engine(tmp_path, shards=1)
+    db = Engine(tmp_path, shards=1, config=EngineConfig(**PATIENT))
     db.start()
 
     async def abandon() -> None:
@@ -142,10 +152,9 @@ def test_a_loop_that_is_closed_in_the_middle_does_not_spoil_the_next(tmp_path: P
 
     async def again() -> None:
         async with db:
-            await db.apply_chunk(put(db.last_applied().index + 1))
+            await until_it_polls(db, yields)
 
     asyncio.run(again())
-    assert yields
 
 
 def test_workers_are_told_how_long_to_poll(tmp_path: Path) -> None:
