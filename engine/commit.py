@@ -163,6 +163,11 @@ class Commit:
         return self._open is None or (self._staged is None and self._phase is not Phase.SOLO)
 
     @property
+    def can_skip_vote(self) -> bool:
+        """True while a group may be opened that is decided without a vote: a solo, or a sure one."""
+        return self._open is None and not self._held
+
+    @property
     def quiet(self) -> bool:
         """True while every shard's last commit is published: nothing is decided, or may be, as a solo."""
         return self._phase in (Phase.IDLE, Phase.VOTING)
@@ -192,9 +197,9 @@ class Commit:
         """Open `group`, or stage it behind the open one."""
         if not self.can_submit or group.number <= self._last:
             raise self._refusal("submit", group=group.number)
-        if group.solo and (self._open is not None or self._held or len(group.participants) != 1):
+        if group.solo and not (self.can_skip_vote and len(group.participants) == 1):
             raise self._refusal("submit solo", group=group.number)
-        if group.sure and (self._open is not None or self._held or not group.participants <= self._up):
+        if group.sure and not (self.can_skip_vote and group.participants <= self._up):
             raise self._refusal("submit sure", group=group.number)
         self._last = group.number
         if self._open is not None:

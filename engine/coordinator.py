@@ -264,14 +264,14 @@ class Coordinator:
 
     def _solo(self, chunks: list[Chunk], participants: Collection[int]) -> bool:
         """A solo leaves no record, so all its entries must be of the term that the record ends with."""
-        if len(participants) != 1 or not self._commit.idle or self._commit.held:
+        if len(participants) != 1 or not self._commit.can_skip_vote:
             return False
         runs = self._decision.record.term_runs
         return bool(runs) and chunks[0].runs[0].term == runs[-1].term == chunks[-1].runs[-1].term
 
     def _sure(self, chunks: list[Chunk], participants: frozenset[int]) -> bool:
         """True when no participant can say no: each has room reserved for a small part, and puts cannot fail."""
-        if not participants or not participants <= self._roomy or not self._commit.idle or self._commit.held:
+        if not participants or not participants <= self._roomy or not self._commit.can_skip_vote:
             return False
         return (
             chunks[-1].last - chunks[0].first < SMALL_ENTRIES

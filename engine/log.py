@@ -54,7 +54,8 @@ class Tail:
         """
         if columns is not None and columns[0] == self.index + 1 and columns[1] >= self.term:
             return 0
-        _check_numbers(entries)
+        if columns is None:
+            _check_numbers(entries)
         first = entries[0].index
         indices = [entry.index for entry in entries]
         if indices != list(range(first, first + len(entries))):

@@ -30,6 +30,7 @@ from engine.errors import (
     WorkerFailedError,
 )
 from engine.files import Lock, sync_directory
+from engine.flushing import Done
 from engine.generations import DirectoryConfig, Generation, RunMark, boot_id, new_lineage
 from engine.install import Origin, Target, build
 from engine.opening import Opened, half_bytes
@@ -283,7 +284,7 @@ class Runtime:
             self._marked_clean = False
             self.durable = LogId(0, 0)
 
-    def request_flush(self, done: Callable[[EngineError | None], None]) -> None:
+    def request_flush(self, done: Done) -> None:
         """Make all that is published durable, then call `done`."""
 
         def flushed(error: EngineError | None) -> None:

@@ -45,7 +45,6 @@ class Link:
         self._buffer = bytearray(PACKET_BYTES)
         self._view = memoryview(self._buffer)
         self._spin = Spin(spin_us)
-        self._spin_ns = 1000 * spin_us
         self._eager = False
 
     def fileno(self) -> int:
@@ -94,7 +93,7 @@ class Link:
         """
         while True:
             try:
-                size = self._wait() if self._spin_ns else self._socket.recv_into(self._buffer)
+                size = self._wait() if self._spin.limit_ns else self._socket.recv_into(self._buffer)
             except BlockingIOError:
                 return None
             except OSError as error:
@@ -123,7 +122,7 @@ class Link:
                     if not self._spin.again():
                         break
         size = self._socket.recv_into(self._buffer)
-        self._eager = time.perf_counter_ns() - began < self._spin_ns
+        self._eager = time.perf_counter_ns() - began < self._spin.limit_ns
         return size
 
     def close(self) -> None:

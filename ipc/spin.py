@@ -18,7 +18,7 @@ class Spin:
 
     def __init__(self, spin_us: int) -> None:
         """`spin_us`: how long it polls at most, in microseconds; 0: never."""
-        self._ns = 1000 * spin_us
+        self.limit_ns = 1000 * spin_us
         self._began = self._looked = 0
         self._resting = 0
         self._rest = REST_MIN
@@ -30,13 +30,13 @@ class Spin:
             return False
         self._rest = max(REST_MIN, self._rest - 1)
         self._began = self._looked = time.perf_counter_ns()
-        return self._ns > 0
+        return self.limit_ns > 0
 
     def again(self) -> bool:
         """Give the core away for a moment. True: look again; False: sleep."""
         os.sched_yield()
         now = time.perf_counter_ns()
         step, self._looked = now - self._looked, now
-        if step > self._ns:
+        if step > self.limit_ns:
             self._resting, self._rest = self._rest, min(2 * self._rest, REST_MAX)
-        return now - self._began < self._ns
+        return now - self._began < self.limit_ns

@@ -11,9 +11,8 @@ from typing import Any
 
 from engine import run
 from perf import latency, peers
-from perf.facts import machine
 from perf.load import Load, digest_of, entries_of
-from perf.report import CheckError, save, show_heading, show_table
+from perf.report import CheckError, save, setting, show_heading, show_table
 from perf.sides import Applied, apply_all
 
 SIDES = ("engine", "py-lmdb", "limit")
@@ -88,11 +87,7 @@ def run_apply(
         if shards >= 2 and latency_rounds:
             found = run(latency.measure(directory / "latency", shards, load.value_bytes, latency_rounds))
     facts: dict[str, Any] = {
-        "machine": machine(),
-        "load": {"entries": load.entries, "value_bytes": load.value_bytes, "chunk": load.chunk},
-        "shards": shards,
-        "durability": "process",
-        "window": window,
+        **setting(load, shards, window),
         "rounds": rounds,
         "apply": throughput.facts(),
         "latency": None if found is None else latency_facts(found),

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from engine import Engine, EngineConfig, Entry, run
-from perf.facts import anonymous_bytes, machine
+from perf.facts import anonymous_bytes
 from perf.load import Load, entries_of
-from perf.report import save, show_heading, show_table
+from perf.report import save, setting, show_heading, show_table
 from perf.sides import feed
 
 SAMPLES = 200
@@ -70,11 +70,7 @@ def run_memory(load: Load, *, shards: int, window: int, parent: Path | None, out
     allowed = allowance(load)
     grown = found.highest - found.settled
     facts: dict[str, Any] = {
-        "machine": machine(),
-        "load": {"entries": load.entries, "value_bytes": load.value_bytes, "chunk": load.chunk},
-        "shards": shards,
-        "durability": "process",
-        "window": window,
+        **setting(load, shards, window),
         "memory": msgspec.to_builtins(found),
         "grown": grown,
         "allowed": allowed,

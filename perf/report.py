@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from perf.load import KEY_BYTES
+from perf.facts import machine
+from perf.load import KEY_BYTES, Load
 
 
 class CheckError(Exception):
@@ -27,6 +28,17 @@ def show_heading(facts: dict[str, Any], last: str) -> None:
 def show_table(rows: Iterable[tuple[str, str]], width: int = 26) -> None:
     for name, value in rows:
         print(f"{name:<{width}}{value}")
+
+
+def setting(load: Load, shards: int, window: int) -> dict[str, Any]:
+    """What was measured, on what: the facts that every command's begin with."""
+    return {
+        "machine": machine(),
+        "load": {"entries": load.entries, "value_bytes": load.value_bytes, "chunk": load.chunk},
+        "shards": shards,
+        "durability": "process",
+        "window": window,
+    }
 
 
 def save(facts: dict[str, Any], output: Path | None) -> None:

@@ -21,9 +21,8 @@ import msgspec
 from engine import Engine, LogId, run
 from engine.generations import Directory
 from perf import peers
-from perf.facts import machine
 from perf.load import Load
-from perf.report import CheckError, save, show_heading, show_table
+from perf.report import CheckError, save, setting, show_heading, show_table
 from perf.sized import STREAMS, WAIT_S, Sized, pauses
 
 SIZES = (1, 4, 16)  # times the entries of the smallest
@@ -223,11 +222,7 @@ def run_snapshot(
             return 1
         found = measurement.facts()
     facts: dict[str, Any] = {
-        "machine": machine(),
-        "load": {"entries": load.entries, "value_bytes": load.value_bytes, "chunk": load.chunk},
-        "shards": shards,
-        "durability": "process",
-        "window": window,
+        **setting(load, shards, window),
         "rounds": rounds,
         "snapshot": found,
     }
