@@ -77,8 +77,9 @@ class Lock:
         self._path = path
         self._held.add(self._key)
 
-    def take(self, timeout_ms: int = 0) -> None:
-        """Raises EngineLockedError when another process has it and keeps it for `timeout_ms`. Blocks up to then."""
+    def take(self, timeout_ms: int = 0, *, sign: bool = True) -> None:
+        """Raises EngineLockedError when another process has it and keeps it for `timeout_ms`. Blocks up to then.
+        `sign`: write our pid into it."""
         deadline = time.monotonic() + timeout_ms / 1000
         while True:
             try:
@@ -88,8 +89,9 @@ class Lock:
                 if time.monotonic() >= deadline:
                     raise self._refusal() from None
                 time.sleep(0.005)
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
+        if sign:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
 
     def _refusal(self) -> EngineLockedError:
         holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()

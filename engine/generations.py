@@ -14,14 +14,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
 
 from engine.decision import DecisionFile, Record, create_decision
 from engine.errors import DamagedError, FormatError, MachineMismatchError, ShardCountMismatchError, StoreFullError
-from engine.files import read_json, sync_directory, sync_file, write_json, write_whole
+from engine.files import Lock, read_json, sync_directory, sync_file, write_json, write_whole
 from ipc.ring import create_ring
 from shards.machine import Machine
 from shards.placement import SLOTS
@@ -242,6 +242,18 @@ class Directory:
     def make_current(self, generation: Generation) -> None:
         """From here on there is no way back: the next start, whoever dies, finds this generation."""
         write_whole(self.path / "CURRENT", generation.path.name.encode())
+
+    def await_predecessors(self, timeout_ms: int) -> None:
+        """Return when no worker of an earlier run lives in any generation: what they write in may be removed then.
+
+        One that comes later finds its coordinator gone before it touches anything. Blocks for up to `timeout_ms` a
+        shard; EngineLockedError names the worker that does not end.
+        """
+        with ExitStack() as held:
+            for owner in [owner for path in self._generations() for owner in sorted(path.glob("shard-*/owner"))]:
+                lock = Lock(owner)
+                held.callback(lock.close)
+                lock.take(timeout_ms, sign=False)
 
     def remove_half_built(self) -> None:
         """Delete the generations that CURRENT does not name: an unfinished creation left them."""

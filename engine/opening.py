@@ -58,6 +58,7 @@ def open_directory(path: Path, machine: type[Machine], config: EngineConfig) -> 
 
 
 def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], config: EngineConfig) -> Opened:
+    directory.await_predecessors(config.start_timeout_ms)
     remembered = directory.load()
     if remembered is None:
         remembered = _new_config(machine, config)

@@ -7,6 +7,7 @@ event loop, until something has come true.
 from __future__ import annotations
 
 import logging
+import os
 import select
 import sys
 import time
@@ -29,7 +30,7 @@ from engine.errors import (
     StoreFullError,
     WorkerFailedError,
 )
-from engine.files import Lock, sync_directory
+from engine.files import sync_directory
 from engine.flushing import Done
 from engine.generations import DirectoryConfig, Generation, RunMark, boot_id, new_lineage
 from engine.install import Origin, Target, build
@@ -115,20 +116,15 @@ class Runtime:
             raise
 
     def _judge(self) -> Recovery:
-        """Read record and positions while every shard's lock is held, so that no predecessor still writes."""
-        with ExitStack() as held:
-            for shard in range(self.shards):
-                owner = Lock(self._generation.shard(shard) / "owner")
-                held.callback(owner.close)
-                owner.take(self.config.start_timeout_ms)
-            positions = [self._position(shard) for shard in range(self.shards)]
-            self._decision = DecisionFile(self._generation.decision)
-            self._open.callback(self._decision.close)
-            recovery = recover(self._decision.record, positions)
-            self._check_redo(recovery)
-            self._rings = [self._open_ring(shard, recovery) for shard in range(self.shards)]
-            self.splitter.part_bytes_max = min(ring.half_bytes for ring in self._rings) // 2
-            return recovery
+        """Read record and positions. No predecessor writes any more: `open_directory` has waited for their end."""
+        positions = [self._position(shard) for shard in range(self.shards)]
+        self._decision = DecisionFile(self._generation.decision)
+        self._open.callback(self._decision.close)
+        recovery = recover(self._decision.record, positions)
+        self._check_redo(recovery)
+        self._rings = [self._open_ring(shard, recovery) for shard in range(self.shards)]
+        self.splitter.part_bytes_max = min(ring.half_bytes for ring in self._rings) // 2
+        return recovery
 
     def _remember_version(self) -> None:
         if self._generation.info.config.machine_version < self._machine.version:
@@ -227,6 +223,7 @@ class Runtime:
             spin_us=self.config.spin_us,
             link=-1,
             parent=-1,
+            coordinator=os.getpid(),
             sys_path=[entry for entry in sys.path if entry] + [""] * ("" in sys.path),
         )
 

@@ -15,6 +15,9 @@ from shards.digest import checksum
 from shards.store import ReadStore, damage_in
 from shards.types import Position
 
+PREDECESSORS_MS = 30_000
+"""How long workers whose coordinator was killed may take to end, milliseconds."""
+
 
 class Finding(msgspec.Struct, frozen=True):
     """Something that is wrong. `shard` is None when it concerns all of them."""
@@ -34,6 +37,7 @@ def verify_directory(path: str | Path) -> list[Finding]:
     lock = Lock(directory.path / "LOCK")
     try:
         lock.take()
+        directory.await_predecessors(PREDECESSORS_MS)
         return _verify(directory)
     finally:
         lock.close()

@@ -40,7 +40,7 @@ IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class WorkerSpec(msgspec.Struct, frozen=True):
     """All that a worker is told. `link` and `parent` are descriptor numbers: its end of the link, and a pidfd of the
-    coordinator."""
+    coordinator, whose pid is `coordinator`."""
 
     directory: str
     identity: Identity
@@ -52,6 +52,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     spin_us: int
     link: int
     parent: int
+    coordinator: int
     sys_path: list[str]
 
 
@@ -89,7 +90,7 @@ def main(text: str) -> None:
 
 def _run(spec: WorkerSpec, link: Link) -> None:
     directory = Path(spec.directory)
-    with _owning(directory / "owner"):
+    with _owning(directory / "owner", spec.coordinator):
         machine = import_machine(spec.machine)()
         store = Store(directory, spec.identity, map_bytes=spec.map_bytes, readers_max=spec.readers_max, sync=spec.sync)
         ring = RingReader(directory / "ring")
@@ -111,10 +112,19 @@ def _run(spec: WorkerSpec, link: Link) -> None:
 
 
 @contextmanager
-def _owning(path: Path) -> Iterator[None]:
-    """Hold the shard's lock, which the kernel drops with the process, however it ends."""
+def _owning(path: Path, coordinator: int) -> Iterator[None]:
+    """Hold the shard's lock, which the kernel drops with the process, however it ends.
+
+    LinkClosedError when the coordinator is gone by then: its successor, which found the lock free, relies on it that
+    nobody who comes late touches a file.
+    """
     with path.open("r+b") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
+        if os.getppid() != coordinator:
+            raise LinkClosedError("the coordinator is gone")
+        file.write(b"%d" % os.getpid())
+        file.truncate()
+        file.flush()
         yield
 
 
