@@ -5,7 +5,35 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
+
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""What the system says when there is no room on a disk, in a quota, or under a limit for files."""
+
+_ADVICE = {
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space, or have the quota raised",
+    errno.EFBIG: "raise the limit for file sizes (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n): a shard takes about ten",
+    errno.ENFILE: "the system has too many open files: close some, or raise fs.file-max",
+    errno.EACCES: "files and directories must be readable and writable for this user",
+    errno.EPERM: "the system does not permit it to this user: see who owns the files, and what sandbox this runs in",
+    errno.EROFS: "name a directory on a writable file system",
+    errno.EIO: "the disk fails: see the kernel's log, and restore a snapshot on another one",
+    errno.ENOENT: "a file is missing that was there: restore a snapshot into another directory",
+    errno.ENOTDIR: "a file lies where a directory should: name another path",
+    errno.EISDIR: "a directory lies where a file should: move it away",
+    errno.ELOOP: "a symbolic link lies where a file should: nothing is followed here",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ENOMEM: "the system has no memory left for this process",
+    errno.EAGAIN: "the system has no process or memory left for this user (ulimit -u)",
+}
+
+
+def hint_for(error: OSError) -> str:
+    """What a person can do about what the system said."""
+    return _ADVICE.get(error.errno or 0, f"the system said {errno.errorcode.get(error.errno or 0, 'no number')}")
 
 
 class EngineError(Exception):
