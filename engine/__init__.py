@@ -9,8 +9,7 @@ Order of life: `Engine(path)`, `start()`, any number of `apply_chunk` and reads,
 
 Glossary: *entry*, one committed log record. *Chunk*, consecutive entries, applied whole or not at all. *Group*, queued
 chunks that go through one commit. *Part*, what one shard gets of a group; *participant*, a shard that has one. *Solo*,
-a group with one participant and no vote. *Sure group*, small plain puts that no shard can refuse: decided and sent
-without a vote. *Decision record*, what makes a group decided. *Generation*, one directory
+a group with one participant and no vote. *Decision record*, what makes a group decided. *Generation*, one directory
 with a full set of shards. *Run mark*, whether the files may hold more than the disk does.
 
 Files, lowest first:

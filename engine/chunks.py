@@ -30,7 +30,6 @@ class Chunk:
         "first",
         "last",
         "parts",
-        "plain",
         "rejected",
         "results",
         "runs",
@@ -50,7 +49,6 @@ class Chunk:
         self.runs = runs
         self.parts = split.parts
         self.rejected = split.rejected
-        self.plain = split.plain
         self.bytes = sum(map(len, split.parts.values()))
         self.alone = False
         self.results: Results | None = None
@@ -60,12 +58,10 @@ class Chunk:
 
 
 class Batch:
-    """A submitted group: its chunks, the half of the rings it owns, and what its shards answered.
+    """A submitted group: its chunks, the half of the rings it owns, where its parts lie there, and what its shards
+    answered."""
 
-    Its parts lie in the rings (`extents`), or, when it is a small solo, travel in the message (`inline`).
-    """
-
-    __slots__ = ("chunks", "extents", "half", "inline", "noes", "participants", "position", "results")
+    __slots__ = ("chunks", "extents", "half", "noes", "participants", "position", "results")
 
     def __init__(
         self,
@@ -74,14 +70,12 @@ class Batch:
         position: Position,
         participants: frozenset[int],
         extents: dict[int, list[Extent]],
-        inline: dict[int, bytes] | None,
     ) -> None:
         self.chunks = chunks
         self.half = half
         self.position = position
         self.participants = participants
         self.extents = extents
-        self.inline = inline
         self.results: dict[int, wire.PartResults] = {}
         self.noes: dict[int, tuple[int | None, wire.Problem]] = {}
 

@@ -9,8 +9,6 @@ A *group* goes through these phases; one group is open, and one more may be stag
           |  submit, solo                                                  done                          |
           +--------------> SOLO -------------------------------------------------------------------------+
           |                  +-----> abandoned (a no, or a killer)
-          |  submit, sure
-          +--------------> RECORDING, as above, without a vote
 
 From the first byte of its record on, a group is decided: it is never voted on again, and a worker that lost it gets
 its part marked decided. The end of a link voids the votes of that process. A group that kills workers of one shard
@@ -42,13 +40,11 @@ class Phase(enum.Enum):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """A numbered group and the shards that have a part in it. A solo has exactly one, and is never staged; nor is a
-    *sure* group, to which no living participant can say no: it is decided without asking them."""
+    """A numbered group and the shards that have a part in it. A solo has exactly one, and is never staged."""
 
     number: int
     participants: frozenset[int]
     solo: bool = False
-    sure: bool = False
 
 
 class SendPart(msgspec.Struct, frozen=True, gc=False):
@@ -163,8 +159,8 @@ class Commit:
         return self._open is None or (self._staged is None and self._phase is not Phase.SOLO)
 
     @property
-    def can_skip_vote(self) -> bool:
-        """True while a group may be opened that is decided without a vote: a solo, or a sure one."""
+    def can_solo(self) -> bool:
+        """True while a solo may be opened."""
         return self._open is None and not self._held
 
     @property
@@ -197,10 +193,8 @@ class Commit:
         """Open `group`, or stage it behind the open one."""
         if not self.can_submit or group.number <= self._last:
             raise self._refusal("submit", group=group.number)
-        if group.solo and not (self.can_skip_vote and len(group.participants) == 1):
+        if group.solo and not (self.can_solo and len(group.participants) == 1):
             raise self._refusal("submit solo", group=group.number)
-        if group.sure and not (self.can_skip_vote and group.participants <= self._up):
-            raise self._refusal("submit sure", group=group.number)
         self._last = group.number
         if self._open is not None:
             self._staged, self._staged_votes = group, {}
@@ -209,9 +203,6 @@ class Commit:
         if group.solo:
             self._phase = Phase.SOLO
             return [SendSolo(shard, group.number) for shard in group.participants & self._up]
-        if group.sure:
-            self._phase = Phase.RECORDING
-            return [Record(group.number)]
         self._phase = Phase.VOTING
         return self._send_parts(group) + self._decide()
 

@@ -40,11 +40,11 @@ from engine.split import Splitter
 from ipc.ring import Extent, RingWriter
 from shards import wire
 from shards.digest import checksum
-from shards.part import SMALL_BYTES, SMALL_ENTRIES
 from shards.puts import Columns, columns
 from shards.types import ApplyResult, Entry, Position
 
 START_ATTEMPTS_MAX = 10
+BRIEF_BYTES = 16 * 1024  # so much in flight is worth staying awake for
 DECIDED_KILLS_MAX = 10  # more than `commit.KILLS_MAX`, after which a group that is not decided is abandoned
 
 
@@ -91,7 +91,6 @@ class Coordinator:
         self._problems: list[wire.Problem | None] = [None] * len(rings)
         self._owing_since: list[float | None] = [None] * len(rings)
         self.up: set[int] = set()
-        self._roomy: set[int] = set()
         self.applied = position
         self.tail = Tail(position.index, position.term, position.clock, record.term_runs)
         self.failure: EngineError | None = None
@@ -126,7 +125,7 @@ class Coordinator:
         self._take |= dict.fromkeys((wire.Pinned, wire.Copied, wire.Unpinned), self.pinning.on_answer)
         if commit.open is not None:
             self._batches[commit.open.number] = Batch(
-                [], self._half_of(record), record.position, frozenset(record.participants), record.participants, None
+                [], self._half_of(record), record.position, frozenset(record.participants), record.participants
             )
 
     def _half_of(self, record: DecisionRecord) -> int:
@@ -149,7 +148,7 @@ class Coordinator:
     @property
     def brief(self) -> bool:
         """True while something is in flight, and all of it is small."""
-        return 0 < self.in_flight_bytes <= SMALL_BYTES
+        return 0 < self.in_flight_bytes <= BRIEF_BYTES
 
     def owes(self, shard: int) -> bool:
         """True while the worker of `shard` owes an answer."""
@@ -211,31 +210,16 @@ class Coordinator:
     def _next_group(self) -> Group:
         """Take the first queued chunks, and write their parts where they belong. What is raised leaves them queued."""
         half = 1 - next(iter(self._batches.values())).half if self._batches else 0
-        inline = self._inline(self._queue[0])
-        if inline is not None:
-            chunks = [self._queue[0]]
-            extents: dict[int, list[Extent]] = {}
-            participants = frozenset(inline)
-        else:
-            chunks, extents = self._pack(half)
-            participants = frozenset(extents)
+        chunks, extents = self._pack(half)
+        participants = frozenset(extents)
         last = chunks[-1]
         run = last.runs[-1]
         position = Position(self._last_group + 1, last.last, run.term, run.clock)
         for _ in chunks:
             self._queue.popleft()
         self._last_group += 1
-        self._batches[position.group] = Batch(chunks, half, position, participants, extents, inline)
-        solo = inline is not None or self._solo(chunks, participants)
-        sure = not solo and self._sure(chunks, participants)
-        return Group(position.group, participants, solo, sure)
-
-    def _inline(self, chunk: Chunk) -> dict[int, bytes] | None:
-        """The part of a chunk that goes alone, to one shard, and is small enough to travel in the message itself: a
-        solo needs no redo log. None when it must go through the rings."""
-        if len(self._queue) > 1 or chunk.bytes > SMALL_BYTES or not self._solo([chunk], chunk.parts):
-            return None
-        return chunk.parts
+        self._batches[position.group] = Batch(chunks, half, position, participants, extents)
+        return Group(position.group, participants, self._solo(chunks, participants))
 
     def _pack(self, half: int) -> tuple[list[Chunk], dict[int, list[Extent]]]:
         """Write the first queued chunks, as many as belong into one group, into `half` of the rings."""
@@ -264,20 +248,10 @@ class Coordinator:
 
     def _solo(self, chunks: list[Chunk], participants: Collection[int]) -> bool:
         """A solo leaves no record, so all its entries must be of the term that the record ends with."""
-        if len(participants) != 1 or not self._commit.can_skip_vote:
+        if len(participants) != 1 or not self._commit.can_solo:
             return False
         runs = self._decision.record.term_runs
         return bool(runs) and chunks[0].runs[0].term == runs[-1].term == chunks[-1].runs[-1].term
-
-    def _sure(self, chunks: list[Chunk], participants: frozenset[int]) -> bool:
-        """True when no participant can say no: each has room reserved for a small part, and puts cannot fail."""
-        if not participants or not participants <= self._roomy or not self._commit.can_skip_vote:
-            return False
-        return (
-            chunks[-1].last - chunks[0].first < SMALL_ENTRIES
-            and sum([chunk.bytes for chunk in chunks]) <= SMALL_BYTES
-            and all(chunk.plain for chunk in chunks)
-        )
 
     # ---- actions of the commit table -----------------------------------------------------------------------------
 
@@ -291,12 +265,8 @@ class Coordinator:
 
     def _send_solo(self, action: SendSolo) -> None:
         batch = self._batches[action.group]
-        if batch.inline is not None:
-            order = wire.Solo(batch.position, [], batch.inline[action.shard])
-        else:
-            order = wire.Solo(batch.position, batch.extents[action.shard], b"")
         self.pinning.decided(batch.position.index)
-        self._workers.send(action.shard, order)
+        self._workers.send(action.shard, wire.Solo(batch.position, batch.extents[action.shard]))
 
     def _send_commit(self, action: SendCommit) -> None:
         self._workers.send(action.shard, wire.Commit(action.group))
@@ -466,20 +436,12 @@ class Coordinator:
         self._run(self._commit.vote(shard, vote.group, vote.problem is None))
 
     def _on_solo_done(self, shard: int, done: wire.SoloDone) -> None:
-        self._heard_of_room(shard, done.roomy)
         self._note(shard, done)
         self._run(self._commit.solo_done(shard, done.group, done.problem is None))
 
     def _on_committed(self, shard: int, committed: wire.Committed) -> None:
         self.stalled.pop(shard, None)
-        self._heard_of_room(shard, committed.roomy)
         self._run(self._commit.committed(shard, committed.group))
-
-    def _heard_of_room(self, shard: int, roomy: bool) -> None:
-        if roomy:
-            self._roomy.add(shard)
-        else:
-            self._roomy.discard(shard)
 
     def _on_stalled(self, shard: int, stalled: wire.Stalled) -> None:
         self.stalled[shard] = stalled.problem
@@ -510,7 +472,6 @@ class Coordinator:
         """The worker of `shard` is dead and reaped. Returns True when another should be started."""
         self._owing_since[shard] = None
         self.up.discard(shard)
-        self._roomy.discard(shard)
         self.stalled.pop(shard, None)
         for batch in self._batches.values():
             batch.noes.pop(shard, None)

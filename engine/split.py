@@ -26,12 +26,11 @@ Pieces = dict[int, tuple["array[int]", list[bytes]]]
 
 
 class Split(NamedTuple):
-    """A chunk taken apart: the parts by shard, why entries are rejected, by offset (only with `bad_entry="reject"`),
-    and whether all are known to be plain puts."""
+    """A chunk taken apart: the parts by shard, and why entries are rejected, by offset (only with
+    `bad_entry="reject"`)."""
 
     parts: dict[int, bytes]
     rejected: dict[int, str]
-    plain: bool
 
 
 class Splitter:
@@ -68,7 +67,6 @@ class Splitter:
         base, packed_runs = entries[0].index, layout.pack_runs(runs)
         rejected: dict[int, str] = {}
         parts = self._split_plain(datas, base, packed_runs)
-        plain = parts is not None
         if parts is None:
             owners = self._owners(datas)
             pieces = self._split_each(entries, rejected) if owners is None else self._distribute(owners, datas)
@@ -79,7 +77,7 @@ class Splitter:
         for shard, part in parts.items():
             if len(part) > self.part_bytes_max:
                 raise self._too_large(shard, len(part), entries)
-        return Split(parts, rejected, plain)
+        return Split(parts, rejected)
 
     def _split_plain(self, datas: list[bytes], base: int, runs: bytes) -> dict[int, bytes] | None:
         """The parts of a chunk of nothing but plain puts within the limits; None for any other chunk. Only where the

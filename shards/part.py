@@ -27,8 +27,6 @@ _RUN = struct.Struct("<QQQ")
 _ARRAY = struct.Struct(">BI")
 _ARRAY32 = 0xDD  # https://github.com/msgpack/msgpack/blob/master/spec.md#array-format-family
 _OFFSET_BYTES = 4
-SMALL_ENTRIES, SMALL_BYTES = 64, 16 * 1024
-"""What a small group holds at most, hence what a worker keeps room for: see `wire.Committed`."""
 
 assert sys.byteorder == "little" and array("I").itemsize == 4, "parts are written as this machine's integers"
 

@@ -32,8 +32,6 @@ class TransactionalStore(Protocol):
     def commit(self, position: Position, solo_results: bytes | None = None) -> None: ...
     def abort(self) -> None: ...
     def sync(self) -> None: ...
-    @property
-    def roomy(self) -> bool: ...
 
 
 class _ApplyError(Exception):
@@ -114,7 +112,7 @@ class Shard:
             self.stalled = True
             return [wire.Stalled(part.position.group, problem_of(error))]
         self._current = None
-        return [wire.Committed(part.position.group, self._store.roomy)]
+        return [wire.Committed(part.position.group)]
 
     def _redo(self, part: wire.Part) -> list[wire.Answer]:
         try:
@@ -127,13 +125,13 @@ class Shard:
     def _solo(self, order: wire.Solo) -> wire.SoloDone:
         group = order.position.group
         try:
-            results = self._apply(order.extents, order.inline)
+            results = self._apply(order.extents)
             self._store.commit(order.position, wire.encode(results) if results.values or results.rejected else b"")
         except _ApplyError as error:
-            return wire.SoloDone(group, None, problem_of(error.cause), error.index, self._store.roomy)
+            return wire.SoloDone(group, None, problem_of(error.cause), error.index)
         except EngineError as error:
-            return wire.SoloDone(group, None, problem_of(error), None, self._store.roomy)
-        return wire.SoloDone(group, results, None, None, self._store.roomy)
+            return wire.SoloDone(group, None, problem_of(error), None)
+        return wire.SoloDone(group, results, None, None)
 
     def _flush(self, token: int) -> wire.Flushed:
         try:
@@ -142,14 +140,12 @@ class Shard:
             return wire.Flushed(token, problem_of(error))
         return wire.Flushed(token, None)
 
-    def _apply(self, extents: Sequence[Extent], inline: bytes = b"") -> wire.PartResults:
+    def _apply(self, extents: Sequence[Extent]) -> wire.PartResults:
         """Apply a part inside a new transaction. On _ApplyError there is none any more."""
         self._store.begin()
         try:
             results = wire.PartResults({}, {})
             views = [self._view(extent.offset, extent.length) for extent in extents]
-            if inline:
-                views.append(memoryview(inline))
             parts = [layout.unpack(view) for view in views]
             puts = self._plain(parts[0]) if len(parts) == 1 else None
             if puts is not None:

@@ -24,7 +24,6 @@ import lmdb.verify
 import msgspec
 
 from shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError
-from shards.part import SMALL_BYTES, SMALL_ENTRIES
 from shards.types import Position
 
 FORMAT = 1
@@ -39,9 +38,6 @@ _RESERVE_BYTES = 16 << 20
 _INLINE_BYTES = PAGE_BYTES // 2 - 64 - 511  # a longer value may, with its key, go to overflow pages
 _DEPTH_MAX = 16  # of a tree: 2^16 leaves would take that with two records a page
 _COMMIT_PAGES = 64  # for the free list, meta and root pages of a commit
-_SMALL_PAGES = (  # as `_reserve` counts them
-    _COMMIT_PAGES + SMALL_ENTRIES * (2 + _DEPTH_MAX) + SMALL_BYTES // PAGE_BYTES + SMALL_BYTES // _INLINE_BYTES
-)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _META = struct.Struct("<I116xQQ")  # magic ... last page, transaction
 _PAGE_HEADER, _MAGIC = 16, 0xBEEFC0DE
@@ -251,11 +247,6 @@ class Store:
             self._txn.abort()
             self._txn = None
 
-    @property
-    def roomy(self) -> bool:
-        """True while map and disk are reserved for another small part of puts (`part.SMALL_BYTES`)."""
-        return self._granted_pages >= _SMALL_PAGES
-
     def sync(self) -> None:
         """Return when everything committed is on the disk. StoreError: the disk refused."""
         try:
@@ -293,12 +284,12 @@ class Store:
     def _reserve(self, count: int, puts: list[tuple[bytes, bytes]], longest: int) -> None:
         """Make sure that map and disk hold the worst case: every write copies a leaf and splits it, every branch
         page on the way is copied, long values take pages of their own. What one group was granted and is sure not to
-        have used up is the next one's without asking; there is enough of that for a small part, if there can be."""
+        have used up is the next one's without asking."""
         pages = _COMMIT_PAGES + count // 256  # free list
         if longest > _INLINE_BYTES:
             pages += sum([len(value) // PAGE_BYTES + 1 for _, value in puts if len(value) > _INLINE_BYTES])
         rough = pages + count * (2 + _DEPTH_MAX)
-        if rough + _SMALL_PAGES <= self._granted_pages:
+        if rough <= self._granted_pages:
             self._granted_pages -= rough
             self._promised_pages += rough
             return
@@ -310,13 +301,13 @@ class Store:
         needed = (self._env.info()["last_pgno"] + 1 + self._promised_pages) * PAGE_BYTES
         if needed > self._map_size:
             raise self._full("the map is full", needed)
-        if needed + _SMALL_PAGES * PAGE_BYTES > self._reserved:
+        if needed > self._reserved:
             self._allocate(needed)
         self._granted_pages = (self._reserved - needed) // PAGE_BYTES
 
     def _allocate(self, needed: int) -> None:
         start = self._reserved or (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
-        generous = -(-(needed + _SMALL_PAGES * PAGE_BYTES) // _RESERVE_BYTES) * _RESERVE_BYTES
+        generous = -(-needed // _RESERVE_BYTES) * _RESERVE_BYTES
         end = min(self._map_size, generous)
         if end == start:
             return

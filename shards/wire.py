@@ -30,11 +30,10 @@ class Part(_Message, frozen=True):
 
 
 class Solo(_Message, frozen=True):
-    """Apply the part and commit it, with its results, in one go. It lies at `extents`, or a small one is `inline`."""
+    """Apply the part at `extents` and commit it, with its results, in one go."""
 
     position: Position
     extents: list[Extent]
-    inline: bytes
 
 
 class Commit(_Message, frozen=True):
@@ -111,21 +110,16 @@ class Vote(_Message, frozen=True):
 
 
 class Committed(_Message, frozen=True):
-    """`roomy`: map and disk are reserved beyond the last page in use for another small part of plain puts
-    (`part.SMALL_BYTES`). It stays true until the next commit, so the worker cannot say no to such a part."""
-
     group: int
-    roomy: bool
 
 
 class SoloDone(_Message, frozen=True):
-    """A Solo is committed (`results`), or rolled back (`problem`, as in a Vote). `roomy` as in Committed."""
+    """A Solo is committed (`results`), or rolled back (`problem`, as in a Vote)."""
 
     group: int
     results: PartResults | None
     problem: Problem | None
     index: int | None
-    roomy: bool
 
 
 class Stalled(_Message, frozen=True):

@@ -47,14 +47,13 @@ from tests.commit_pieces import (
     event_of,
     position_of,
     readable,
-    travels_inline,
 )
 from tests.explorer import Explorer, ViolationError
 
 
 class Setting(NamedTuple):
     """A world. `deaths` of single workers, `kills` of everything and `failures` of commits happen at most that often,
-    at any step. The last six are the rules; anything but the default is a mistake to be caught, or to look past:
+    at any step. The last five are the rules; anything but the default is a mistake to be caught, or to look past:
     without `deadlines` nobody minds who is waited for in vain."""
 
     shards: int
@@ -65,7 +64,6 @@ class Setting(NamedTuple):
     commit: type[Commit] = Commit
     recover: Callable[[Decision, Sequence[Position]], Recovery] = recover
     solo_beside: bool = False
-    sure_of_all: bool = False
     frees_early: bool = False
     deadlines: bool = True
 
@@ -222,28 +220,25 @@ class Model:
         if not world.todo:
             return
         item = world.todo[0]
-        shards, noes = self.items[item]
+        shards = self.items[item].shards
         if commit.can_submit:
             yield self._submitted(world, item)
         if len(shards) == 1 and (commit.idle or (self.setting.solo_beside and commit.can_submit)):
             yield self._submitted(world, item, solo=True)
-        everybody_up = all(world.sides[shard].up for shard in shards)
-        if shards and commit.idle and everybody_up and (not noes or self.setting.sure_of_all):
-            yield self._submitted(world, item, sure=True)
 
-    def _submitted(self, world: World, item: int, *, solo: bool = False, sure: bool = False) -> Step:
+    def _submitted(self, world: World, item: int, *, solo: bool = False) -> Step:
         draft = Draft(self, world)
         number, shards = len(world.issued) + 1, self.items[item].shards
-        self.trying = Label(f"submit group {number} over {sorted(shards)}{', solo' * solo}{', sure' * sure}")
+        self.trying = Label(f"submit group {number} over {sorted(shards)}{', solo' * solo}")
         taken = {issue.half for n, issue in enumerate(world.issued, 1) if self._holds(world, n, issue)}
         half = 1 if 0 in taken else 0
         if half in taken:
             raise ViolationError(f"no half of the rings is free for group {number}")
         draft.issued = (*world.issued, Issue(item, solo, half))
         draft.todo = world.todo[1:]
-        for shard in () if solo and travels_inline(item) else shards:
+        for shard in shards:
             draft.fill(shard, half, number * CODES + item)
-        return self.trying, draft.tell("submit", Group(number, shards, solo, sure))
+        return self.trying, draft.tell("submit", Group(number, shards, solo))
 
     def _holds(self, world: World, number: int, issue: Issue) -> bool:
         return issue.fate == PENDING and not (self.setting.frees_early and world.record == number)
@@ -300,10 +295,8 @@ class Model:
         if found is None:
             position = Position(number, issue.item + 1, 1)
             part = self.workers.part(shard, issue.item)
-            extents, inline = [Extent(half * HALF_BYTES, len(part), 0)], b""
-            if kind == "Solo" and travels_inline(issue.item):
-                extents, inline = [], part
-            order = wire.Part(position, extents, decided) if kind == "Part" else wire.Solo(position, extents, inline)
+            extents = [Extent(half * HALF_BYTES, len(part), 0)]
+            order = wire.Part(position, extents, decided) if kind == "Part" else wire.Solo(position, extents)
             found = self._orders[key] = wire.encode(order)
         return found
 

@@ -75,11 +75,6 @@ def readable(message: bytes) -> str:
     return f"{kind}({fields[0][0] if isinstance(fields[0], list) else fields[0]})"
 
 
-def travels_inline(item: int) -> bool:
-    """Whether a solo's part lies in its message, and not in the ring. Some do, some do not."""
-    return item % 2 == 1
-
-
 def position_of(group: int, content: bytes) -> Position:
     """Where a shard stands whose last group is `group`; the log index is that of its last item, counted from 1."""
     return Position(group, content[-1] + 1, 1) if group else Position()
@@ -219,10 +214,6 @@ class MemoryStore:
 
     def sync(self) -> None:
         pass
-
-    @property
-    def roomy(self) -> bool:
-        return False
 
 
 class Outcome(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.commit import Action, Commit, Group, Phase, Record, SendAbort, SendCommit, SendPart, SendSolo
+from engine.commit import Action, Commit, Group, Phase, Record, SendAbort, SendCommit, SendSolo
 from engine.decision import Record as Decision
 from engine.decision import Recovery, recover
 from shards.types import Position
@@ -187,20 +187,6 @@ class PublishAtFirstCommit(Commit):
         return self._publish()
 
 
-class SureBeforeItsRecord(Commit):
-    """A group that nobody can refuse goes out beside its record instead of after it."""
-
-    __slots__ = ()
-
-    def submit(self, group: Group) -> list[Action]:
-        actions = super().submit(group)
-        sends = [SendPart(shard, group.number, decided=True) for shard in group.participants if group.sure]
-        return [*sends, *actions]
-
-    def recorded(self, number: int) -> list[Action]:
-        return [action for action in super().recorded(number) if not isinstance(action, SendPart)]
-
-
 class VotesOutliveTheirProcess(Commit):
     """The end of a link leaves the votes that came over it."""
 
@@ -286,14 +272,6 @@ MISTAKES: dict[str, tuple[Setting, str]] = {
         Setting(2, items(("01",)), deaths=0, commit=CommitBeforeRecord),
         r"shard \d commits group 1, which is not decided",
     ),
-    "a sure group before its record": (
-        Setting(2, items(("01",)), deaths=0, commit=SureBeforeItsRecord),
-        r"shard \d commits group 1, which is not decided",
-    ),
-    "a sure group that can be refused": (
-        Setting(2, items(("01!1",)), deaths=0, kills=0, sure_of_all=True),
-        r"worker 1 is to commit what it refuses",
-    ),
     "redo by at most the recorded group": (
         Setting(2, items(("01!1", "1")), deaths=0, recover=redo_up_to),
         r"worker 0 reads freed bytes of group 1 as its part of group 2",
@@ -340,11 +318,7 @@ def test_the_walk_catches(name: str) -> None:
 @pytest.mark.parametrize("name", MISTAKES)
 def test_the_world_of_each_mistake_is_sound_without_it(name: str) -> None:
     setting = MISTAKES[name][0]
-    walk(
-        setting._replace(
-            commit=Commit, recover=recover, solo_beside=False, sure_of_all=False, frees_early=False, deadlines=True
-        )
-    )
+    walk(setting._replace(commit=Commit, recover=recover, solo_beside=False, frees_early=False, deadlines=True))
 
 
 def test_a_trace_is_shortest_and_readable() -> None:
@@ -352,7 +326,11 @@ def test_a_trace_is_shortest_and_readable() -> None:
         explore(MISTAKES["publish at the first commit"][0])
     assert str(caught.value) == textwrap.dedent("""\
         readers see items [] on shard 1, not [0]
-            1  submit group 1 over [0, 1], sure
-            2  the record of group 1 is written
-            3  worker 0 carries out Part(1, decided)
-            4  from worker 0: Committed(1)""")
+            1  submit group 1 over [0, 1]
+            2  worker 0 carries out Part(1)
+            3  from worker 0: Vote(1, yes)
+            4  worker 1 carries out Part(1)
+            5  from worker 1: Vote(1, yes)
+            6  the record of group 1 is written
+            7  worker 0 carries out Commit(1)
+            8  from worker 0: Committed(1)""")

@@ -98,8 +98,6 @@ EVENTS: dict[str, Event] = {
     "submit": lambda c: c.submit(Group(9, frozenset({0, 1}))),
     "submit solo": lambda c: c.submit(Group(9, frozenset({2}), solo=True)),
     "submit no-op": lambda c: c.submit(Group(9, frozenset())),
-    "submit sure": lambda c: c.submit(Group(9, frozenset({0, 2}), sure=True)),
-    "submit sure with 1": lambda c: c.submit(Group(9, frozenset({0, 1}), sure=True)),
     "submit a solo over two": lambda c: c.submit(Group(9, frozenset({0, 2}), solo=True)),
     "submit an old number": lambda c: c.submit(Group(4, frozenset({0}))),
     "hello of 1, below": lambda c: c.hello(1, 4),
@@ -143,14 +141,11 @@ LEGAL: dict[str, dict[str, list[Action]]] = {
         "submit": [SendPart(0, 9), SendPart(1, 9)],
         "submit solo": [SendSolo(2, 9)],
         "submit no-op": [Record(9)],
-        "submit sure": [Record(9)],
-        "submit sure with 1": [Record(9)],
     },
     "idle, 1 down": {
         "submit": [SendPart(0, 9)],
         "submit solo": [SendSolo(2, 9)],
         "submit no-op": [Record(9)],
-        "submit sure": [Record(9)],
         "hello of 1, below": [],
     },
     "solo": {"solo done": [Publish(5)], "solo undone": [SendAbort(1, 5), Abandon(5, None)]},
@@ -228,23 +223,6 @@ def test_who_owes_an_answer(situation: str) -> None:
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_group_can_be_submitted_unless_one_is_staged_or_a_solo_is_open(situation: str) -> None:
     assert SITUATIONS[situation]().can_submit == ("staged" not in situation and "solo" not in situation)
-
-
-def test_a_sure_group_is_recorded_at_once_and_then_sent_as_decided() -> None:
-    commit = table()
-    assert commit.submit(Group(5, frozenset({0, 1}), sure=True)) == [Record(5)]
-    assert commit.recorded(5) == [SendPart(0, 5, decided=True), SendPart(1, 5, decided=True)]
-    assert commit.committed(0, 5) == []
-    commit.link_end(1)
-    assert commit.hello(1, 4) == [SendPart(1, 5, decided=True)]
-    assert commit.committed(1, 5) == [Publish(5)]
-
-
-def test_nothing_is_sure_while_decisions_are_held() -> None:
-    commit = table()
-    commit.hold()
-    with pytest.raises(CommitRuleError):
-        commit.submit(Group(5, frozenset({0, 1}), sure=True))
 
 
 def test_a_staged_group_takes_its_votes_along_when_its_turn_comes() -> None:

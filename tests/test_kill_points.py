@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,10 +45,6 @@ def test_death_at_any_step_of_the_script_leaves_the_models_state_at_a_chunks_end
     points = count_points(judge, judge.orders("script", fatal=0))
     assert {"in the middle of a record", "before a publish", "before sending Solo to shard 0"} <= set(points)
     assert {"before sending Part to shard 1", "before renaming run-mark.new to run-mark"} <= set(points)
-    behind = {after for name, after in pairwise(points) if name.startswith("after writing the record")}
-    assert {"before sending Part to shard 0", "before sending Commit to shard 0"} <= behind, (
-        "sure groups, and voted ones"
-    )
     for fatal, name in enumerate(points, 1):
         note(f"{fatal} of {len(points)}: {name}")
         run_to_death(judge, judge.orders("script", fatal=fatal, group=group))

@@ -64,10 +64,6 @@ class DictStore:
     def sync(self) -> None:
         self._fault("sync")
 
-    @property
-    def roomy(self) -> bool:
-        return True
-
 
 class World:
     """A shard, its store, and the bytes of its ring."""
@@ -89,7 +85,7 @@ class World:
         return self.shard.handle(wire.Part(position, [self.extent(group, list(commands))], decided))
 
     def solo(self, group: int, *commands: Any) -> wire.SoloDone:
-        order = wire.Solo(Position(group, 10 * group + 9, 1, 0), [self.extent(group, list(commands))], b"")
+        order = wire.Solo(Position(group, 10 * group + 9, 1, 0), [self.extent(group, list(commands))])
         (answer,) = self.shard.handle(order)
         assert isinstance(answer, wire.SoloDone)
         return answer

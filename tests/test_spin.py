@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineConfig, Entry, Put, encode
+from engine.coordinator import BRIEF_BYTES
 from ipc.spin import REST_MAX, REST_MIN, Spin
-from shards.part import SMALL_BYTES
 
 
 class Core:
@@ -109,7 +109,7 @@ async def test_the_loop_stays_awake_while_a_small_chunk_is_in_flight_and_no_long
 
 @pytest.mark.parametrize(
     ("settings", "size"),
-    [({"spin_us": 0}, 10), (PATIENT | {"durability": "power"}, 10), (PATIENT, SMALL_BYTES)],
+    [({"spin_us": 0}, 10), (PATIENT | {"durability": "power"}, 10), (PATIENT, BRIEF_BYTES)],
     ids=["told not to", "a disk to wait for", "a large chunk"],
 )
 async def test_it_sleeps_where_polling_is_no_use(

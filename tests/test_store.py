@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from shards import store as module
 from shards.errors import StoreError, StoreFullError, StoreMismatchError
-from shards.part import SMALL_BYTES, SMALL_ENTRIES
 from shards.placement import SLOTS
 from shards.snapshot import copy_pinned
 from shards.store import PAGE_BYTES, BadKey, Identity, ReadStore, Store, damage_in
@@ -261,42 +260,6 @@ def test_a_full_disk_is_refused_before_a_page_is_touched(tmp_path: Path, monkeyp
         assert records(store) == {b"k": b"v"}
 
 
-def small_part(group: int, *, keys: int = SMALL_ENTRIES) -> dict[bytes, bytes]:
-    """As many puts, and as many bytes, as a small part holds."""
-    return {b"%d-%d" % (group, number): bytes(SMALL_BYTES // SMALL_ENTRIES) for number in range(keys)}
-
-
-def test_a_roomy_store_takes_a_small_part_whatever_the_disk_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with closing(store_at(tmp_path / "s")) as store:
-        assert not store.roomy
-        commit(store, {b"k": b"v"}, 1)
-        assert store.roomy
-        monkeypatch.setattr(module, "os", _FullDisk())
-        group = 1
-        while store.roomy:
-            group += 1
-            assert refusal(store, small_part(group), group) is None
-        assert group > 1
-        while refusal(store, small_part(group + 1), group + 1) is None:
-            group += 1
-        assert not store.roomy and store.position.group == group
-        monkeypatch.undo()
-        commit(store, {b"k": b"w"}, group + 1)
-        assert store.roomy
-
-
-@pytest.mark.parametrize("sizes", [[0] * 64, [256] * 64, [1_474] * 11 + [0] * 53, [2_100] * 7, [16_384]], ids=str)
-def test_no_small_part_costs_more_than_is_kept_for_it(tmp_path: Path, sizes: list[int]) -> None:
-    assert len(sizes) <= SMALL_ENTRIES and sum(sizes) <= SMALL_BYTES
-    with closing(store_at(tmp_path / "s")) as store:
-        commit(store, {b"k": b"v"}, 1)
-        granted = store._granted_pages
-        commit(store, {b"%d" % number: bytes(size) for number, size in enumerate(sizes)}, 2)
-        assert 0 < granted - store._granted_pages <= module._SMALL_PAGES
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_granted_is_reserved_whatever_was_committed(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
@@ -322,17 +285,6 @@ def test_the_results_of_a_solo_need_room_too(tmp_path: Path) -> None:
         assert records(store) == {}
         commit(store, {b"k": b"w"}, 1, b"results")
         assert records(store) == {b"k": b"w"}
-
-
-def test_a_store_whose_map_is_nearly_full_is_not_roomy(tmp_path: Path) -> None:
-    with closing(store_at(tmp_path / "s", map_bytes=8 << 20)) as store:
-        group = 1
-        commit(store, {b"k": b"v"}, group)
-        while store.roomy:
-            group += 1
-            assert refusal(store, small_part(group), group) is None
-        assert group > 1
-        assert refusal(store, small_part(group + 1, keys=1), group + 1) is None
 
 
 ALPHABET = st.sampled_from([b"a", b"b", b"\xff", b"\0", b"ab"])
