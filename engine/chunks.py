@@ -2,51 +2,50 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
 from engine import errors
 from engine.contract import Results
-from engine.errors import ChunkFailedError, EngineError
+from engine.errors import ChunkFailedError, EngineError, LogConflictError
 from engine.log import Mark
 from engine.split import Split
 from ipc.ring import Extent
 from shards import wire
-from shards.part import Run
-from shards.types import ApplyResult, Entry, Position
+from shards.puts import Normal
+from shards.types import ApplyResult, Position
 
 
 class Chunk:
-    """An accepted chunk until it is resolved: its parts, and who waits for it.
+    """An accepted chunk until it is resolved: its parts, and who waits for it. `before` is the tail without it.
 
-    Exactly one of `results` and `error` is set once it is done.
+    Exactly one of `results` and `error` is set once it is done; then its entries' data and its parts are let go of.
     """
 
     __slots__ = (
         "alone",
         "before",
         "bytes",
+        "clock",
+        "datas",
         "error",
         "first",
         "last",
         "parts",
         "rejected",
         "results",
-        "runs",
+        "terms",
         "waiting",
     )
 
-    def __init__(
-        self,
-        entries: Sequence[Entry],
-        before: Mark,
-        runs: list[Run],
-        split: Split,
-    ) -> None:
-        self.first = entries[0].index
-        self.last = entries[-1].index
+    def __init__(self, form: Normal, before: Mark, split: Split) -> None:
+        self.first = form.first
+        self.last = form.last
+        self.datas = form.datas
+        self.terms = form.terms
+        self.clock = form.clock
         self.before = before
-        self.runs = runs
         self.parts = split.parts
         self.rejected = split.rejected
         self.bytes = sum(map(len, split.parts.values()))
@@ -55,6 +54,23 @@ class Chunk:
         self.error: EngineError | None = None
         self.waiting: list[Any] = []
         """Who waits, in the shell's own terms; the shell wakes them when the coordinator says the chunk is done."""
+
+    def settle(self) -> list[Any]:
+        """It is done. Returns who waited."""
+        waiting, self.waiting, self.datas, self.parts = self.waiting, [], [], {}
+        return waiting
+
+    def check_same(self, other: Normal) -> None:
+        """Raise LogConflictError when an entry that `other` has too is not the same there."""
+        first, last = max(self.first, other.first), min(self.last, other.last)
+        theirs = other.datas[first - other.first : last + 1 - other.first]
+        for index, (accepted, data) in enumerate(zip(self.datas[first - self.first :], theirs, strict=False), first):
+            if accepted != data:
+                raise LogConflictError(
+                    f"entry {index} has other data than the one that was accepted with its index and is in flight",
+                    hint="an index is given once: callers that number entries themselves need one place that does it",
+                    index=index,
+                )
 
 
 class Batch:
@@ -69,7 +85,7 @@ class Batch:
         half: int,
         position: Position,
         participants: frozenset[int],
-        extents: dict[int, list[Extent]],
+        extents: dict[int, Extent],
     ) -> None:
         self.chunks = chunks
         self.half = half
@@ -78,6 +94,20 @@ class Batch:
         self.extents = extents
         self.results: dict[int, wire.PartResults] = {}
         self.noes: dict[int, tuple[int | None, wire.Problem]] = {}
+
+    def told(self) -> list[dict[int, ApplyResult]]:
+        """For each chunk, by index, the results that say more than "succeeded"."""
+        told: list[dict[int, ApplyResult]] = [
+            {chunk.first + at: ApplyResult(chunk.first + at, False, reason=why) for at, why in chunk.rejected.items()}
+            for chunk in self.chunks
+        ]
+        lasts = [chunk.last for chunk in self.chunks]
+        for answered in self.results.values() if lasts else ():
+            for index, value in answered.values.items():
+                told[bisect_left(lasts, index)][index] = ApplyResult(index, True, value)
+            for index, reason in answered.rejected.items():
+                told[bisect_left(lasts, index)][index] = ApplyResult(index, False, reason=reason)
+        return told
 
     def first_no(self) -> tuple[int | None, wire.Problem]:
         """The no that decides: of the first entry that failed, whichever shard said it; else one that names none."""

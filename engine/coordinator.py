@@ -34,13 +34,13 @@ from engine.decision import DecisionFile
 from engine.decision import Record as DecisionRecord
 from engine.errors import ChunkAbortedError, EngineError, SnapshotAbortedError, StoreFullError, WorkerFailedError
 from engine.flushing import Done, Flushing
-from engine.log import Tail
+from engine.log import Tail, normalised
 from engine.pinning import Pinning, Request, Sender
 from engine.split import Splitter
 from ipc.ring import Extent, RingWriter
 from shards import wire
 from shards.digest import checksum
-from shards.puts import Columns, columns
+from shards.puts import Normal
 from shards.types import ApplyResult, Entry, Position
 
 START_ATTEMPTS_MAX = 10
@@ -130,8 +130,8 @@ class Coordinator:
 
     def _half_of(self, record: DecisionRecord) -> int:
         """The half of the rings that a recorded group owns."""
-        for shard, extents in record.participants.items():
-            return extents[0].offset // self._rings[shard].half_bytes
+        for shard, extent in record.participants.items():
+            return extent.offset // self._rings[shard].half_bytes
         return 0
 
     # ---- what is asked -------------------------------------------------------------------------------------------
@@ -160,33 +160,26 @@ class Coordinator:
         """Take a chunk, whole or not at all. Raises when it does not fit the log, or holds bad data."""
         if self.failure is not None:
             raise self.failure
-        regular = columns(entries)
-        known = self.tail.check(entries, regular)
-        first, last = entries[0].index, entries[-1].index
+        form = normalised(entries, self.tail.clock)
+        known = self.tail.check(form)
         if not known:
-            return Delivery(first, last, [], [self._queue_chunk(entries, regular)])
-        applied = [ApplyResult(entry.index, True, already_applied=True) for entry in self._upto(entries, known)]
-        shared = [chunk for chunk in self._in_flight() if chunk.last >= first and chunk.first <= last]
-        fresh = entries[known:]
-        if fresh:
-            shared.append(self._queue_chunk(fresh, columns(fresh)))
-        return Delivery(first, last, applied, shared)
-
-    def _upto(self, entries: Sequence[Entry], known: int) -> Sequence[Entry]:
-        return entries[: max(0, min(known, self.applied.index + 1 - entries[0].index))]
+            return Delivery(form.first, form.last, [], [self._queue_chunk(form)])
+        shared = [chunk for chunk in self._in_flight() if chunk.last >= form.first and chunk.first <= form.last]
+        for chunk in shared:
+            chunk.check_same(form)
+        last = min(form.last, self.applied.index)
+        applied = [ApplyResult(index, True, already_applied=True) for index in range(form.first, last + 1)]
+        if known < len(form.datas):
+            shared.append(self._queue_chunk(normalised(entries[known:], self.tail.clock)))
+        return Delivery(form.first, form.last, applied, shared)
 
     def _in_flight(self) -> list[Chunk]:
         return [chunk for batch in self._batches.values() for chunk in batch.chunks] + list(self._queue)
 
-    def _queue_chunk(self, entries: Sequence[Entry], regular: Columns | None) -> Chunk:
-        before = self.tail.mark
-        runs = self.tail.extend(entries, regular)
-        try:
-            split = self._splitter.split(entries, runs, regular)
-        except BaseException:
-            self.tail.retreat(before)
-            raise
-        chunk = Chunk(entries, before, runs, split)
+    def _queue_chunk(self, form: Normal) -> Chunk:
+        split = self._splitter.split(form)
+        chunk = Chunk(form, self.tail.mark, split)
+        self.tail.extend(form)
         self.pinning.accepted(chunk.first, chunk.last)
         self._queue.append(chunk)
         self.in_flight_chunks += 1
@@ -213,20 +206,21 @@ class Coordinator:
         chunks, extents = self._pack(half)
         participants = frozenset(extents)
         last = chunks[-1]
-        run = last.runs[-1]
-        position = Position(self._last_group + 1, last.last, run.term, run.clock)
+        position = Position(self._last_group + 1, last.last, last.terms[-1][1], last.clock)
         for _ in chunks:
             self._queue.popleft()
         self._last_group += 1
         self._batches[position.group] = Batch(chunks, half, position, participants, extents)
         return Group(position.group, participants, self._solo(chunks, participants))
 
-    def _pack(self, half: int) -> tuple[list[Chunk], dict[int, list[Extent]]]:
-        """Write the first queued chunks, as many as belong into one group, into `half` of the rings."""
+    def _pack(self, half: int) -> tuple[list[Chunk], dict[int, Extent]]:
+        """Write the first queued chunks, as many as belong into one group, into `half` of the rings: one extent a
+        shard, in which its parts follow each other."""
         for ring in self._rings:
             ring.clear(half)
         chunks: list[Chunk] = []
-        extents: dict[int, list[Extent]] = {}
+        begins: dict[int, int] = {}
+        ends: dict[int, int] = {}
         size = 0
         for chunk in self._queue:
             size += chunk.bytes
@@ -237,11 +231,12 @@ class Coordinator:
             for shard, part in chunk.parts.items():
                 written = self._rings[shard].write(half, part)
                 assert written is not None, "a part is at most half of a half, and a half begins empty"
-                extents.setdefault(shard, []).append(Extent(*written, 0))
+                begins.setdefault(shard, written[0])
+                ends[shard] = sum(written)
             chunks.append(chunk)
             if chunk.last == self.pinning.label:
                 break
-        return chunks, extents
+        return chunks, {shard: Extent(start, ends[shard] - start, 0) for shard, start in begins.items()}
 
     def _fits(self, chunk: Chunk, half: int) -> bool:
         return all(len(part) <= self._rings[shard].room(half) for shard, part in chunk.parts.items())
@@ -251,7 +246,7 @@ class Coordinator:
         if len(participants) != 1 or not self._commit.can_solo:
             return False
         runs = self._decision.record.term_runs
-        return bool(runs) and chunks[0].runs[0].term == runs[-1].term == chunks[-1].runs[-1].term
+        return bool(runs) and chunks[0].terms[0][1] == runs[-1].term == chunks[-1].terms[-1][1]
 
     # ---- actions of the commit table -----------------------------------------------------------------------------
 
@@ -277,11 +272,9 @@ class Coordinator:
     def _record(self, action: Record) -> None:
         """Write the decision: from its first byte on there is no way back."""
         batch = self._batches[action.group]
-        for shard, extents in batch.extents.items():
-            ring = self._rings[shard]
-            batch.extents[shard] = [
-                Extent(one.offset, one.length, checksum(ring.view(one.offset, one.length))) for one in extents
-            ]
+        for shard, extent in batch.extents.items():
+            content = self._rings[shard].view(extent.offset, extent.length)
+            batch.extents[shard] = Extent(extent.offset, extent.length, checksum(content))
         position = batch.position
         record = DecisionRecord(position, self.tail.kept_runs(position.index), batch.extents, self._machine_version)
         try:
@@ -307,8 +300,8 @@ class Coordinator:
         self.applied = batch.position
         del self._batches[action.group]
         self.tail.forget_old_runs()
-        for chunk in batch.chunks:
-            chunk.results = self._results(chunk, batch)
+        for chunk, told in zip(batch.chunks, batch.told(), strict=True):
+            chunk.results = Results(chunk.first, chunk.last, told)
             self._entries_applied += len(chunk.results)
             self._bytes_applied += chunk.bytes
             self._settle(chunk)
@@ -324,25 +317,12 @@ class Coordinator:
         """`chunk` is done: it makes room, and who waits for it may go on."""
         self.in_flight_chunks -= 1
         self.in_flight_bytes -= chunk.bytes
-        waiting, chunk.waiting, chunk.parts = chunk.waiting, [], {}
-        for waiter in waiting:
+        for waiter in chunk.settle():
             self.wake(waiter)
 
     def _doom(self, chunk: Chunk, error: EngineError) -> None:
         chunk.error = error
         self._settle(chunk)
-
-    def _results(self, chunk: Chunk, batch: Batch) -> Results:
-        first, last = chunk.first, chunk.last
-        told = {first + at: ApplyResult(first + at, False, reason=reason) for at, reason in chunk.rejected.items()}
-        for answered in batch.results.values():
-            for index, value in answered.values.items():
-                if first <= index <= last:
-                    told[index] = ApplyResult(index, True, value)
-            for index, reason in answered.rejected.items():
-                if first <= index <= last:
-                    told[index] = ApplyResult(index, False, reason=reason)
-        return Results(first, last, told)
 
     # ---- what went wrong -----------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import msgspec
 
 from engine.commit import Group
-from engine.errors import DamagedError
+from engine.errors import CommitRuleError, DamagedError
 from ipc.ring import Extent
 from shards.digest import checksum
 from shards.types import LogId, Position
@@ -37,12 +37,13 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     """A decided group.
 
     position: where the log stands behind it. term_runs: the first index of each term, ascending, the newest
-    TERM_RUNS_MAX of them. participants: for each shard with a part, the extents that make it up.
+    TERM_RUNS_MAX of them. participants: for each shard with parts, the extent that holds them. Its size is bounded by
+    that number and the shard count, and within a slot.
     """
 
     position: Position
     term_runs: list[LogId]
-    participants: dict[int, list[Extent]]
+    participants: dict[int, Extent]
     machine_version: int
 
 
@@ -96,10 +97,12 @@ class DecisionFile:
         """Write the next record; with `sync`, return when it is on the disk.
 
         Raises OSError when the disk refuses; the older record is whole then, and the group is decided or not: only a
-        restart tells. The caller must not go on to commit.
+        restart tells. The caller must not go on to commit. CommitRuleError: the record does not fit; nothing was
+        written.
         """
         payload = _encode(record)
-        assert len(payload) <= SLOT_BYTES - _HEAD.size
+        if len(payload) > SLOT_BYTES - _HEAD.size:
+            raise CommitRuleError(f"a decision record of {len(payload)} bytes passes its slot of {SLOT_BYTES}")
         counted = _COUNT.pack(self._sequence + 1, len(payload))
         slot = counted + checksum(counted + payload).to_bytes(8, "little") + payload
         written = os.pwrite(self._descriptor, slot, self._target * SLOT_BYTES)

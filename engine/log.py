@@ -1,17 +1,16 @@
-"""Where the accepted log ends, and which term each of its entries has. No I/O."""
+"""Where the accepted log ends, which term each of its entries has, and what may follow. No I/O."""
 
 from __future__ import annotations
 
+import reprlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
 
 import msgspec
 
 from engine.decision import TERM_RUNS_MAX
-from engine.errors import LogConflictError, LogGapError, LogOrderError
-from shards.part import Run
-from shards.puts import Columns
+from engine.errors import BadEntryError, EngineError, LogConflictError, LogGapError, LogOrderError
+from shards.puts import Normal, normal_form
 from shards.types import U64_MAX, Entry, LogId
 
 
@@ -26,7 +25,7 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
 class Tail:
     """The end of the accepted log: index, term, clock, and the first index of each term.
 
-    Invariant: `term_runs` ascends in index and term, and its last term is `term`.
+    Invariant: `term_runs` ascends in index and term, and its last term is `term`, once anything was accepted.
     """
 
     def __init__(self, index: int, term: int, clock: int, term_runs: Sequence[LogId]) -> None:
@@ -46,20 +45,14 @@ class Tail:
         at = bisect_right(self.term_runs, index, key=lambda run: run.index)
         return self.term_runs[at - 1].term if at else None
 
-    def check(self, entries: Sequence[Entry], columns: Columns | None) -> int:
-        """How many of `entries`, from the first, are already accepted. Changes nothing. `columns` are theirs, if they
-        are regular.
+    def check(self, chunk: Normal) -> int:
+        """How many entries of `chunk`, from the first, are already accepted. Changes nothing.
 
         Raises LogGapError, LogOrderError or LogConflictError, with the numbers.
         """
-        if columns is not None and columns[0] == self.index + 1 and columns[1] >= self.term:
+        first, term = chunk.first, chunk.terms[0][1]
+        if first == self.index + 1 and term >= self.term:
             return 0
-        if columns is None:
-            _check_numbers(entries)
-        first = entries[0].index
-        indices = [entry.index for entry in entries]
-        if indices != list(range(first, first + len(entries))):
-            raise _disorder(indices)
         if first > self.index + 1 or first < 1:
             raise LogGapError(
                 f"the chunk starts at index {first}, the next index is {self.index + 1}",
@@ -67,50 +60,32 @@ class Tail:
                 expected=self.index + 1,
                 got=first,
             )
-        known = min(len(entries), self.index + 1 - first)
-        for entry in entries[:known]:
-            term = self.term_of(entry.index)
-            if term is not None and term != entry.term:
-                raise LogConflictError(
-                    f"entry {entry.index} has term {entry.term}, but was accepted with term {term}",
-                    hint="committed entries never change: the host's log, or the choice of directory, is wrong",
-                    index=entry.index,
-                    term=entry.term,
-                    accepted=term,
-                )
-        self._check_terms(entries, known)
+        if first == self.index + 1:
+            raise _falling(first, term, self.term)
+        known = min(len(chunk.datas), self.index + 1 - first)
+        for index in range(first, first + known):
+            self._check_known(index, chunk.term_of(index))
         return known
 
-    def _check_terms(self, entries: Sequence[Entry], known: int) -> None:
-        terms = [entry.term for entry in entries]
-        if known == len(entries) or (len(set(terms)) == 1 and terms[0] >= self.term):
-            return
-        before = terms[known - 1] if known else self.term
-        for offset, term in enumerate(terms[known:], known):
-            if term < before:
-                raise LogOrderError(
-                    f"entry {entries[offset].index} has term {term}, after an entry of term {before}",
-                    hint="terms never fall along a log",
-                    index=entries[offset].index,
-                    term=term,
-                    before=before,
-                )
-            before = term
+    def _check_known(self, index: int, term: int) -> None:
+        accepted = self.term_of(index)
+        if accepted not in (None, term):
+            raise LogConflictError(
+                f"entry {index} has term {term}, but was accepted with term {accepted}",
+                hint="committed entries never change: the host's log, or the choice of directory, is wrong",
+                index=index,
+                term=term,
+                accepted=accepted,
+            )
 
-    def extend(self, entries: Sequence[Entry], columns: Columns | None) -> list[Run]:
-        """Accept `entries`, which `check` has passed. Returns where term or clock change among them."""
-        if columns is not None and (columns[2] <= self.clock or len(entries) == 1):
-            first, term, latest, _ = columns
-            runs = [Run(first, term, max(self.clock, latest))]
-        else:
-            runs = _runs(entries, self.clock)
-        for run in runs:
-            if run.term != self.term:
-                self.term_runs.append(LogId(run.first, run.term))
-                self.term = run.term
-        self.index = entries[-1].index
-        self.clock = runs[-1].clock
-        return runs
+    def extend(self, chunk: Normal) -> None:
+        """Accept `chunk`, which `check` has passed, and which begins behind the tail."""
+        for index, term in chunk.terms:
+            if term != self.term or not self.term_runs:
+                self.term_runs.append(LogId(index, term))
+                self.term = term
+        self.index = chunk.last
+        self.clock = chunk.clock
 
     def kept_runs(self, index: int) -> list[LogId]:
         """The term runs of entries up to `index`, the newest TERM_RUNS_MAX of them, as a record keeps them."""
@@ -126,30 +101,64 @@ class Tail:
             self.term_runs.pop()
 
 
-def _runs(entries: Sequence[Entry], clock: int) -> list[Run]:
-    runs: list[Run] = []
-    for entry in entries:
-        clock = max(clock, entry.time_ms)
-        if not runs or runs[-1].term != entry.term or runs[-1].clock != clock:
-            runs.append(Run(entry.index, entry.term, clock))
-    return runs
+def normalised(entries: Sequence[Entry], clock: int) -> Normal:
+    """The normal form of a chunk that is not empty; the log clock stands at `clock` before it.
+
+    Raises LogGapError, LogOrderError or BadEntryError, which say what is wrong with the chunk in itself.
+    """
+    found = normal_form(entries, clock)
+    if found is None:
+        raise _fault_of(entries)
+    return found
 
 
-def _check_numbers(entries: Sequence[Entry]) -> None:
-    for entry in entries:
-        for number in (entry.index, entry.term, entry.time_ms):
-            if type(number) is not int or not 0 <= number <= U64_MAX:
-                raise LogOrderError(
-                    f"entry {entry.index}, of term {entry.term} and time_ms {entry.time_ms}: "
-                    f"{number!r} is no plain int of at most {U64_MAX}",
-                    hint="index, term and time_ms are unsigned 64-bit numbers; convert what goes into an Entry",
-                    got=number,
-                    limit=U64_MAX,
-                )
+def _fault_of(entries: Sequence[Entry]) -> EngineError:
+    """Why a chunk has no normal form: the first reason that there is."""
+    before: Entry | None = None
+    for place, entry in enumerate(entries):
+        fault = _odd(place, entry)
+        if fault is not None:
+            return fault
+        if before is not None and entry.index != before.index + 1:
+            return _disorder(before.index, entry.index)
+        if before is not None and entry.term < before.term:
+            return _falling(entry.index, entry.term, before.term)
+        before = entry
+    raise AssertionError("a chunk that nothing is wrong with has a normal form")
 
 
-def _disorder(indices: list[int]) -> LogGapError | LogOrderError:
-    before, index = next((a, b) for a, b in pairwise(indices) if b != a + 1)
+def _odd(place: int, entry: Entry) -> EngineError | None:
+    for name in ("index", "term", "time_ms"):
+        number = getattr(entry, name, None)
+        if type(number) is not int or not 0 <= number <= U64_MAX:
+            return LogOrderError(
+                f"number {place} of the chunk, {reprlib.repr(entry)}: its {name} is {number!r}, "
+                f"no plain int of at most {U64_MAX}",
+                hint="index, term and time_ms are unsigned 64-bit numbers; convert what goes into an Entry",
+                got=number,
+                limit=U64_MAX,
+            )
+    if type(getattr(entry, "data", None)) is not bytes:
+        kind = type(getattr(entry, "data", None)).__name__
+        return BadEntryError(
+            f"entry {entry.index}: its data is of type {kind}, not bytes",
+            hint="encode(command) makes bytes of a command",
+            index=entry.index,
+        )
+    return None
+
+
+def _falling(index: int, term: int, before: int) -> LogOrderError:
+    return LogOrderError(
+        f"entry {index} has term {term}, after an entry of term {before}",
+        hint="terms never fall along a log",
+        index=index,
+        term=term,
+        before=before,
+    )
+
+
+def _disorder(before: int, index: int) -> LogGapError | LogOrderError:
     facts = {"expected": before + 1, "got": index}
     if index > before:
         return LogGapError(f"inside the chunk, index {index} follows {before}", hint="a log has no gaps", **facts)

@@ -164,14 +164,14 @@ class Runtime:
         path = self._generation.shard(shard) / "ring"
         ring = RingWriter(path)
         if recovery.redo is not None:
-            for extent in self._decision.record.participants.get(shard, ()):
-                if checksum(ring.view(extent.offset, extent.length)) != extent.checksum:
-                    ring.close()
-                    raise DamagedError(
-                        f"{path}: the decided part at {extent.offset} does not match its checksum",
-                        shard=shard,
-                        offset=extent.offset,
-                    )
+            extent = self._decision.record.participants.get(shard)
+            if extent is not None and checksum(ring.view(extent.offset, extent.length)) != extent.checksum:
+                ring.close()
+                raise DamagedError(
+                    f"{path}: the decided part at {extent.offset} does not match its checksum",
+                    shard=shard,
+                    offset=extent.offset,
+                )
         elif ring.half_bytes != half_bytes(self.config):
             ring.close()
             beside = path.with_name("ring.new")

@@ -15,14 +15,14 @@ import msgspec
 from engine.errors import BadEntryError, ChunkTooLargeError
 from shards import part as layout
 from shards.digest import key_hash
-from shards.machine import Machine, plain_put_of
-from shards.part import Run
+from shards.kv import plain_put_of
+from shards.machine import Machine
 from shards.placement import SLOT_MASK, shard_table, slot_of
-from shards.puts import COMPILED, Columns, split_puts
-from shards.types import Entry, Limits
+from shards.puts import COMPILED, Normal, split_puts
+from shards.types import Limits
 
 Pieces = dict[int, tuple["array[int]", list[bytes]]]
-"""By shard: the offsets of its entries from the chunk's first index, and their data."""
+"""By shard: the offsets of its entries from the chunk's first index, ascending, and their data."""
 
 
 class Split(NamedTuple):
@@ -45,7 +45,7 @@ class Splitter:
         self._table = shard_table(shards)
         self._decode = msgspec.msgpack.Decoder(machine.command).decode
         self._keyed_by_itself = type(machine).partition_key is Machine.partition_key
-        self._plain_put = plain_put_of(machine) if COMPILED and self._keyed_by_itself else None
+        self._plain_put = plain_put_of(machine) if COMPILED else None
 
     def owner(self, key: bytes) -> int:
         """The shard that holds `key`."""
@@ -57,36 +57,36 @@ class Splitter:
         if reason is not None:
             raise BadEntryError(f"bad entry: {reason}", hint="do not propose it", reason=reason)
 
-    def split(self, entries: Sequence[Entry], runs: Sequence[Run], columns: Columns | None) -> Split:
-        """Take a chunk apart. `runs` is where term and clock change in it; `columns` are those of the entries, if they
-        are regular.
+    def split(self, chunk: Normal) -> Split:
+        """Take a chunk apart.
 
         Raises BadEntryError naming the first bad entry, or ChunkTooLargeError when a part passes what a ring takes.
         """
-        datas = [entry.data for entry in entries] if columns is None else columns[3]
-        base, packed_runs = entries[0].index, layout.pack_runs(runs)
         rejected: dict[int, str] = {}
-        parts = self._split_plain(datas, base, packed_runs)
+        parts = self._split_plain(chunk)
         if parts is None:
-            owners = self._owners(datas)
-            pieces = self._split_each(entries, rejected) if owners is None else self._distribute(owners, datas)
-            parts = {
-                shard: layout.pack(base, packed_runs, len(offsets), offsets.tobytes(), piece)
-                for shard, (offsets, piece) in pieces.items()
-            }
+            owners = self._owners(chunk.datas)
+            pieces = self._split_each(chunk, rejected) if owners is None else self._distribute(owners, chunk.datas)
+            parts = {shard: layout.pack(chunk.first, chunk.runs, *piece) for shard, piece in pieces.items()}
         for shard, part in parts.items():
             if len(part) > self.part_bytes_max:
-                raise self._too_large(shard, len(part), entries)
+                raise self._too_large(shard, len(part), chunk)
         return Split(parts, rejected)
 
-    def _split_plain(self, datas: list[bytes], base: int, runs: bytes) -> dict[int, bytes] | None:
+    def _split_plain(self, chunk: Normal) -> dict[int, bytes] | None:
         """The parts of a chunk of nothing but plain puts within the limits; None for any other chunk. Only where the
         compiled twin is there: in Python the general way is as fast."""
         if self._plain_put is None:
             return None
-        limits = self._limits
         parts = split_puts(
-            datas, self._plain_put, limits.key_bytes_max, limits.value_bytes_max, self._table, self._shards, base, runs
+            chunk.datas,
+            self._plain_put,
+            self._limits.key_bytes_max,
+            self._limits.value_bytes_max,
+            self._table,
+            self._shards,
+            chunk.first,
+            chunk.runs,
         )
         if parts is None:
             return None
@@ -121,23 +121,23 @@ class Splitter:
             add_data[owner](datas[offset])
         return {shard: (array("I", offsets[shard]), bucket) for shard, bucket in enumerate(buckets) if bucket}
 
-    def _split_each(self, entries: Sequence[Entry], rejected: dict[int, str]) -> Pieces:
+    def _split_each(self, chunk: Normal, rejected: dict[int, str]) -> Pieces:
         found: Pieces = {}
-        for offset, entry in enumerate(entries):
-            if not entry.data:
+        for offset, data in enumerate(chunk.datas):
+            if not data:
                 continue
-            owner, reason = self._judge(entry.data)
+            owner, reason = self._judge(data)
             if reason is None:
                 offsets, datas = found.setdefault(owner, (array("I"), []))
                 offsets.append(offset)
-                datas.append(entry.data)
+                datas.append(data)
             elif self._reject_bad:
                 rejected[offset] = reason
             else:
                 raise BadEntryError(
-                    f"entry {entry.index}: {reason}",
+                    f"entry {chunk.first + offset}: {reason}",
                     hint='check(data) before proposing; bad_entry="reject" consumes such entries',
-                    index=entry.index,
+                    index=chunk.first + offset,
                     reason=reason,
                 )
         return found
@@ -169,9 +169,9 @@ class Splitter:
         shard = self._table[slots.pop()]
         return shard, self._machine.check(command, self._limits) if size > self._limits.value_bytes_max else None
 
-    def _too_large(self, shard: int, size: int, entries: Sequence[Entry]) -> ChunkTooLargeError:
+    def _too_large(self, shard: int, size: int, chunk: Normal) -> ChunkTooLargeError:
         return ChunkTooLargeError(
-            f"the chunk of entries {entries[0].index} to {entries[-1].index} has a part of {size} bytes for shard "
+            f"the chunk of entries {chunk.first} to {chunk.last} has a part of {size} bytes for shard "
             f"{shard}, over the limit of {self.part_bytes_max}",
             hint="send smaller chunks, or raise ring_bytes (a part may take a quarter of it)",
             size=size,

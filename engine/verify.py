@@ -96,8 +96,8 @@ def _judge(generation: Generation, positions: list[Position]) -> list[Finding]:
     redo = (recovery.redo.participants if recovery.redo else frozenset()) - recovery.committed
     for shard in sorted(redo):
         ring = RingReader(generation.shard(shard) / "ring")
-        for extent in decision.record.participants[shard]:
-            if checksum(ring.view(extent.offset, extent.length)) != extent.checksum:
-                findings.append(Finding(shard, f"the decided part at {extent.offset} in its ring fails its checksum"))
+        extent = decision.record.participants[shard]
+        if checksum(ring.view(extent.offset, extent.length)) != extent.checksum:
+            findings.append(Finding(shard, f"the decided part at {extent.offset} in its ring fails its checksum"))
         ring.close()
     return findings

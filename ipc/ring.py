@@ -32,6 +32,11 @@ class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     checksum: int
 
 
+def aligned(length: int) -> int:
+    """The least multiple of 8 that is not below `length`."""
+    return -(-length // ALIGNMENT) * ALIGNMENT
+
+
 def create_ring(path: str | os.PathLike[str], half_bytes: int) -> None:
     """Make the file of a ring at `path`, zero-filled and sparse. Fails with FileExistsError when there is one."""
     assert half_bytes % mmap.PAGESIZE == 0
@@ -74,7 +79,7 @@ class RingWriter:
         if used + length > self._reserved[half]:
             self._reserve(half, used + length)
         self._view[start : start + length] = data
-        self._used[half] = min(self.half_bytes, -(-(used + length) // ALIGNMENT) * ALIGNMENT)
+        self._used[half] = min(self.half_bytes, aligned(used + length))
         return start, length
 
     def room(self, half: int) -> int:

@@ -16,7 +16,7 @@
 #include <string.h>
 
 #define SLOT_MASK 16383u
-#define HEAD_BYTES 16 /* of a part: see shards/part.py */
+#define HEAD_BYTES 24 /* of a part: see shards/part.py */
 #define RUN_BYTES 24
 
 typedef struct {
@@ -105,75 +105,110 @@ xxh64(const uint8_t *p, size_t size)
     return h ^ h >> 32;
 }
 
+/* A chunk that is split: its entries' data, the index of the first, and its packed runs. */
+typedef struct {
+    PyObject *datas;
+    Py_ssize_t entries;
+    uint64_t base;
+    const uint8_t *runs;
+    size_t run_count;
+} Chunk;
+
+/* What a shard gets of it: so many entries, with so many bytes of data, and of the runs those that hold for one of them.
+ * `held` is one more than the number of the last of those. `offsets`, `bytes` and `run` are where the next ones go. */
+typedef struct {
+    size_t entries, data_bytes, runs, held;
+    uint8_t *offsets, *bytes, *run;
+} Share;
+
+/* The number of the run that holds for the entry at `place`, which is not before the one asked for last. */
+static inline size_t
+run_at(const Chunk *chunk, size_t run, Py_ssize_t place)
+{
+    while (run + 1 < chunk->run_count && load64(chunk->runs + RUN_BYTES * (run + 1)) <= chunk->base + (uint64_t)place)
+        run++;
+    return run;
+}
+
 /* The first pass of split: whose each put is, and what each shard gets. Returns -1 at the first that is not plain. */
 static int
-place(PyObject *datas, Py_ssize_t n, long tag, uint32_t key_max, uint32_t value_max, const uint8_t *table,
-      uint8_t *owners, Py_ssize_t *counts, Py_ssize_t *sizes)
+place(const Chunk *chunk, long tag, uint32_t key_max, uint32_t value_max, const uint8_t *table, uint8_t *owners,
+      Share *shares)
 {
-    for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *data = PyList_GET_ITEM(datas, i);
+    size_t run = 0;
+    for (Py_ssize_t i = 0; i < chunk->entries; i++) {
+        PyObject *data = PyList_GET_ITEM(chunk->datas, i);
         if (!PyBytes_CheckExact(data)) return -1;
         const uint8_t *at = (const uint8_t *)PyBytes_AS_STRING(data);
         const uint8_t *end = at + PyBytes_GET_SIZE(data);
         Put put;
         if (read_put(&at, end, tag, &put) < 0 || at != end) return -1;
         if (put.key_size < 1 || put.key_size > key_max || put.value_size > value_max) return -1;
-        uint8_t owner = table[xxh64(put.key, put.key_size) & SLOT_MASK];
-        owners[i] = owner;
-        counts[owner]++;
-        sizes[owner] += PyBytes_GET_SIZE(data);
+        Share *share = &shares[owners[i] = table[xxh64(put.key, put.key_size) & SLOT_MASK]];
+        share->entries++;
+        share->data_bytes += (size_t)PyBytes_GET_SIZE(data);
+        run = run_at(chunk, run, i);
+        if (share->held != run + 1) {
+            share->held = run + 1;
+            share->runs++;
+        }
     }
     return 0;
 }
 
-/* A part's bytes up to its commands, as shards/part.py draws them; returns where the offsets and the commands go. */
-static uint8_t *
-write_head(uint8_t *at, uint32_t entries, uint64_t base, const Py_buffer *runs, uint8_t **offsets)
+/* An empty part for a share, as shards/part.py draws it, with its head; and where the rest goes. */
+static PyObject *
+begin_part(const Chunk *chunk, Share *share)
 {
-    uint32_t count = (uint32_t)(runs->len / RUN_BYTES);
+    uint64_t length = HEAD_BYTES + RUN_BYTES * share->runs + 4 * share->entries + 5 + share->data_bytes;
+    uint32_t entries = (uint32_t)share->entries, runs = (uint32_t)share->runs;
+    PyObject *part = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (part == NULL) return NULL;
+    uint8_t *at = (uint8_t *)PyBytes_AS_STRING(part);
     memcpy(at, &entries, 4);
-    memcpy(at + 4, &count, 4);
-    memcpy(at + 8, &base, 8);
-    memcpy(at + HEAD_BYTES, runs->buf, (size_t)runs->len);
-    *offsets = at + HEAD_BYTES + runs->len;
-    at = *offsets + 4 * (size_t)entries;
+    memcpy(at + 4, &runs, 4);
+    memcpy(at + 8, &chunk->base, 8);
+    memcpy(at + 16, &length, 8);
+    share->run = at + HEAD_BYTES;
+    share->offsets = share->run + RUN_BYTES * share->runs;
+    at = share->offsets + 4 * share->entries;
     *at++ = 0xdd;
     for (int shift = 24; shift >= 0; shift -= 8) *at++ = (uint8_t)(entries >> shift);
-    return at;
+    share->bytes = at;
+    share->held = 0;
+    return part;
 }
 
 /* The second pass: a part for each shard; None where it gets nothing. */
 static PyObject *
-gather(PyObject *datas, Py_ssize_t n, long shards, uint64_t base, const Py_buffer *runs, const uint8_t *owners,
-       const Py_ssize_t *counts, const Py_ssize_t *sizes)
+gather(const Chunk *chunk, long shards, const uint8_t *owners, Share *shares)
 {
-    uint8_t *offsets[256], *bytes[256];
     PyObject *result = PyList_New(shards);
     if (result == NULL) return NULL;
     for (long shard = 0; shard < shards; shard++) {
-        PyObject *part = Py_None;
-        if (counts[shard] == 0) {
-            Py_INCREF(part);
-        } else {
-            part = PyBytes_FromStringAndSize(NULL, HEAD_BYTES + runs->len + 4 * counts[shard] + 5 + sizes[shard]);
-            if (part == NULL) {
-                Py_DECREF(result);
-                return NULL;
-            }
-            uint8_t *start = (uint8_t *)PyBytes_AS_STRING(part);
-            bytes[shard] = write_head(start, (uint32_t)counts[shard], base, runs, &offsets[shard]);
+        PyObject *part = shares[shard].entries ? begin_part(chunk, &shares[shard]) : Py_NewRef(Py_None);
+        if (part == NULL) {
+            Py_DECREF(result);
+            return NULL;
         }
         PyList_SET_ITEM(result, shard, part);
     }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *data = PyList_GET_ITEM(datas, i);
+    size_t run = 0;
+    for (Py_ssize_t i = 0; i < chunk->entries; i++) {
+        PyObject *data = PyList_GET_ITEM(chunk->datas, i);
         uint32_t place = (uint32_t)i;
         size_t size = (size_t)PyBytes_GET_SIZE(data);
-        uint8_t owner = owners[i];
-        memcpy(offsets[owner], &place, 4);
-        offsets[owner] += 4;
-        memcpy(bytes[owner], PyBytes_AS_STRING(data), size);
-        bytes[owner] += size;
+        Share *share = &shares[owners[i]];
+        memcpy(share->offsets, &place, 4);
+        share->offsets += 4;
+        memcpy(share->bytes, PyBytes_AS_STRING(data), size);
+        share->bytes += size;
+        run = run_at(chunk, run, i);
+        if (share->held != run + 1) {
+            share->held = run + 1;
+            memcpy(share->run, chunk->runs + RUN_BYTES * run, RUN_BYTES);
+            share->run += RUN_BYTES;
+        }
     }
     return result;
 }
@@ -181,34 +216,38 @@ gather(PyObject *datas, Py_ssize_t n, long shards, uint64_t base, const Py_buffe
 static PyObject *
 split_puts(PyObject *module, PyObject *args)
 {
-    PyObject *datas;
+    Chunk chunk;
     Py_buffer table, runs;
     long tag, shards;
     unsigned int key_max, value_max;
     unsigned long long base;
-    if (!PyArg_ParseTuple(args, "O!lIIy*lKy*", &PyList_Type, &datas, &tag, &key_max, &value_max, &table, &shards,
+    if (!PyArg_ParseTuple(args, "O!lIIy*lKy*", &PyList_Type, &chunk.datas, &tag, &key_max, &value_max, &table, &shards,
                           &base, &runs))
         return NULL;
     PyObject *result = NULL;
     uint8_t *owners = NULL;
-    Py_ssize_t n = PyList_GET_SIZE(datas), counts[256] = {0}, sizes[256] = {0};
+    Share shares[256] = {{0}};
+    chunk.entries = PyList_GET_SIZE(chunk.datas);
+    chunk.base = base;
+    chunk.runs = runs.buf;
+    chunk.run_count = (size_t)runs.len / RUN_BYTES;
     if (table.len != SLOT_MASK + 1 || shards < 1 || shards > 256 || tag < 0 || tag > 127) {
         PyErr_SetString(PyExc_ValueError, "split_puts: a table of 16,384 slots, 1 to 256 shards, a tag of 0 to 127");
         goto done;
     }
-    if (n > 0xffffffffll) {
-        PyErr_SetString(PyExc_ValueError, "split_puts: more entries than an offset counts");
+    if (chunk.entries > 0xffffffffll || chunk.run_count == 0) {
+        PyErr_SetString(PyExc_ValueError, "split_puts: more entries than an offset counts, or no run");
         goto done;
     }
-    owners = PyMem_Malloc(n ? (size_t)n : 1);
+    owners = PyMem_Malloc(chunk.entries ? (size_t)chunk.entries : 1);
     if (owners == NULL) {
         PyErr_NoMemory();
         goto done;
     }
-    if (place(datas, n, tag, key_max, value_max, table.buf, owners, counts, sizes) < 0)
+    if (place(&chunk, tag, key_max, value_max, table.buf, owners, shares) < 0)
         result = Py_NewRef(Py_None);
     else
-        result = gather(datas, n, shards, base, &runs, owners, counts, sizes);
+        result = gather(&chunk, shards, owners, shares);
 done:
     PyMem_Free(owners);
     PyBuffer_Release(&table);
@@ -347,48 +386,80 @@ u64(PyObject *object, uint64_t *number)
     return 0;
 }
 
-/* Fill `datas`; returns -1 at the first entry that is irregular. */
+/* The normal form of a chunk, as it is found. `runs` has room for one an entry. */
+typedef struct {
+    PyObject *datas, *terms;
+    uint64_t clock, *runs;
+    size_t run_count;
+} Normal;
+
+/* Returns 0, 1 at the first entry that has no place in a normal form, or -1 with an exception. */
 static int
-read_columns(PyObject *entries, PyObject *datas, uint64_t *latest)
+read_entries(PyObject *entries, Normal *form)
 {
-    uint64_t first = 0, term = 0, number, time_ms;
+    uint64_t first = 0, before = 0, index, term, time_ms;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(entries); i++) {
         PyObject *entry = PyTuple_GET_ITEM(entries, i);
-        if (Py_TYPE(entry) != entry_type) return -1;
+        if (Py_TYPE(entry) != entry_type) return 1;
         PyObject *data = field(entry, 2);
-        if (data == NULL || !PyBytes_CheckExact(data) || u64(field(entry, 0), &number) < 0) return -1;
-        if (i == 0) first = number;
-        if (number < first || number - first != (uint64_t)i) return -1;
-        if (u64(field(entry, 1), &number) < 0 || u64(field(entry, 3), &time_ms) < 0) return -1;
-        if (i == 0) term = number;
-        if (number != term) return -1;
-        if (time_ms > *latest) *latest = time_ms;
-        PyList_SET_ITEM(datas, i, Py_NewRef(data));
+        if (data == NULL || !PyBytes_CheckExact(data)) return 1;
+        if (u64(field(entry, 0), &index) < 0 || u64(field(entry, 1), &term) < 0 || u64(field(entry, 3), &time_ms) < 0)
+            return 1;
+        if (i == 0) first = index;
+        if (index < first || index - first != (uint64_t)i || (i > 0 && term < before)) return 1;
+        int turns = i == 0 || term != before, rises = time_ms > form->clock;
+        if (turns) {
+            PyObject *turn = PyTuple_Pack(2, field(entry, 0), field(entry, 1));
+            if (turn == NULL || PyList_Append(form->terms, turn) < 0) {
+                Py_XDECREF(turn);
+                return -1;
+            }
+            Py_DECREF(turn);
+        }
+        if (rises) form->clock = time_ms;
+        if (turns || rises) {
+            uint64_t *run = form->runs + 3 * form->run_count++;
+            run[0] = index, run[1] = term, run[2] = form->clock;
+        }
+        before = term;
+        PyList_SET_ITEM(form->datas, i, Py_NewRef(data));
     }
     return 0;
 }
 
 static PyObject *
-columns(PyObject *module, PyObject *given)
+normal_form(PyObject *module, PyObject *args)
 {
-    PyObject *result = NULL;
-    uint64_t latest = 0;
+    PyObject *given, *result = NULL;
+    Normal form = {NULL, NULL, 0, NULL, 0};
+    unsigned long long clock;
+    if (!PyArg_ParseTuple(args, "OK", &given, &clock)) return NULL;
     PyObject *entries = PySequence_Tuple(given); /* ours alone: whatever runs meanwhile cannot change it */
     if (entries == NULL) return NULL;
-    PyObject *datas = PyList_New(PyTuple_GET_SIZE(entries));
-    if (datas != NULL && PyTuple_GET_SIZE(entries) > 0 && read_columns(entries, datas, &latest) == 0) {
-        PyObject *first = PyTuple_GET_ITEM(entries, 0);
-        result = Py_BuildValue("OOKO", field(first, 0), field(first, 1), (unsigned long long)latest, datas);
-    } else if (datas != NULL) {
-        result = Py_NewRef(Py_None);
+    Py_ssize_t n = PyTuple_GET_SIZE(entries);
+    form.clock = clock;
+    form.datas = PyList_New(n);
+    form.terms = PyList_New(0);
+    form.runs = PyMem_Malloc((n ? (size_t)n : 1) * RUN_BYTES);
+    if (form.runs == NULL) PyErr_NoMemory();
+    if (form.datas != NULL && form.terms != NULL && form.runs != NULL) {
+        int fault = n == 0 ? 1 : read_entries(entries, &form);
+        if (fault > 0)
+            result = Py_NewRef(Py_None);
+        else if (fault == 0)
+            result = Py_BuildValue("OOOKy#", field(PyTuple_GET_ITEM(entries, 0), 0), form.datas, form.terms,
+                                   (unsigned long long)form.clock, (char *)form.runs,
+                                   (Py_ssize_t)(RUN_BYTES * form.run_count));
     }
-    Py_XDECREF(datas);
+    PyMem_Free(form.runs);
+    Py_XDECREF(form.datas);
+    Py_XDECREF(form.terms);
     Py_DECREF(entries);
     return result;
 }
 
 static PyMethodDef methods[] = {
-    {"columns", columns, METH_O, NULL},
+    {"normal_form", normal_form, METH_VARARGS, NULL},
     {"split_puts", split_puts, METH_VARARGS, NULL},
     {"sorted_puts", sorted_puts, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

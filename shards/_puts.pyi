@@ -1,9 +1,10 @@
 from collections.abc import Sequence
 
-from shards.puts import Columns
 from shards.types import Entry
 
-def columns(entries: Sequence[Entry]) -> Columns | None: ...
+def normal_form(
+    entries: Sequence[Entry], clock: int
+) -> tuple[int, list[bytes], list[tuple[int, int]], int, bytes] | None: ...
 def split_puts(
     datas: list[bytes],
     tag: int,

@@ -14,7 +14,10 @@ class _Command(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     pass
 
 
-class Put(_Command, frozen=True, tag=1):
+PUT_TAG = 1
+
+
+class Put(_Command, frozen=True, tag=PUT_TAG):
     """Set `key` to `value`."""
 
     key: bytes
@@ -41,7 +44,6 @@ class KeyValue(Machine):
     name: ClassVar[str] = "shardengine.kv"
     version: ClassVar[int] = 1
     command: ClassVar[Any] = Put | Delete | CompareAndSwap
-    plain_put: ClassVar[int | None] = 1
 
     def keys(self, command: Put | Delete | CompareAndSwap) -> tuple[bytes]:
         return (command.key,)
@@ -62,3 +64,9 @@ class KeyValue(Machine):
                 if tx.get(key) != expected:
                     raise Rejected("compare failed")
                 tx.put(key, value)
+
+
+def plain_put_of(machine: Machine) -> int | None:
+    """The tag of commands that are puts and nothing else (see `shards.puts`): of exactly this machine's; None for any
+    other machine, whatever it derives from."""
+    return PUT_TAG if type(machine) is KeyValue else None

@@ -122,15 +122,11 @@ class Machine(ABC):
         name: remembered by the directory, which opens under no other.
         version: of the commands' meaning; raise it when the same log would give another state.
         command: the command type: a msgspec Struct, or a union of tagged ones.
-        plain_put: the tag, 0 to 127, of a command that is encoded as the array [tag, key, value] and for which `apply`
-            does `tx.put(key, value)`, always, and nothing else; None: there is no such command. Chunks of nothing else
-            take a much shorter way. Without effect in a subclass that overrides what it is about.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     command: ClassVar[Any]
-    plain_put: ClassVar[int | None] = None
 
     @abstractmethod
     def keys(self, command: Any) -> Sequence[bytes]:
@@ -151,16 +147,6 @@ class Machine(ABC):
         """Why `command` must not enter the log, or None. Called for commands longer than `value_bytes_max` only,
         after their keys were checked: the place to check values."""
         return None
-
-
-def plain_put_of(machine: Machine) -> int | None:
-    """The tag of the machine's plain put, unless its class overrides anything that `plain_put` was said of."""
-    kind = type(machine)
-    if kind.plain_put is None:
-        return None
-    speaker = next(one for one in kind.__mro__ if "plain_put" in vars(one))
-    about = ("command", "keys", "apply", "partition_key", "check")
-    return kind.plain_put if all(getattr(kind, name) is getattr(speaker, name) for name in about) else None
 
 
 encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode

@@ -1,14 +1,17 @@
-"""The byte layout of a part: what one shard gets of a group, contiguous in its ring.
+"""The byte layout of a part: what one shard gets of a chunk, contiguous in its ring.
 
     offset          size       field (little-endian)
-    0               4          entries: how many
-    4               4          runs: how many
+    0               4          entries: how many, n
+    4               4          runs: how many, r
     8               8          base: log index the entries' offsets count from
-    16              24 * runs  runs: (first index, term, clock) where term or clock change, ascending
-    16 + 24 * runs  4 * n      offsets: index - base of each entry, ascending
+    16              8          length: of the whole part in bytes
+    24              24 * r     runs: (first index, term, clock) where term or clock change, ascending, and only those
+                               that hold for one of this part's own entries
+    24 + 24 * r     4 * n      offsets: index - base of each entry, ascending
     ...             the rest   a msgpack array header and the entries' `data`, untouched
 
-The worker decodes the last field, a whole part, with one typed call.
+The parts of one group for one shard follow each other, each at a multiple of 8: they are one extent. The worker decodes
+the last field, a whole part, with one typed call.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from ipc.errors import RingError
+from ipc.ring import aligned
 
-_HEAD = struct.Struct("<IIQ")
+_HEAD = struct.Struct("<IIQQ")
 _RUN = struct.Struct("<QQQ")
 _ARRAY = struct.Struct(">BI")
 _ARRAY32 = 0xDD  # https://github.com/msgpack/msgpack/blob/master/spec.md#array-format-family
@@ -64,24 +69,42 @@ class Unpacked:
 
 
 def pack_runs(runs: Sequence[Run]) -> bytes:
-    """The runs of a part, as they lie in it."""
+    """The runs of a chunk, or of a part, as they lie in a part."""
     return b"".join([_RUN.pack(run.first, run.term, run.clock) for run in runs])
 
 
-def pack(base: int, runs: bytes, entries: int, offsets: bytes, datas: Sequence[bytes]) -> bytes:
-    """A part. `runs` are from `pack_runs`; `offsets` are u32, one for each of `entries`; `datas` holds the bytes of all
-    of them, in any number of buffers."""
-    head = _HEAD.pack(entries, len(runs) // _RUN.size, base)
-    return b"".join((head, runs, offsets, _ARRAY.pack(_ARRAY32, entries), *datas))
+def runs_at(runs: bytes, base: int, offsets: Sequence[int]) -> bytes:
+    """Those of a chunk's packed `runs` that hold for one of the entries at `offsets` from `base`, which ascend."""
+    if len(runs) == _RUN.size:
+        return runs
+    starts = [first for first, _, _ in _RUN.iter_unpack(runs)]
+    held = sorted({bisect_right(starts, base + offset) - 1 for offset in offsets})
+    return b"".join([runs[at * _RUN.size : (at + 1) * _RUN.size] for at in held])
 
 
-def unpack(view: memoryview) -> Unpacked:
-    """Take a part apart without copying the commands. RingError: these bytes are no part."""
-    if len(view) < _HEAD.size:
-        raise RingError("no part at this extent: it has no head", length=len(view))
-    entries, runs, base = _HEAD.unpack_from(view)
-    offsets_at = _HEAD.size + _RUN.size * runs
-    commands_at = offsets_at + _OFFSET_BYTES * entries
-    if runs == 0 or commands_at >= len(view):
-        raise RingError("no part at this extent: it is cut short", length=len(view))
-    return Unpacked(entries, view[commands_at:], base, view[_HEAD.size : offsets_at], view[offsets_at:commands_at])
+def pack(base: int, runs: bytes, offsets: array[int], datas: Sequence[bytes]) -> bytes:
+    """A part of the chunk that begins at `base` and has those packed `runs`: its entries' `offsets`, u32, and data."""
+    entries = len(offsets)
+    own = runs_at(runs, base, offsets)
+    head = _HEAD.size + len(own) + _OFFSET_BYTES * entries + _ARRAY.size
+    length = head + sum(map(len, datas))
+    packed = _HEAD.pack(entries, len(own) // _RUN.size, base, length)
+    return b"".join((packed, own, offsets.tobytes(), _ARRAY.pack(_ARRAY32, entries), *datas))
+
+
+def unpack(view: memoryview) -> Iterator[Unpacked]:
+    """Take the parts of an extent apart, one after the other, without copying the commands. RingError: these bytes are
+    no parts."""
+    at = 0
+    while at < len(view) or at == 0:
+        rest = view[at:]
+        if len(rest) < _HEAD.size:
+            raise RingError("no part at this extent: it has no head", length=len(rest))
+        entries, runs, base, length = _HEAD.unpack_from(rest)
+        offsets_at = _HEAD.size + _RUN.size * runs
+        commands_at = offsets_at + _OFFSET_BYTES * entries
+        if runs == 0 or not commands_at < length <= len(rest):
+            raise RingError("no part at this extent: it is cut short", length=len(rest))
+        runs_view, offsets = rest[_HEAD.size : offsets_at], rest[offsets_at:commands_at]
+        yield Unpacked(entries, rest[commands_at:length], base, runs_view, offsets)
+        at += aligned(length)

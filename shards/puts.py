@@ -1,13 +1,9 @@
-"""The short cuts for what most chunks are: regular entries, taken apart in one pass, and nothing but plain puts,
-split without decoding, sorted without dictionaries.
+"""What is done to every entry, in as few steps as there are: the normal form of a chunk, and the short cuts for chunks
+of nothing but plain puts, which are split without decoding and sorted without dictionaries.
 
-A chunk is *regular* when its entries are exactly of the class `Entry`, with plain ints of 64 bits and plain bytes, have
-rising indices without a gap, and one term.
-
-A *plain put* is a command whose encoding is exactly the msgpack array [tag, key, value], a small positive integer and
-two bins, and whose `apply` does exactly `tx.put(key, value)`; a machine names its tag (`Machine.plain_put`). This file
-is the specification; `_puts.c` is its compiled twin, and one suite tests both. Both answer None where a single command
-is anything else, or an entry irregular, and the general way is taken.
+A *plain put* is the built-in machine's `Put`, encoded as exactly the msgpack array [tag, key, value], a small positive
+integer and two bins. This file is the specification; `_puts.c` is its compiled twin, and one suite tests both. Split
+and sort answer None where a single command is anything else, and the general way is taken.
 
 Which one is used: the compiled one where it was built. SHARDENGINE_COMPILED=require makes its absence an ImportError,
 SHARDENGINE_COMPILED=off leaves it alone.
@@ -17,12 +13,14 @@ from __future__ import annotations
 
 import os
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
 
-from shards.part import pack
+from shards.part import Run, pack, pack_runs
 from shards.placement import slot_of
 from shards.types import U64_MAX, Entry
 
@@ -41,26 +39,53 @@ _decode_many = msgspec.msgpack.Decoder(list[_Fields]).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
-Columns = tuple[int, int, int, list[bytes]]
-"""Of a regular chunk: its first index, its term, its latest `time_ms`, and the data of its entries."""
+class Normal(NamedTuple):
+    """A chunk in its normal form.
+
+    first: the index of its first entry; the others follow without a gap. datas: of each. terms: (index, term) where
+    the term changes, the first entry's always. clock: the log clock behind it. runs: packed, see `part.pack_runs`.
+    """
+
+    first: int
+    datas: list[bytes]
+    terms: list[tuple[int, int]]
+    clock: int
+    runs: bytes
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.datas) - 1
+
+    def term_of(self, index: int) -> int:
+        """The term of its entry `index`."""
+        return self.terms[bisect_right(self.terms, index, key=itemgetter(0)) - 1][1]
 
 
-def columns_in_python(entries: Sequence[Entry]) -> Columns | None:
-    """The columns of a regular chunk; None for any other, and for an empty one."""
-    if {*map(type, entries)} != {Entry}:
-        return None
-    indices = [entry.index for entry in entries]
-    terms = [entry.term for entry in entries]
-    datas = [entry.data for entry in entries]
-    times = [entry.time_ms for entry in entries]
-    if {*map(type, indices), *map(type, terms), *map(type, times)} != {int} or {*map(type, datas)} != {bytes}:
-        return None
-    numbers = [indices[0], indices[-1], terms[0], min(times), max(times)]
-    if min(numbers) < 0 or max(numbers) > U64_MAX or len(set(terms)) != 1:
-        return None
-    if indices != list(range(indices[0], indices[0] + len(indices))):
-        return None
-    return indices[0], terms[0], max(times), datas
+def normal_form_in_python(entries: Sequence[Entry], clock: int) -> Normal | None:
+    """The normal form of a chunk before which the log clock stands at `clock`; None when it has none: it is empty, its
+    indices do not rise one by one, its terms fall, or something in it is of another type or size. The compiled twin
+    also says None where an entry is of another class than `Entry` itself."""
+    datas: list[bytes] = []
+    terms: list[tuple[int, int]] = []
+    runs: list[Run] = []
+    for place, entry in enumerate(entries):
+        try:
+            index, term, data, time_ms = entry.index, entry.term, entry.data, entry.time_ms
+        except AttributeError:
+            return None
+        if {type(index), type(term), type(time_ms)} != {int} or type(data) is not bytes:
+            return None
+        if min(index, term, time_ms) < 0 or max(index, term, time_ms) > U64_MAX:
+            return None
+        if place and (index != runs[0].first + place or term < terms[-1][1]):
+            return None
+        clock = max(clock, time_ms)
+        if not terms or terms[-1][1] != term:
+            terms.append((index, term))
+        if not runs or (runs[-1].term, runs[-1].clock) != (term, clock):
+            runs.append(Run(index, term, clock))
+        datas.append(data)
+    return Normal(runs[0].first, datas, terms, clock, pack_runs(runs)) if runs else None
 
 
 def split_puts_in_python(
@@ -73,8 +98,9 @@ def split_puts_in_python(
     base: int,
     runs: bytes,
 ) -> list[bytes | None] | None:
-    """For each shard its part (`part.pack` of `base`, `runs`, and its puts with their places in `datas`); None for a
-    shard that gets nothing. None instead of all that: a command is no plain put, or passes a limit."""
+    """For each shard its part: `part.pack` of its puts, with their places in `datas`, and of `base` and `runs`, which
+    are the chunk's. None for a shard that gets nothing. None instead of all that: a command is no plain put, or passes
+    a limit."""
     if len(table) != 1 << 14 or not 1 <= shards <= 256 or not 0 <= tag <= _TAG_MAX:
         raise ValueError("split_puts: a table of 16,384 slots, 1 to 256 shards, a tag of 0 to 127")
     offsets = [array("I") for _ in range(shards)]
@@ -87,8 +113,7 @@ def split_puts_in_python(
         offsets[owner].append(offset)
         buckets[owner].append(data)
     return [
-        pack(base, runs, len(bucket), places.tobytes(), bucket) if bucket else None
-        for places, bucket in zip(offsets, buckets, strict=True)
+        pack(base, runs, places, bucket) if bucket else None for places, bucket in zip(offsets, buckets, strict=True)
     ]
 
 
@@ -125,7 +150,7 @@ def sorted_puts_in_python(view: memoryview, tag: int) -> tuple[list[tuple[bytes,
     return sorted(last.items()), longest
 
 
-columns, split_puts, sorted_puts, COMPILED = columns_in_python, split_puts_in_python, sorted_puts_in_python, False
+split_puts, sorted_puts, COMPILED = split_puts_in_python, sorted_puts_in_python, False
 if os.environ.get(SWITCH) != "off":
     try:
         import shards._puts as compiled
@@ -133,4 +158,10 @@ if os.environ.get(SWITCH) != "off":
         if os.environ.get(SWITCH) == "require":
             raise
     else:
-        columns, split_puts, sorted_puts, COMPILED = compiled.columns, compiled.split_puts, compiled.sorted_puts, True
+        split_puts, sorted_puts, COMPILED = compiled.split_puts, compiled.sorted_puts, True
+
+
+def normal_form(entries: Sequence[Entry], clock: int) -> Normal | None:
+    """As `normal_form_in_python`, with the compiled twin's help where it is there."""
+    found = compiled.normal_form(entries, clock) if COMPILED else None
+    return normal_form_in_python(entries, clock) if found is None else Normal._make(found)

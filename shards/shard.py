@@ -8,7 +8,7 @@ decided and there is no "no" any more, so `retry` applies it again from the ring
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -17,7 +17,8 @@ from ipc.errors import EngineError, RingError
 from ipc.ring import Extent
 from shards import part as layout
 from shards import wire
-from shards.machine import Context, Machine, Rejected, Tx, plain_put_of
+from shards.kv import plain_put_of
+from shards.machine import Context, Machine, Rejected, Tx
 from shards.puts import sorted_puts
 from shards.types import Limits, Position
 
@@ -101,7 +102,7 @@ class Shard:
 
     def _vote(self, part: wire.Part) -> wire.Vote:
         try:
-            return wire.Vote(part.position.group, self._apply(part.extents), None, None)
+            return wire.Vote(part.position.group, self._apply(part.extent), None, None)
         except _ApplyError as error:
             return wire.Vote(part.position.group, None, problem_of(error.cause), error.index)
 
@@ -116,7 +117,7 @@ class Shard:
 
     def _redo(self, part: wire.Part) -> list[wire.Answer]:
         try:
-            self._apply(part.extents)
+            self._apply(part.extent)
         except _ApplyError as error:
             self.stalled = True
             return [wire.Stalled(part.position.group, problem_of(error.cause))]
@@ -125,7 +126,7 @@ class Shard:
     def _solo(self, order: wire.Solo) -> wire.SoloDone:
         group = order.position.group
         try:
-            results = self._apply(order.extents)
+            results = self._apply(order.extent)
             self._store.commit(order.position, wire.encode(results) if results.values or results.rejected else b"")
         except _ApplyError as error:
             return wire.SoloDone(group, None, problem_of(error.cause), error.index)
@@ -140,13 +141,12 @@ class Shard:
             return wire.Flushed(token, problem_of(error))
         return wire.Flushed(token, None)
 
-    def _apply(self, extents: Sequence[Extent]) -> wire.PartResults:
-        """Apply a part inside a new transaction. On _ApplyError there is none any more."""
+    def _apply(self, extent: Extent) -> wire.PartResults:
+        """Apply a group's parts inside a new transaction. On _ApplyError there is none any more."""
         self._store.begin()
         try:
             results = wire.PartResults({}, {})
-            views = [self._view(extent.offset, extent.length) for extent in extents]
-            parts = [layout.unpack(view) for view in views]
+            parts = list(layout.unpack(self._view(extent.offset, extent.length)))
             puts = self._plain(parts[0]) if len(parts) == 1 else None
             if puts is not None:
                 self._store.put_sorted(*puts)

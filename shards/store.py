@@ -26,7 +26,7 @@ import msgspec
 from shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError
 from shards.types import Position
 
-FORMAT = 1
+FORMAT = 2
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 BadKey = lmdb.BadValsizeError
 COPIES_PINNED = lmdb.version(subpatch=True)[3] > 0

@@ -22,18 +22,18 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Part(_Message, frozen=True):
-    """Apply the part at `extents` and vote; when `decided`, commit it at once: the vote was taken long ago."""
+    """Apply what lies at `extent` and vote; when `decided`, commit it at once: the vote was taken long ago."""
 
     position: Position
-    extents: list[Extent]
+    extent: Extent
     decided: bool
 
 
 class Solo(_Message, frozen=True):
-    """Apply the part at `extents` and commit it, with its results, in one go."""
+    """Apply what lies at `extent` and commit it, with its results, in one go."""
 
     position: Position
-    extents: list[Extent]
+    extent: Extent
 
 
 class Commit(_Message, frozen=True):

@@ -295,8 +295,8 @@ class Model:
         if found is None:
             position = Position(number, issue.item + 1, 1)
             part = self.workers.part(shard, issue.item)
-            extents = [Extent(half * HALF_BYTES, len(part), 0)]
-            order = wire.Part(position, extents, decided) if kind == "Part" else wire.Solo(position, extents)
+            extent = Extent(half * HALF_BYTES, len(part), 0)
+            order = wire.Part(position, extent, decided) if kind == "Part" else wire.Solo(position, extent)
             found = self._orders[key] = wire.encode(order)
         return found
 
@@ -395,7 +395,7 @@ class Model:
         if world.record:
             issue = world.issued[world.record - 1]
             position = Position(world.record, issue.item + 1, 1)
-            extents = {shard: [Extent(issue.half * HALF_BYTES, 0, 0)] for shard in self.items[issue.item].shards}
+            extents = {shard: Extent(issue.half * HALF_BYTES, 0, 0) for shard in self.items[issue.item].shards}
         positions = [position_of(side.group, side.content) for side in world.sides]
         try:
             return self.setting.recover(Decision(position, [], extents, 1), positions)

@@ -8,6 +8,7 @@ states of a world runs the real code once per step that differs, and is as fast 
 from __future__ import annotations
 
 import copy
+from array import array
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
@@ -253,7 +254,7 @@ class Workers:
         """The bytes of a part in the ring of `shard`."""
         item = code % CODES
         command = msgspec.msgpack.encode(Append(item, shard in self._items[item].noes))
-        return layout.pack(item + 1, layout.pack_runs([layout.Run(item + 1, 1, 0)]), 1, bytes(4), [command])
+        return layout.pack(item + 1, layout.pack_runs([layout.Run(item + 1, 1, 0)]), array("I", [0]), [command])
 
     def _run(self, shard: int, side: Side, order: bytes, failing: bool) -> Outcome:
         prototype, pending = self.states[side.worker]

@@ -233,6 +233,48 @@ async def test_entries_in_flight_share_the_first_outcome(tmp_path: Path) -> None
         assert (await db.apply_chunk(entries))[1] == ApplyResult(2, True, already_applied=True)
 
 
+async def test_an_entry_in_flight_is_delivered_again_with_its_own_data_or_refused(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=3) as db:
+        log, other = puts(1, 9), [Entry(7, 1, encode(Put(b"k7", b"another value")))]
+        first = asyncio.gather(db.apply_chunk(log[:5]), db.apply_chunk(log[5:]))
+        await asyncio.sleep(0)
+        for chunk in (other, [*log[:6], *other], [*log[4:6], *other, *puts(8, 5)]):
+            with pytest.raises(LogConflictError, match="entry 7 has other data") as caught:
+                await db.apply_chunk(chunk)
+            assert caught.value.index == 7
+        again = await db.apply_chunk([*log, *puts(10, 2)])
+        await first
+        assert [result.index for result in again] == list(range(1, 12)) and all(result.succeeded for result in again)
+        assert db.get(b"k7") == b"v7" and db.last_applied().index == 11
+
+
+async def test_term_0_is_a_term(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=2) as db:
+        await db.apply_chunk(puts(1, 3, term=0))
+        assert [db.entry_term(index) for index in range(5)] == [None, 0, 0, 0, None]
+        with pytest.raises(LogConflictError, match="entry 2 has term 1, but was accepted with term 0"):
+            await db.apply_chunk(puts(2, 1, term=1))
+        await db.apply_chunk([*puts(4, 1, term=0), *puts(5, 1, term=2)])
+        snapshot = await db.create_snapshot()
+    async with Engine(tmp_path / "db") as db:
+        assert [db.entry_term(index) for index in range(7)] == [None, 0, 0, 0, 0, 2, None]
+        with pytest.raises(LogConflictError):
+            await db.apply_chunk(puts(1, 1, term=2))
+    async with Engine(tmp_path / "other", shards=3) as db:
+        await db.restore(snapshot.path)
+        assert [db.entry_term(index) for index in range(7)] == [None, 0, 0, 0, 0, 2, None]
+
+
+@pytest.mark.parametrize("count", [1, 400])
+async def test_results_of_many_chunks_in_one_group_are_each_their_own(tmp_path: Path, count: int) -> None:
+    async with Engine(tmp_path / "db", shards=2, config=EngineConfig(in_flight_chunks_max=1024)) as db:
+        swaps = log_of([encode(CompareAndSwap(b"k%d" % (n % 7), None, b"")) for n in range(count + 7)])
+        expected = Model().apply(swaps)
+        answers = await asyncio.gather(*[db.apply_chunk([entry]) for entry in swaps])
+        assert [answer[0] for answer in answers] == expected
+        assert db.stats()["groups"] < count or count == 1
+
+
 WRONG_CHUNKS = {
     "a gap": (puts(12, 2), LogGapError, {"expected": 11, "got": 12}),
     "a gap inside": ([*puts(11, 2), *puts(14, 1)], LogGapError, {"expected": 13, "got": 14}),

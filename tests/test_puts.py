@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import CompareAndSwap, Delete, Entry, Put, encode
+from engine import BadEntryError, CompareAndSwap, Delete, Entry, LogGapError, LogOrderError, Put, encode
+from engine.log import normalised
 from shards import puts
 from shards.part import Run, pack, pack_runs
 from shards.placement import shard_table, slot_of
-from shards.puts import columns_in_python, sorted_puts_in_python, split_puts_in_python
+from shards.puts import Normal, normal_form_in_python, sorted_puts_in_python, split_puts_in_python
 from shards.types import U64_MAX
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,7 @@ TAG = 1
 SPLIT = [split_puts_in_python, puts.split_puts]
 SORT = [sorted_puts_in_python, puts.sorted_puts]
 TWINS = ["python", "chosen"]
-LOG = (1 << 40, pack_runs([Run(1 << 40, 7, 0), Run((1 << 40) + 1, 8, U64_MAX)]))
+LOG = (1 << 40, pack_runs([Run((1 << 40) + at, 7, U64_MAX - 9 + at) for at in (0, 1, 2, 5, 9)]))
 """Where the chunk stands: its first index, and its runs."""
 
 KEYS = st.binary(min_size=1, max_size=40) | st.sampled_from([b"a", b"aa", b"aaaaaaaaa", b"aaaaaaaab", b"\xff" * 300])
@@ -52,8 +53,7 @@ def test_a_split_gives_each_shard_its_own_puts_in_order(split: Any, commands: li
     expected: list[Any] = []
     for shard in range(shards):
         mine = [place for place, command in enumerate(commands) if table[slot_of(command.key)] == shard]
-        part = pack(*LOG, len(mine), array("I", mine).tobytes(), [datas[place] for place in mine])
-        expected.append(part if mine else None)
+        expected.append(pack(*LOG, array("I", mine), [datas[place] for place in mine]) if mine else None)
     assert parts == expected
 
 
@@ -135,38 +135,52 @@ def test_the_switch_demands_the_compiled_twin_or_leaves_it_alone() -> None:
     assert imported("auto", missing).stdout == "False\n"
 
 
-COLUMNS = [columns_in_python, puts.columns]
+FORMS = [normal_form_in_python, puts.normal_form]
 U64 = st.integers(0, U64_MAX)
+ROWS = st.lists(st.tuples(st.booleans(), U64 | st.integers(0, 5), st.binary(max_size=9)), min_size=1, max_size=9)
 
 
 class Odd(Entry, frozen=True):
     pass
 
 
-def regular(first: int, term: int, datas: list[bytes], times: list[int]) -> list[Entry]:
-    return [
-        Entry(first + place, term, data, time) for place, (data, time) in enumerate(zip(datas, times, strict=False))
-    ]
-
-
-@pytest.mark.parametrize("columns", COLUMNS, ids=TWINS)
-@given(first=st.integers(0, U64_MAX - 9), term=U64, rows=st.lists(st.tuples(st.binary(), U64), min_size=1, max_size=9))
-def test_a_regular_chunk_is_taken_apart(columns: Any, first: int, term: int, rows: list[tuple[bytes, int]]) -> None:
-    datas, times = [data for data, _ in rows], [time for _, time in rows]
-    entries = regular(first, term, datas, times)
+@pytest.mark.parametrize("normal_form", FORMS, ids=TWINS)
+@given(first=st.integers(0, U64_MAX - 9), term=st.integers(0, U64_MAX - 9), clock=U64 | st.just(3), rows=ROWS)
+def test_a_chunk_is_brought_into_its_normal_form(
+    normal_form: Any, first: int, term: int, clock: int, rows: list[tuple[bool, int, bytes]]
+) -> None:
+    entries: list[Entry] = []
+    runs: list[Run] = []
+    turns: list[tuple[int, int]] = []
+    latest = clock
+    for index, (rises, time_ms, data) in enumerate(rows, first):
+        term += rises
+        entries.append(Entry(index, term, data, time_ms))
+        latest = max(latest, time_ms)
+        if not turns or turns[-1][1] != term:
+            turns.append((index, term))
+        if not runs or (runs[-1].term, runs[-1].clock) != (term, latest):
+            runs.append(Run(index, term, latest))
+    expected = Normal(first, [data for _, _, data in rows], turns, latest, pack_runs(runs))
     for chunk in (entries, tuple(entries)):
-        assert columns(chunk) == (first, term, max(times), datas)
+        assert normal_form(chunk, clock) == expected
+    assert expected.last == entries[-1].index
+    assert [expected.term_of(entry.index) for entry in entries] == [entry.term for entry in entries]
 
 
-IRREGULAR: dict[str, list[Any]] = {
+def test_entries_of_a_class_of_their_own_have_a_normal_form_too() -> None:
+    own, plain = [Odd(1, 1, b"a"), Odd(2, 1, b"b")], [Entry(1, 1, b"a"), Entry(2, 1, b"b")]
+    assert puts.normal_form(own, 0) == puts.normal_form(plain, 0) != None  # noqa: E711
+
+
+WITHOUT_ONE: dict[str, list[Any]] = {
     "nothing": [],
     "a gap": [Entry(1, 1, b""), Entry(3, 1, b"")],
     "an index again": [Entry(1, 1, b""), Entry(1, 1, b"")],
     "a falling index": [Entry(2, 1, b""), Entry(1, 1, b"")],
     "an index that goes around": [Entry(U64_MAX, 1, b""), Entry(0, 1, b"")],
-    "another term": [Entry(1, 1, b""), Entry(2, 2, b"")],
+    "a falling term": [Entry(1, 2, b""), Entry(2, 1, b"")],
     "a term of another type": [Entry(1, 1, b""), Entry(2, True, b"")],
-    "another class": [Odd(1, 1, b"")],
     "no entry": [Entry(1, 1, b""), None],
     "an index that is a bool": [Entry(True, 1, b"")],
     "an index that is a float": [Entry(1.0, 1, b"")],  # type: ignore[arg-type]
@@ -179,7 +193,11 @@ IRREGULAR: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("columns", COLUMNS, ids=TWINS)
-@pytest.mark.parametrize("name", IRREGULAR)
-def test_an_irregular_chunk_goes_the_long_way(columns: Any, name: str) -> None:
-    assert columns(IRREGULAR[name]) is None
+@pytest.mark.parametrize("normal_form", FORMS, ids=TWINS)
+@pytest.mark.parametrize("name", WITHOUT_ONE)
+def test_what_is_no_chunk_has_no_normal_form_and_is_refused_by_name(normal_form: Any, name: str) -> None:
+    chunk = WITHOUT_ONE[name]
+    assert normal_form(chunk, 0) is None
+    if chunk:
+        with pytest.raises((LogGapError, LogOrderError, BadEntryError)):
+            normalised(chunk, 0)

@@ -8,15 +8,16 @@ import pytest
 
 from engine.commit import Group
 from engine.decision import SLOT_BYTES, TERM_RUNS_MAX, DecisionFile, Record, Recovery, create_decision, recover
-from engine.errors import DamagedError
+from engine.errors import CommitRuleError, DamagedError
 from ipc.ring import Extent
-from shards.types import LogId, Position
+from shards.placement import SHARDS_MAX
+from shards.types import U64_MAX, LogId, Position
 
 
 def record_of(number: int, *shards: int) -> Record:
     """A record of group `number`, which ends at ten times that index."""
     position = Position(number, number * 10, 1, number * 100)
-    extents = {shard: [Extent(8 * number, 64, 0xFACE + shard)] for shard in shards}
+    extents = {shard: Extent(8 * number, 64, 0xFACE + shard) for shard in shards}
     return Record(position, [LogId(1, 1)], extents, 1)
 
 
@@ -63,11 +64,23 @@ def used(slot: bytes) -> int:
 
 
 def test_a_record_comes_back_as_it_was_written(path: Path) -> None:
-    full = Record(
-        at(7), [LogId(i, i) for i in range(TERM_RUNS_MAX)], {s: [Extent(s, 8, 1 << 63)] for s in range(64)}, 3
-    )
+    full = Record(at(7), [LogId(i, i) for i in range(9)], {s: Extent(s, 8, 1 << 63) for s in range(64)}, 3)
     write(path, full)
     assert read(path) == full
+
+
+def test_the_largest_record_that_can_be_fits_its_slot_and_a_larger_one_is_refused_before_a_byte_is_written(
+    path: Path,
+) -> None:
+    most = Position(U64_MAX, U64_MAX, U64_MAX, U64_MAX)
+    shards = {shard: Extent(U64_MAX, U64_MAX, U64_MAX) for shard in range(SHARDS_MAX)}
+    largest = Record(most, [LogId(U64_MAX, U64_MAX)] * TERM_RUNS_MAX, shards, U64_MAX)
+    write(path, largest)
+    assert read(path) == largest
+    before = slots(path)
+    with pytest.raises(CommitRuleError, match="passes its slot"):
+        write(path, Record(most, [LogId(U64_MAX, U64_MAX)] * (4 * TERM_RUNS_MAX), shards, 1))
+    assert slots(path) == before and read(path) == largest
 
 
 def test_records_go_into_the_two_slots_in_turn(path: Path) -> None:

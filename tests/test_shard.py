@@ -10,7 +10,7 @@ import pytest
 
 from engine import CompareAndSwap, KeyValue, Machine, Put, encode
 from ipc.errors import EngineError
-from ipc.ring import Extent
+from ipc.ring import Extent, aligned
 from shards import wire
 from shards.errors import StoreError, StoreFullError
 from shards.part import Run, pack, pack_runs
@@ -73,19 +73,21 @@ class World:
         self.ring = b""
         self.shard = Shard(self.store, machine, Limits(), lambda at, length: memoryview(self.ring)[at : at + length])
 
-    def extent(self, group: int, commands: list[Any]) -> Extent:
-        """Put commands into the ring as the entries from 10 * group on."""
-        offsets = array("I", range(len(commands))).tobytes()
-        packed = pack(10 * group, pack_runs([Run(1, 1, 0)]), len(commands), offsets, list(map(encode, commands)))
-        self.ring += packed
-        return Extent(len(self.ring) - len(packed), len(packed), 0)
+    def extent(self, *groups: tuple[int, list[Any]]) -> Extent:
+        """Put parts into the ring, one behind the other: commands as the entries from 10 * group on."""
+        start = aligned(len(self.ring))
+        for group, commands in groups:
+            offsets = array("I", range(len(commands)))
+            packed = pack(10 * group, pack_runs([Run(1, 1, 0)]), offsets, list(map(encode, commands)))
+            self.ring += bytes(-len(self.ring) % 8) + packed
+        return Extent(start, len(self.ring) - start, 0)
 
     def part(self, group: int, *commands: Any, decided: bool = False) -> list[wire.Answer]:
         position = Position(group, 10 * group + 9, 1, 0)
-        return self.shard.handle(wire.Part(position, [self.extent(group, list(commands))], decided))
+        return self.shard.handle(wire.Part(position, self.extent((group, list(commands))), decided))
 
     def solo(self, group: int, *commands: Any) -> wire.SoloDone:
-        order = wire.Solo(Position(group, 10 * group + 9, 1, 0), [self.extent(group, list(commands))])
+        order = wire.Solo(Position(group, 10 * group + 9, 1, 0), self.extent((group, list(commands))))
         (answer,) = self.shard.handle(order)
         assert isinstance(answer, wire.SoloDone)
         return answer
@@ -212,21 +214,25 @@ def test_a_solo_that_fails_is_rolled_back(world: World, fault: str) -> None:
     assert world.solo(3, add(3)).problem is None
 
 
-def test_a_part_of_several_extents_is_applied_in_their_order(world: World) -> None:
-    extents = [world.extent(1, [add(1)]), world.extent(2, [add(10), add(100)])]
-    (vote,) = world.shard.handle(wire.Part(Position(1, 29, 1, 0), extents, False))
+def test_parts_of_one_extent_are_applied_in_their_order(world: World) -> None:
+    extent = world.extent((1, [add(1)]), (2, [add(10), add(100)]))
+    (vote,) = world.shard.handle(wire.Part(Position(1, 29, 1, 0), extent, False))
     assert isinstance(vote, wire.Vote) and vote.results is not None
     values = {index: msgspec.msgpack.decode(value) for index, value in vote.results.values.items()}
     assert values == {10: 1, 20: 11, 21: 111}
 
 
 def test_a_part_that_does_not_decode_is_voted_down_by_name(world: World) -> None:
-    extent = world.extent(1, [add(1)])
-    for damaged, said in (
-        (Extent(extent.offset, 10, 0), "no part"),
-        (Extent(extent.offset, extent.length - 1, 0), "does not decode"),
+    extent = world.extent((1, [add(1)]))
+    for length, last, said in (
+        (0, b"", "no part"),
+        (10, b"", "no part"),
+        (extent.length - 1, b"", "cut short"),
+        (extent.length, b"\xc1", "does not decode"),
     ):
-        (vote,) = world.shard.handle(wire.Part(Position(1, 19, 1, 0), [damaged], False))
+        world.ring = world.ring[: extent.offset + extent.length - len(last)] + last
+        damaged = Extent(extent.offset, length, 0)
+        (vote,) = world.shard.handle(wire.Part(Position(1, 19, 1, 0), damaged, False))
         assert isinstance(vote, wire.Vote) and vote.problem is not None
         assert vote.problem.kind == "RingError" and said in vote.problem.message
         world.shard.handle(wire.Abort(1))
@@ -246,9 +252,8 @@ def test_plain_puts_and_other_commands_of_one_part_are_applied_in_log_order() ->
     assert kinds(world.part(1, *puts)) == [("yes", 1)]
     world.shard.handle(wire.Commit(1))
     assert world.store.data == {b"a": b"2", b"b": b"3"}
-    extents = [world.extent(2, [Put(b"a", b"4")]), world.extent(3, [CompareAndSwap(b"a", b"4", b"5")])]
-    extents += [world.extent(4, [Put(b"b", b"6")])]
-    (vote,) = world.shard.handle(wire.Part(Position(2, 49, 1, 0), extents, False))
+    extent = world.extent((2, [Put(b"a", b"4")]), (3, [CompareAndSwap(b"a", b"4", b"5")]), (4, [Put(b"b", b"6")]))
+    (vote,) = world.shard.handle(wire.Part(Position(2, 49, 1, 0), extent, False))
     assert isinstance(vote, wire.Vote) and vote.results == wire.PartResults({}, {})
     world.shard.handle(wire.Commit(2))
     assert world.store.data == {b"a": b"5", b"b": b"6"}

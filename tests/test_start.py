@@ -240,9 +240,9 @@ def test_a_lost_newest_decision_record_is_damage_that_is_noticed(tmp_path: Path)
 def test_a_damaged_part_of_a_decided_group_is_refused(tmp_path: Path) -> None:
     die_after_deciding(tmp_path)
     file = DecisionFile(tmp_path / "gen-000001" / "decision")
-    extents = file.record.participants[1]
+    extent = file.record.participants[1]
     file.close()
-    scribble(tmp_path / "gen-000001" / "shard-001" / "ring", extents[0].offset + extents[0].length - 2, b"x")
+    scribble(tmp_path / "gen-000001" / "shard-001" / "ring", extent.offset + extent.length - 2, b"x")
     refused_unchanged(tmp_path, DamagedError, "does not match its checksum")
 
 
