@@ -47,6 +47,7 @@ from engine.view import View
 from shards.digest import DIGEST_MODULUS
 from shards.kv import KeyValue
 from shards.machine import Machine
+from shards.puts import COMPILED
 from shards.types import ApplyResult, Entry, LogId
 
 log = logging.getLogger("shardengine")
@@ -133,6 +134,8 @@ class Engine(Shell):
         self._reads = runtime.reads
         self._run(runtime)
         self._draining = False
+        if not COMPILED:
+            log.info("puts are split and sorted in Python: the compiled part was not built, or is switched off")
         told = first if first is not None and runtime.outcome == "opened" else opened
         discarded = None if told.discarded is None else str(told.discarded)
         return StartReport(told.outcome if told is first else runtime.outcome, runtime.last_applied, discarded)
@@ -324,6 +327,7 @@ class Engine(Shell):
             "shards": runtime.shards,
             "durability": self._config.durability,
             "machine": self._machine.name,
+            "puts": "compiled" if COMPILED else "python",
             "last_applied": {"index": applied.index, "term": applied.term},
             "durable": {"index": durable.index, "term": durable.term},
             "entries": len(self),

@@ -1,6 +1,7 @@
 """How fast the engine is, beside what it stands on. Run with `python -m perf`; nothing here is installed.
 
     python -m perf apply       this engine, single-process py-lmdb, and the limit, in turn; then single-entry latency
+    python -m perf latency     one entry at a time beside a pipe, with and without polling, quiet and busy
     python -m perf memory      the coordinator's anonymous memory while a long stream goes through
     python -m perf snapshot    the barrier's pause against data size; copy, apply meanwhile, and restore
 
@@ -29,7 +30,7 @@ Files, lowest first:
     report.py    heading, table and file of every command
     peers.py     py-lmdb alone, the limit, and bare copies
     sides.py     the engine's side of a round
-    latency.py   one entry at a time, beside a pipe
+    latency.py   `python -m perf latency`
     apply.py     `python -m perf apply`
     memory.py    `python -m perf memory`
     sized.py     an engine of one size, under a stream that leaves it so; the pauses of its barriers

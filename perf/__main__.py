@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perf.apply import run_apply
+from perf.latency import run_latency
 from perf.load import Load
 from perf.memory import run_memory
 from perf.snapshot import run_snapshot
@@ -18,6 +19,13 @@ _APPLY = """examples:
   python -m perf apply --entries 20000 --rounds 1 --latency-rounds 1      # does it run at all?
 
 The load is made in advance: some 1.2 KiB of memory an entry of 256 bytes in this process, half of that in each writer.
+"""
+_LATENCY = """examples:
+  python -m perf latency
+  python -m perf latency --busy 4 --json latency.json
+  python -m perf latency --rounds 1      # does it run at all?
+
+The table says what polling (spin_us) gives, on the machine as it is, and beside processes that want its cores.
 """
 _MEMORY = """examples:
   python -m perf memory
@@ -49,6 +57,15 @@ def parser() -> argparse.ArgumentParser:
         default=20,
         help="blocks of 100 single chunks of each kind; 0: none (default: %(default)s)",
     )
+    apply.add_argument("--time-ms", action="store_true", help="also the engine with a time_ms of its own on each entry")
+    latency = commands.add_parser("latency", help="one entry at a time", epilog=_LATENCY, formatter_class=shape)
+    add = latency.add_argument
+    add("--value-bytes", type=_positive, default=256, help="length of a value (default: %(default)s)")
+    add("--shards", type=_at_least_two, default=2, help="worker processes, two or more (default: %(default)s)")
+    add("--rounds", type=_positive, default=20, help="blocks of 100 of each kind (default: %(default)s)")
+    add("--busy", type=_positive, default=2, help="busy processes beside the second table (default: %(default)s)")
+    add("--dir", type=Path, help="where the temporary data goes (default: the system's temporary directory)")
+    add("--json", type=Path, metavar="FILE", help="write everything here too")
     memory = commands.add_parser("memory", help="the coordinator's memory", epilog=_MEMORY, formatter_class=shape)
     _common(memory, entries=5_000_000, value_bytes=64)
     snapshot = commands.add_parser(
@@ -83,8 +100,24 @@ def _positive(text: str) -> int:
     return number
 
 
+def _at_least_two(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"{number} is less than 2")
+    return number
+
+
 def main(arguments: Sequence[str]) -> int:
     args = parser().parse_args(arguments)
+    if args.command == "latency":
+        return run_latency(
+            shards=args.shards,
+            value_bytes=args.value_bytes,
+            rounds=args.rounds,
+            busy_processes=args.busy,
+            parent=args.dir,
+            output=args.json,
+        )
     load = Load(args.entries, args.value_bytes, args.chunk, args.seed)
     if args.command == "memory":
         return run_memory(load, shards=args.shards, window=args.window, parent=args.dir, output=args.json)
@@ -104,6 +137,7 @@ def main(arguments: Sequence[str]) -> int:
         rounds=args.rounds,
         window=args.window,
         latency_rounds=args.latency_rounds,
+        time_ms=args.time_ms,
         parent=args.dir,
         output=args.json,
     )

@@ -5,23 +5,25 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engine import run
+from engine import Entry, run
 from perf import latency, peers
 from perf.load import Load, digest_of, entries_of
 from perf.report import CheckError, save, setting, show_heading, show_table
 from perf.sides import Applied, apply_all
 
 SIDES = ("engine", "py-lmdb", "limit")
+TIMED = "engine, a time each"
 
 
 class Throughput:
     """Rounds of the three sides, in turn, each in a new directory. Raises CheckError at the first wrong answer."""
 
-    def __init__(self, directory: Path, load: Load, shards: int, window: int) -> None:
+    def __init__(self, directory: Path, load: Load, shards: int, window: int, time_ms: bool) -> None:
         self._directory = directory
         self._load = load
         self._shards = shards
@@ -30,23 +32,25 @@ class Throughput:
         records = {key: value for pairs in chunks for key, value in pairs}
         self._count, self._digest = len(records), digest_of(records)
         self._entries = list(entries_of(chunks))
-        self.applied: list[Applied] = []
-        self.seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+        self._sides = (*SIDES, TIMED) if time_ms else SIDES
+        self.applied: dict[str, list[Applied]] = {"engine": [], TIMED: []}
+        self.seconds: dict[str, list[float]] = {side: [] for side in self._sides}
 
     def round(self, number: int) -> None:
-        first = number % len(SIDES)
-        for side in SIDES[first:] + SIDES[:first]:
+        first = number % len(self._sides)
+        for side in self._sides[first:] + self._sides[:first]:
             place = self._directory / f"{side}-{number}"
             place.mkdir()
             self.seconds[side].append(self._one(side, place))
             shutil.rmtree(place)
 
     def _one(self, side: str, place: Path) -> float:
-        if side == "engine":
-            applied: Applied = run(apply_all(place / "data", self._entries, self._shards, self._window))
+        if side in self.applied:
+            entries = self._entries if side == "engine" else list(timed(self._entries))
+            applied: Applied = run(apply_all(place / "data", entries, self._shards, self._window))
             if applied.digest != self._digest:
                 raise CheckError(f"engine: digest {applied.digest.hex()}, expected {self._digest.hex()}")
-            self.applied.append(applied)
+            self.applied[side].append(applied)
             seconds, count = applied.seconds, applied.records
         elif side == "py-lmdb":
             seconds, count = peers.single(place, self._load)
@@ -63,20 +67,42 @@ class Throughput:
             "entries_per_second": rates,
             "engine_over_py_lmdb": rates["engine"] / rates["py-lmdb"],
             "engine_over_limit": rates["engine"] / rates["limit"],
-            "coordinator_cpu_ns_per_entry": median(one.coordinator_cpu for one in self.applied) / entries * 1e9,
-            "worker_cpu_ns_per_entry": median(one.worker_cpu for one in self.applied) / entries * 1e9,
+            "timed_over_engine": rates[TIMED] / rates["engine"] if TIMED in rates else None,
+            "cpu_ns_per_entry": {side: cpu_of(runs, entries) for side, runs in self.applied.items() if runs},
             "seconds": self.seconds,
             "digest": self._digest.hex(),
         }
 
 
+def timed(chunks: list[list[Entry]]) -> Iterator[list[Entry]]:
+    """The same entries, each with a time of its own."""
+    for chunk in chunks:
+        yield [Entry(entry.index, entry.term, entry.data, entry.index) for entry in chunk]
+
+
+def cpu_of(runs: list[Applied], entries: int) -> dict[str, float]:
+    """Medians of CPU time, in ns an entry."""
+    return {
+        "coordinator": median(one.coordinator_cpu for one in runs) / entries * 1e9,
+        "workers": median(one.worker_cpu for one in runs) / entries * 1e9,
+    }
+
+
 def run_apply(
-    load: Load, *, shards: int, rounds: int, window: int, latency_rounds: int, parent: Path | None, output: Path | None
+    load: Load,
+    *,
+    shards: int,
+    rounds: int,
+    window: int,
+    latency_rounds: int,
+    time_ms: bool,
+    parent: Path | None,
+    output: Path | None,
 ) -> int:
     """Measure, check, then print, and write `output`. Returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
         directory = Path(name)
-        throughput = Throughput(directory, load, shards, window)
+        throughput = Throughput(directory, load, shards, window, time_ms)
         try:
             for number in range(rounds):
                 throughput.round(number)
@@ -85,26 +111,16 @@ def run_apply(
             return 1
         found = None
         if shards >= 2 and latency_rounds:
-            found = run(latency.measure(directory / "latency", shards, load.value_bytes, latency_rounds))
+            (found,) = run(latency.measure(directory / "latency", shards, load.value_bytes, latency_rounds))
     facts: dict[str, Any] = {
         **setting(load, shards, window),
         "rounds": rounds,
         "apply": throughput.facts(),
-        "latency": None if found is None else latency_facts(found),
+        "latency": None if found is None else found.facts(),
     }
     show(facts)
     save(facts, output)
     return 0
-
-
-def latency_facts(found: latency.Latency) -> dict[str, float]:
-    return {
-        "pipe_us": found.pipe_us,
-        "one_shard_us": found.one_shard_us,
-        "two_shards_us": found.two_shards_us,
-        "one_shard_over_pipe": found.one_shard_us / found.pipe_us,
-        "two_shards_over_pipe": found.two_shards_us / found.pipe_us,
-    }
 
 
 def show(facts: dict[str, Any]) -> None:
@@ -114,9 +130,11 @@ def show(facts: dict[str, Any]) -> None:
     rows += [
         ("engine / py-lmdb", f"{apply['engine_over_py_lmdb']:.2f}"),
         ("engine / limit", f"{apply['engine_over_limit']:.2f}"),
-        ("coordinator CPU", f"{apply['coordinator_cpu_ns_per_entry']:,.0f} ns/entry"),
-        ("workers' CPU", f"{apply['worker_cpu_ns_per_entry']:,.0f} ns/entry"),
     ]
+    if apply["timed_over_engine"] is not None:
+        rows.append(("a time each / engine", f"{apply['timed_over_engine']:.2f}"))
+    for side, cpu in apply["cpu_ns_per_entry"].items():
+        rows.append((f"{side}: CPU", f"coordinator {cpu['coordinator']:,.0f}, workers {cpu['workers']:,.0f} ns/entry"))
     if (found := facts["latency"]) is not None:
         rows += [
             ("pipe round trip", f"{found['pipe_us']:.1f} us"),

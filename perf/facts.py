@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from shards.puts import COMPILED
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PACKAGES = ("lmdb", "msgspec", "xxhash", "uvloop")
 
@@ -19,6 +21,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu(),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "puts": "compiled" if COMPILED else "python",
         **{name: version(name) for name in _PACKAGES},
     }
 

@@ -1,4 +1,5 @@
-"""One entry at a time, each awaited before the next is sent, beside the round trip of a bare `multiprocessing.Pipe`.
+"""`python -m perf latency`: one entry at a time, each awaited before the next is sent, beside the round trip of a bare
+`multiprocessing.Pipe`; with and without polling (`spin_us`), on the machine as it is and on a busy one.
 
 The pipe carries the same bytes there and back with `send_bytes`, to a process that does nothing else.
 """
@@ -6,7 +7,12 @@ The pipe carries the same bytes there and back with `send_bytes`, to a process t
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,11 +21,17 @@ from typing import Any
 
 import msgspec
 
-from engine import Engine, Entry, Put, encode
+from engine import Engine, EngineConfig, Entry, Put, encode, run
+from perf.facts import machine
+from perf.report import CheckError, save
 from shards.placement import shard_of, slot_of
 
 BLOCK = 100
 WARM_UP = 200
+
+
+SPINS = (EngineConfig().spin_us, 0)
+BUSY_S = 900  # a busy process ends by itself after so long
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -28,6 +40,15 @@ class Latency(msgspec.Struct, frozen=True):
     pipe_us: float
     one_shard_us: float
     two_shards_us: float
+
+    def facts(self) -> dict[str, float]:
+        return {
+            "pipe_us": self.pipe_us,
+            "one_shard_us": self.one_shard_us,
+            "two_shards_us": self.two_shards_us,
+            "one_shard_over_pipe": self.one_shard_us / self.pipe_us,
+            "two_shards_over_pipe": self.two_shards_us / self.pipe_us,
+        }
 
 
 def _echo(end: Connection[Any, Any]) -> None:
@@ -47,9 +68,11 @@ class _Caller:
     def __init__(self, db: Engine, shards: int, value_bytes: int, pipe: Connection[Any, Any]) -> None:
         self._db = db
         self._pipe = pipe
-        value = bytes(value_bytes)
+        self._value = value = bytes(value_bytes)
         self._first = [encode(Put(key, value)) for key in _keys(0, shards)]
-        self._last = [encode(Put(key, value)) for key in _keys(shards - 1, shards)]
+        last = _keys(shards - 1, shards)
+        self._last_key = last[-1]
+        self._last = [encode(Put(key, value)) for key in last]
         self._index = 0
 
     def pipe(self) -> list[int]:
@@ -72,33 +95,105 @@ class _Caller:
             times.append(time.perf_counter_ns() - began)
         return times
 
-    async def measure(self, rounds: int) -> Latency:
-        """`rounds` blocks of each kind, in turn."""
+    def check(self) -> None:
+        index, value = self._db.last_applied().index, self._db.get(self._last_key)
+        if index != self._index or value != self._value:
+            raise CheckError(f"the engine stands at {index}, not at {self._index}, or lacks its last value")
+
+    async def warm_up(self) -> None:
         for _ in range(WARM_UP // BLOCK):
             self.pipe()
             await self.chunks(self._first, self._last)
             await self.chunks(self._first)
-        pipe, one, two = [], [], []
-        for _ in range(rounds):
-            pipe += self.pipe()
-            one += await self.chunks(self._first)
-            two += await self.chunks(self._first, self._last)
-        return Latency(median(pipe) / 1000, median(one) / 1000, median(two) / 1000)
+
+    async def block(self, times: tuple[list[int], list[int], list[int]]) -> None:
+        """A block of each kind."""
+        pipe, one, two = times
+        pipe += self.pipe()
+        one += await self.chunks(self._first)
+        two += await self.chunks(self._first, self._last)
 
 
-async def measure(directory: Path, shards: int, value_bytes: int, rounds: int) -> Latency:
-    """Medians over `rounds` blocks of BLOCK round trips of each kind. Needs two shards or more."""
+async def measure(
+    directory: Path, shards: int, value_bytes: int, rounds: int, spins: Sequence[int] = SPINS[:1]
+) -> list[Latency]:
+    """For each `spin_us` of `spins`, in turn, medians over `rounds` blocks of BLOCK round trips of each kind. Needs two
+    shards or more. Raises CheckError when what was acknowledged is not there."""
     assert shards >= 2
+    times: list[tuple[list[int], list[int], list[int]]] = [([], [], []) for _ in spins]
+    async with AsyncExitStack() as stack:
+        pipe = stack.enter_context(_echoing())
+        callers = []
+        for number, spin_us in enumerate(spins):
+            engine = Engine(directory / str(number), shards=shards, config=EngineConfig(spin_us=spin_us))
+            callers.append(_Caller(await stack.enter_async_context(engine), shards, value_bytes, pipe))
+        for caller in callers:
+            await caller.warm_up()
+        for _ in range(rounds):
+            for caller, found in zip(callers, times, strict=True):
+                await caller.block(found)
+        for caller in callers:
+            caller.check()
+    return [Latency(*(median(kind) / 1000 for kind in found)) for found in times]
+
+
+@contextmanager
+def _echoing() -> Iterator[Connection[Any, Any]]:
+    """One end of a pipe whose other end gives back what it gets."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     echo = context.Process(target=_echo, args=(theirs,))
     echo.start()
     theirs.close()
     try:
-        async with Engine(directory, shards=shards) as db:
-            return await _Caller(db, shards, value_bytes, ours).measure(rounds)
+        yield ours
     finally:
         ours.send_bytes(b"")
         echo.join()
         echo.close()
         ours.close()
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """As many processes that want a core all the time."""
+    program = f"import time\nend = time.monotonic() + {BUSY_S}\nwhile time.monotonic() < end: pass"
+    running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def run_latency(
+    *, shards: int, value_bytes: int, rounds: int, busy_processes: int, parent: Path | None, output: Path | None
+) -> int:
+    """Measure with and without polling, on the machine as it is and beside busy processes; check, print, and write
+    `output`. Returns the exit code."""
+    tables: dict[str, list[Latency]] = {}
+    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
+        for number in (0, busy_processes):
+            what = f"beside {number} busy processes" if number else "as it is"
+            try:
+                with busy(number):
+                    work = measure(Path(name) / str(number), shards, value_bytes, rounds, SPINS)
+                    tables[what] = run(work)
+            except CheckError as error:
+                print(f"check failed: {error}", file=sys.stderr)
+                return 1
+    print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    print(f"single chunks of {value_bytes}-byte values, {shards} shards, median of {rounds * BLOCK} round trips, us\n")
+    print(f"{'machine':<26}{'spin_us':>8}{'pipe':>8}{'one shard':>11}{'two shards':>12}")
+    for what, found in tables.items():
+        for spin_us, row in zip(SPINS, found, strict=True):
+            print(f"{what:<26}{spin_us:>8}{row.pipe_us:>8.1f}{row.one_shard_us:>11.1f}{row.two_shards_us:>12.1f}")
+    rows = [
+        {"machine": what, "spin_us": spin_us, **row.facts()}
+        for what, found in tables.items()
+        for spin_us, row in zip(SPINS, found, strict=True)
+    ]
+    print("\nchecked: the last entry and its value are there")
+    save({"machine": machine(), "shards": shards, "value_bytes": value_bytes, "latency": rows}, output)
+    return 0

@@ -44,6 +44,14 @@ def note(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
+def _pidfd_of(pid: int) -> list[int]:
+    """A pidfd; none when the process has ended already, as it may have before its word is read."""
+    try:
+        return [os.pidfd_open(pid)]
+    except ProcessLookupError:
+        return []
+
+
 class Prey:
     """One run of tests/kill_child.py in a process group of its own. Leaving the block kills what is left of it."""
 
@@ -83,7 +91,7 @@ class Prey:
         while True:
             while (frame := self._take()) is not None:
                 if isinstance(frame, Opened):
-                    self.workers = [os.pidfd_open(pid) for pid in frame.workers]
+                    self.workers = [descriptor for pid in frame.workers for descriptor in _pidfd_of(pid)]
                 yield frame
             if self._ended or not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 assert self._ended or until is not None, f"it says nothing: {self.errors()}"

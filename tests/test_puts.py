@@ -128,6 +128,19 @@ def imported(switch: str, *program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_a_start_and_the_stats_say_which_twin_is_used(tmp_path: Path) -> None:
+    program = (
+        "import logging, sys; from engine import Engine; logging.basicConfig(level=logging.INFO); "
+        "db = Engine(sys.argv[1], shards=2); db.start(); print(db.stats()['puts']); db.stop(); db.close_storage()"
+    )
+    for switch, said in (("off", "python"), (os.environ.get(puts.SWITCH, "auto"), "compiled" * puts.COMPILED)):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), puts.SWITCH: switch}
+        command = [sys.executable, "-c", program, str(tmp_path / switch)]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert ran.stdout.strip() == (said or "python"), ran.stderr
+        assert ("split and sorted in Python" in ran.stderr) == (ran.stdout == "python\n")
+
+
 def test_the_switch_demands_the_compiled_twin_or_leaves_it_alone() -> None:
     missing = "import sys; sys.modules['shards._puts'] = None"
     assert imported("off").stdout == "False\n"
