@@ -103,7 +103,8 @@ class LogOrderError(EngineError):
 
 
 class LogConflictError(EngineError):
-    """A re-delivered entry carries another term than the one that was accepted at its index."""
+    """A re-delivered entry has another term than the one that was accepted at its index, or, while that is still in
+    flight, other data. Nothing of the chunk was accepted."""
 
 
 class ChunkAbortedError(EngineError):
