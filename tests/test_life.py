@@ -282,7 +282,7 @@ def test_a_directory_of_another_format_is_refused(tmp_path: Path) -> None:
     opened(tmp_path, applies_ten, shards=2)
     config = msgspec.json.decode((tmp_path / "config").read_bytes())
     (tmp_path / "config").write_bytes(msgspec.json.encode({**config, "format": 99}))
-    refused_unchanged(tmp_path, FormatError, "format 99.*this version reads format 1")
+    refused_unchanged(tmp_path, FormatError, "format 99.*this version reads format 2")
     (tmp_path / "config").write_bytes(b"not json")
     refused_unchanged(tmp_path, FormatError, "not readable")
 
