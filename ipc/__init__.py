@@ -9,7 +9,8 @@ This package knows no shard, key, log or snapshot, and imports nothing of the ho
 
 Files, lowest first:
 
-    errors.py   the base of every error; LinkClosedError, RingError
+    errors.py   the base of every error; LinkClosedError, FileRefusedError, RingError
+    files.py    what every rank's files have in common: owner, kind, mode, disk, sync
     ring.py     Extent, RingWriter, RingReader
     spin.py     polling for a little while before sleeping
     link.py     Link

@@ -69,5 +69,9 @@ class LinkClosedError(EngineError):
     """The peer of a link is gone: its process ended, or it closed its end."""
 
 
+class FileRefusedError(EngineError):
+    """A link, a FIFO, a device, or another user's file lies where a file of the engine should; nothing was read."""
+
+
 class RingError(EngineError):
     """An extent does not lie inside its ring: a message or a record is damaged."""

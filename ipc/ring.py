@@ -19,6 +19,7 @@ import os
 import msgspec
 
 from ipc.errors import RingError
+from ipc.files import allocate, create_file, open_file, sync
 
 ALIGNMENT = 8
 _RESERVE_STEP = 1 << 20
@@ -40,7 +41,7 @@ def aligned(length: int) -> int:
 def create_ring(path: str | os.PathLike[str], half_bytes: int) -> None:
     """Make the file of a ring at `path`, zero-filled and sparse. Fails with FileExistsError when there is one."""
     assert half_bytes % mmap.PAGESIZE == 0
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = create_file(path)
     try:
         os.ftruncate(descriptor, 2 * half_bytes)
     finally:
@@ -54,7 +55,8 @@ class RingWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._path = path
+        self._descriptor = open_file(path, os.O_RDWR)
         size = os.fstat(self._descriptor).st_size
         if size == 0 or size % (2 * mmap.PAGESIZE):
             os.close(self._descriptor)
@@ -99,12 +101,12 @@ class RingWriter:
         no block for would be a SIGBUS, this is an OSError."""
         step = min(self.half_bytes, -(-needed // _RESERVE_STEP) * _RESERVE_STEP)
         start = half * self.half_bytes + self._reserved[half]
-        os.posix_fallocate(self._descriptor, start, step - self._reserved[half])
+        allocate(self._descriptor, start, step - self._reserved[half])
         self._reserved[half] = step
 
     def sync(self) -> None:
-        """Wait until all that was written is on the disk."""
-        os.fdatasync(self._descriptor)
+        """Wait until all that was written is on the disk. Raises SyncError."""
+        sync(self._descriptor, self._path, content_only=True)
 
     def close(self) -> None:
         self._view.release()
@@ -116,8 +118,13 @@ class RingReader:
     """The reading end: looks only at extents that somebody named."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        descriptor = open_file(path)
+        try:
+            if (size := os.fstat(descriptor).st_size) == 0:
+                raise RingError(f"{path}: an empty file is no ring", size=size)
+            self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
         self._view = memoryview(self._map)
 
     def view(self, offset: int, length: int) -> memoryview:

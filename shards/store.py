@@ -23,6 +23,7 @@ import lmdb
 import lmdb.verify
 import msgspec
 
+from ipc.files import allocate
 from shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError
 from shards.types import Position
 
@@ -107,7 +108,7 @@ def _reserve_a_commit(env: lmdb.Environment, file: Path) -> None:
     used = (env.info()["last_pgno"] + 1) * PAGE_BYTES
     try:
         with file.open("r+b") as content:
-            os.posix_fallocate(content.fileno(), used, _COMMIT_PAGES * PAGE_BYTES)
+            allocate(content.fileno(), used, _COMMIT_PAGES * PAGE_BYTES)
     except OSError as error:
         env.close()
         raise StoreFullError(f"{file}: no room for a commit: {error}", hint="free disk space", used=used) from error
@@ -313,12 +314,12 @@ class Store:
             return
         try:
             try:
-                os.posix_fallocate(self._descriptor, start, end - start)
+                allocate(self._descriptor, start, end - start)
             except OSError:
                 if needed <= self._reserved:
                     return
                 end = needed  # no room to be generous
-                os.posix_fallocate(self._descriptor, start, end - start)
+                allocate(self._descriptor, start, end - start)
         except OSError as error:
             if error.errno not in _FULL:
                 raise StoreError(f"{self._file}: cannot reserve disk: {error}", path=str(self._file)) from error
@@ -523,7 +524,7 @@ class Loader:
                 len(records) + _COMMIT_PAGES
             )
             with self._file.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), used, min(room, self._env.info()["map_size"] - used))
+                allocate(file.fileno(), used, min(room, self._env.info()["map_size"] - used))
             with self._env.begin(write=True, db=self._data) as txn:
                 txn.cursor().putmulti(records, append=True)
         except (lmdb.Error, OSError) as error:
