@@ -25,6 +25,7 @@ Files, lowest first:
     cut.py          reads at one applied index
     view.py         repeatable reads
     files.py        files that are whole or absent; locks
+    anchors.py      whether a running engine's files are still in their place
     manifest.py     what a snapshot contains
     retention.py    a directory of snapshots: which are valid, which stay
     pieces.py       a piece of a travelling snapshot
@@ -33,6 +34,7 @@ Files, lowest first:
     archive.py      a snapshot as one file
     policy.py       when it is time for a snapshot; no I/O, no clock
     generations.py  the data directory
+    runmark.py      whether the files may hold more than the disk does; what is durable
     processes.py    worker processes: start, kill, reap
     chunks.py       what is in flight: Chunk, Batch, Delivery
     pinning.py      where in the log a snapshot's barrier goes
@@ -40,6 +42,7 @@ Files, lowest first:
     coordinator.py  chunks in, actions carried out, results out
     install.py      from a snapshot or a generation to a new generation
     snapshots.py    writing snapshots into place, checking and keeping them
+    resources.py    what the host allows: cores, limits
     opening.py      from a path to a locked, trusted directory
     runtime.py      one run: everything between start and stop
     reshard.py      convert a stopped directory to another shard count
@@ -61,10 +64,12 @@ from engine.errors import (
     CommitRuleError,
     ConfigError,
     DamagedError,
+    DirectoryChangedError,
     EngineError,
     EngineLockedError,
     EngineStateError,
     EngineStoppedError,
+    FileRefusedError,
     ForkedError,
     FormatError,
     LogConflictError,
@@ -90,6 +95,7 @@ from engine.errors import (
     StoreError,
     StoreFullError,
     StoreMismatchError,
+    SyncFailedError,
     TooManyViewsError,
     TravelError,
     UndeclaredKeyError,
@@ -121,6 +127,7 @@ __all__ = [
     "Context",
     "DamagedError",
     "Delete",
+    "DirectoryChangedError",
     "Engine",
     "EngineConfig",
     "EngineError",
@@ -128,6 +135,7 @@ __all__ = [
     "EngineStateError",
     "EngineStoppedError",
     "Entry",
+    "FileRefusedError",
     "ForkedError",
     "FormatError",
     "KeyValue",
@@ -166,6 +174,7 @@ __all__ = [
     "StoreError",
     "StoreFullError",
     "StoreMismatchError",
+    "SyncFailedError",
     "TooManyViewsError",
     "TravelError",
     "Tx",

@@ -23,6 +23,7 @@ import msgspec
 
 from engine.commit import Group
 from engine.errors import CommitRuleError, DamagedError
+from ipc.files import allocate, create_file, open_file, sync, write_all
 from ipc.ring import Extent
 from shards.digest import checksum
 from shards.types import LogId, Position
@@ -53,8 +54,11 @@ _decode = msgspec.msgpack.Decoder(Record).decode
 
 def create_decision(path: Path, record: Record) -> None:
     """Make the file with its first record. The caller makes it durable with the directory."""
-    with path.open("xb") as file:
-        os.posix_fallocate(file.fileno(), 0, 2 * SLOT_BYTES)
+    descriptor = create_file(path)
+    try:
+        allocate(descriptor, 0, 2 * SLOT_BYTES)
+    finally:
+        os.close(descriptor)
     decision = DecisionFile(path, fresh=True)
     decision.write(record, sync=True)
     decision.close()
@@ -63,9 +67,9 @@ def create_decision(path: Path, record: Record) -> None:
 class DecisionFile:
     """The open file. `record` is the newest one; `write` replaces it."""
 
-    def __init__(self, path: Path, *, fresh: bool = False) -> None:
-        """Raises DamagedError when neither slot is readable (unless `fresh`)."""
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    def __init__(self, path: Path, *, fresh: bool = False, readonly: bool = False) -> None:
+        """Raises DamagedError when neither slot is readable (unless `fresh`), FileRefusedError, OSError."""
+        self._descriptor = open_file(path, os.O_RDONLY if readonly else os.O_RDWR)
         self._path = path
         found = [self._read(slot) for slot in (0, 1)]
         newest = max((one for one in found if one is not None), default=None, key=lambda one: one[0])
@@ -90,7 +94,7 @@ class DecisionFile:
             return None
         try:
             return sequence, _decode(payload)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return None
 
     def write(self, record: Record, *, sync: bool) -> None:
@@ -105,17 +109,16 @@ class DecisionFile:
             raise CommitRuleError(f"a decision record of {len(payload)} bytes passes its slot of {SLOT_BYTES}")
         counted = _COUNT.pack(self._sequence + 1, len(payload))
         slot = counted + checksum(counted + payload).to_bytes(8, "little") + payload
-        written = os.pwrite(self._descriptor, slot, self._target * SLOT_BYTES)
-        if written != len(slot):
-            raise OSError(f"{self._path}: wrote {written} of {len(slot)} bytes")
+        write_all(self._descriptor, slot, self._target * SLOT_BYTES)
         if sync:
-            os.fdatasync(self._descriptor)
+            self.sync()
         self._sequence += 1
         self._target ^= 1
         self.record = record
 
     def sync(self) -> None:
-        os.fdatasync(self._descriptor)
+        """Return when the records are on the disk. Raises SyncError."""
+        sync(self._descriptor, self._path, content_only=True)
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import errno
 import logging
 import os
 import threading
@@ -31,9 +30,9 @@ from engine.errors import (
     EngineStoppedError,
     SnapshotError,
     SnapshotInProgressError,
-    StoreError,
     TooManyViewsError,
 )
+from engine.files import disk_error
 from engine.generations import Generation
 from engine.manifest import Manifest
 from engine.opening import Opened, open_directory
@@ -117,7 +116,7 @@ class Engine(Shell):
         try:
             return self._start()
         except OSError as error:
-            raise _refused(self._path, error) from error
+            raise disk_error(f"{self._path} cannot be opened", error, path=str(self._path)) from error
 
     def _start(self) -> StartReport:
         first: Opened | None = None
@@ -292,14 +291,12 @@ class Engine(Shell):
     def durable(self) -> LogId:
         """How far the state survives power loss, hence how far the host may cut its log.
 
-        Mode "power": `last_applied()`. Mode "process": `last_applied()` right after a flush or a stop; from the next
-        write on the newest snapshot in the directory, or (0, 0), since unsynced LMDB files cannot be trusted after the
-        machine went down.
+        Mode "power": `last_applied()`. Mode "process": the newest snapshot of this log in the directory, or (0, 0). A
+        flush does not raise it: what it made durable the next write makes doubtful again. It never falls, but for
+        `reset` and a forced `restore`, which begin another log; and it stays where it is once a sync has failed.
         """
         runtime = self._running()
-        if self._config.durability == "power":
-            return runtime.last_applied
-        return min(runtime.last_applied, max(runtime.durable, self._snapshots.newest))
+        return runtime.mark.durable(runtime.last_applied, self._snapshots.newest)
 
     def entry_term(self, index: int) -> int | None:
         """The term of an applied entry; None beyond `last_applied()`, and for entries too old to be remembered."""
@@ -338,6 +335,7 @@ class Engine(Shell):
             "waiting_calls": len(self._room),
             "views": len(self._views),
             "pinned_cuts": runtime.reads.pinned,
+            "sync_failed": runtime.mark.failure,
             "failure": None if coordinator.failure is None else str(coordinator.failure),
             "workers": [
                 {
@@ -470,10 +468,12 @@ class Engine(Shell):
     def _move_to(self, generation: Generation) -> None:
         """Start `generation`, name it in CURRENT, and let go of the one before. Blocks while workers start."""
         old = self._running()
-        new = Runtime(dataclasses.replace(old.opened, generation=generation), self._machine, self._config)
-        new.start()
+        opened = dataclasses.replace(old.opened, generation=generation)
+        new = Runtime(opened, self._machine, self._config)
+        new.start(old.mark.failure)
         try:
-            old.opened.directory.make_current(generation)
+            old.anchors.check()
+            unsynced = old.opened.directory.make_current(generation)
         except BaseException:
             new.abandon()
             new.reads.close()
@@ -485,7 +485,10 @@ class Engine(Shell):
         old.coordinator.flushing.end(None)  # the new generation is durable as a whole
         old.abandon()
         before.close()
-        old.opened.generation.remove()
+        if unsynced is None:
+            old.opened.generation.remove()
+        else:  # CURRENT may yet name it again
+            new.mark.fail(f"CURRENT names {generation.path.name}, but that may not be on the disk: {unsynced}")
         self._snapshots.look(new.fixed.lineage)
         self._published()
 
@@ -537,19 +540,6 @@ class Engine(Shell):
 
 def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
-
-
-def _refused(path: Path, error: OSError) -> StoreError:
-    """What the system did not let a start do, with what to do about it."""
-    hints = {
-        errno.EMFILE: "raise the limit of open files (ulimit -n): a shard takes about ten",
-        errno.EACCES: "the directory must be readable and writable for this user",
-        errno.EROFS: "name a directory on a writable file system",
-        errno.ENOSPC: "free disk space",
-        errno.ENOENT: "a file is missing: restore a snapshot into another directory",
-    }
-    hint = hints.get(error.errno or 0, "name an empty or a new directory, or one that an engine made")
-    return StoreError(f"{path} cannot be opened: {error}", hint=hint, path=str(path))
 
 
 def _make_way(path: Path) -> None:

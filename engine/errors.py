@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipc.errors import EngineError
+from ipc.errors import EngineError, FileRefusedError
 from shards.errors import (
     BadEntryError,
     ChunkFailedError,
@@ -12,6 +12,7 @@ from shards.errors import (
     StoreError,
     StoreFullError,
     StoreMismatchError,
+    SyncFailedError,
     UndeclaredKeyError,
 )
 
@@ -23,10 +24,12 @@ __all__ = [
     "CommitRuleError",
     "ConfigError",
     "DamagedError",
+    "DirectoryChangedError",
     "EngineError",
     "EngineLockedError",
     "EngineStateError",
     "EngineStoppedError",
+    "FileRefusedError",
     "ForkedError",
     "FormatError",
     "LogConflictError",
@@ -52,6 +55,7 @@ __all__ = [
     "StoreError",
     "StoreFullError",
     "StoreMismatchError",
+    "SyncFailedError",
     "TooManyViewsError",
     "TravelError",
     "UndeclaredKeyError",
@@ -88,6 +92,11 @@ class FormatError(EngineError):
 
 class DamagedError(EngineError):
     """Files contradict each other or fail their checksum; nothing was changed."""
+
+
+class DirectoryChangedError(EngineError):
+    """The data directory, or a file that keeps others out of it, was moved, removed or replaced under the running
+    engine, which fails before anything lands elsewhere."""
 
 
 class StateUntrustedError(EngineError):

@@ -1,4 +1,7 @@
-"""Small files that must be whole or absent, whatever dies: written beside their place, fsynced, renamed into it."""
+"""Small files that must be whole or absent, whatever dies: written beside their place, fsynced, renamed into it.
+
+Nothing is undone after a rename: from there on the new name may be on the disk, whatever the sync behind it says.
+"""
 
 from __future__ import annotations
 
@@ -10,53 +13,135 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
-from engine.errors import EngineLockedError, FormatError
+from engine.errors import EngineLockedError, FormatError, StoreError, StoreFullError, SyncFailedError
+from ipc.errors import FULL, hint_for
+from ipc.files import SyncError, create_file, make_directory, open_file, sync, sync_path
+from shards.digest import checksum128
 
 T = TypeVar("T")
+
+SMALL_BYTES_MAX = 1 << 20
+"""More than any small file has."""
+
+_UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
 _LOCAL_ONLY = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs", "afs"}
 )
 
 
+def disk_error(what: str, error: OSError, **facts: Any) -> StoreError:
+    """What the system said about files, as an error that names `what` and says what to do."""
+    kind = SyncFailedError if isinstance(error, SyncError) else StoreFullError if error.errno in FULL else StoreError
+    return kind(f"{what}: {error}", hint=hint_for(error), **facts)
+
+
+# ---- whole or absent -------------------------------------------------------------------------------------------------
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Replace the file at `path`. Returns when the new content, and its name, are on the disk."""
-    beside = path.with_name(path.name + ".new")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
+    replace_file(path, data)
     sync_directory(path.parent)
 
 
+def replace_file(path: Path, data: bytes, *, synced: bool = True) -> None:
+    """Give `path` new content, which is on the disk when this returns, unless not `synced`; its name may not be.
+
+    Until the rename, which is the last step, a failure changes nothing.
+    """
+    beside = path.with_name(path.name + ".new")
+    beside.unlink(missing_ok=True)
+    with os.fdopen(create_file(beside), "wb") as file:
+        file.write(data)
+        file.flush()
+        if synced:
+            sync(file.fileno(), beside)
+    beside.rename(path)
+
+
 def sync_directory(path: Path) -> None:
-    """Return when the names in the directory are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Return when the names in the directory are on the disk. Raises SyncError."""
+    sync_path(path)
 
 
-def sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def make_directories(path: Path) -> None:
+    """Make `path`, for this user alone, and what is missing above it; returns when all their names are on the disk.
+    Nothing happens when it is there."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    for one in reversed(missing):
+        try:
+            make_directory(one) if one == path else one.mkdir()
+        except FileExistsError:
+            if not one.is_dir():
+                raise
+        sync_directory(one.parent)
+
+
+def read_small(path: Path) -> bytes:
+    """All of a plain file of this user that is as small as every file of ours. Raises FileRefusedError, FormatError,
+    OSError."""
+    descriptor = open_file(path)
     try:
-        os.fsync(descriptor)
+        size = os.fstat(descriptor).st_size
+        data = os.read(descriptor, SMALL_BYTES_MAX) if size <= SMALL_BYTES_MAX else b""
     finally:
         os.close(descriptor)
+    if size > SMALL_BYTES_MAX:
+        raise FormatError(f"{path}: {size} bytes; no such file has more than {SMALL_BYTES_MAX}", hint=_WRITTEN_BY)
+    return data
+
+
+_WRITTEN_BY = "was it written by another program, or another version?"
+
+
+def pretty(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=1)
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_whole(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+    write_whole(path, pretty(value) + b"\n")
 
 
 def read_json(path: Path, kind: type[T]) -> T:
     """Raises FormatError when the file is not what this version writes, FileNotFoundError when there is none."""
+    return _decode(path, read_small(path), kind)
+
+
+def _decode(path: Path, data: bytes | msgspec.Raw, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except msgspec.MsgspecError as error:
-        raise FormatError(f"{path}: not readable: {error}", hint="was it written by another version?") from error
+        return msgspec.json.decode(data, type=kind)
+    except _UNREADABLE as error:
+        raise FormatError(f"{path}: not readable: {error}", hint=_WRITTEN_BY) from error
+
+
+class _Sealed(msgspec.Struct, frozen=True):
+    checksum: str
+    content: msgspec.Raw
+
+
+def sealed(value: Any) -> bytes:
+    """A value as JSON that carries the XXH3-128 of its own text."""
+    text = pretty(value)
+    return b'{"checksum": "%s",\n"content": %s}\n' % (checksum128(text).hex().encode(), text)
+
+
+def write_sealed(path: Path, value: Any) -> None:
+    write_whole(path, sealed(value))
+
+
+def read_sealed(path: Path, kind: type[T]) -> T:
+    """As `read_json`, of what `write_sealed` wrote: one changed bit is a FormatError."""
+    envelope = read_json(path, _Sealed)
+    if checksum128(bytes(envelope.content)).hex() != envelope.checksum:
+        raise FormatError(
+            f"{path}: its content does not match its checksum",
+            hint="it was edited or damaged: put a copy in its place, or restore a snapshot into another directory",
+        )
+    return _decode(path, envelope.content, kind)
+
+
+# ---- locks -----------------------------------------------------------------------------------------------------------
 
 
 class Lock:
@@ -69,12 +154,12 @@ class Lock:
     _held: ClassVar[set[Path]] = set()
 
     def __init__(self, path: Path) -> None:
-        """Raises EngineLockedError when this process has the file locked already."""
+        """Raises EngineLockedError when this process has the file locked already, FileRefusedError."""
         self._key = path.resolve()
         if self._key in self._held:
             raise self._refused(path, os.getpid())
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._path = path
+        self._descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
         self._held.add(self._key)
 
     def take(self, timeout_ms: int = 0, *, sign: bool = True) -> None:
@@ -84,8 +169,10 @@ class Lock:
         while True:
             try:
                 fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
+                if self._in_place():
+                    break
+                self._reopen()
+            except (BlockingIOError, PermissionError):
                 if time.monotonic() >= deadline:
                     raise self._refusal() from None
                 time.sleep(0.005)
@@ -93,9 +180,21 @@ class Lock:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
 
+    def _in_place(self) -> bool:
+        """Whether the path names the file that is locked: somebody may have removed it before."""
+        try:
+            return os.path.samestat(os.lstat(self._path), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
+
+    def _reopen(self) -> None:
+        descriptor = open_file(self._path, os.O_RDWR | os.O_CREAT)
+        os.close(self._descriptor)
+        self._descriptor = descriptor
+
     def _refusal(self) -> EngineLockedError:
         holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()
-        return self._refused(self._path, int(holder) if holder.isdigit() else None)
+        return self._refused(self._path, int(holder) if holder.isdecimal() and holder.isascii() else None)
 
     @staticmethod
     def _refused(path: Path, pid: int | None) -> EngineLockedError:
@@ -114,15 +213,28 @@ class Lock:
 os.register_at_fork(after_in_child=Lock._held.clear)
 
 
+# ---- file systems ----------------------------------------------------------------------------------------------------
+
+
 def filesystem_of(path: Path) -> str:
     """The type of the file system that `path` lies on, as /proc/self/mountinfo names it; "" when unknown."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_bytes()
+    except OSError:
+        return ""
     best, kind = -1, ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in mounts.splitlines():
         fields = line.split()
-        mount = fields[4].encode().decode("unicode_escape")
+        mount = os.fsdecode(_unescaped(fields[4]))
         if len(mount) >= best and path.is_relative_to(mount):
-            best, kind = len(mount), fields[fields.index("-") + 1]
+            best, kind = len(mount), os.fsdecode(fields[fields.index(b"-") + 1])
     return kind
+
+
+def _unescaped(name: bytes) -> bytes:
+    r"""A name as the kernel writes it: blanks and backslashes as \ooo, every other byte as it is."""
+    head, *rest = name.split(b"\\")
+    return head + b"".join([bytes([int(part[:3], 8)]) + part[3:] for part in rest])
 
 
 def refuse_network_filesystem(path: Path) -> None:

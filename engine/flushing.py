@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from engine.chunks import error_of
 from engine.commit import Commit
 from engine.decision import DecisionFile
-from engine.errors import EngineError, StoreError
+from engine.errors import EngineError
+from engine.files import disk_error
 from engine.pinning import Sender
 from shards import wire
 
@@ -81,7 +82,7 @@ class Flushing:
         try:
             self._decision.sync()
         except OSError as error:
-            self._error = StoreError(f"the decision record cannot be synced: {error}")
+            self._error = disk_error("the decision record cannot be synced", error)
         asking, outcome, following = self._asking, self._error, self._next
         self._asking, self._error, self._next, self._owed = [], None, [], None
         for done in asking:

@@ -11,6 +11,7 @@ generation that CURRENT never named is half-built, and removed at the next start
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -20,14 +21,25 @@ from pathlib import Path
 import msgspec
 
 from engine.decision import DecisionFile, Record, create_decision
-from engine.errors import DamagedError, FormatError, MachineMismatchError, ShardCountMismatchError, StoreFullError
-from engine.files import Lock, read_json, sync_directory, sync_file, write_json, write_whole
+from engine.errors import DamagedError, FormatError, MachineMismatchError, ShardCountMismatchError
+from engine.files import Lock, disk_error, read_sealed, read_small, replace_file, sync_directory, write_sealed
+from ipc.files import (
+    SyncError,
+    allocate,
+    check_file,
+    check_owner,
+    create_file,
+    drop_from_memory,
+    make_directory,
+    sync_path,
+)
 from ipc.ring import create_ring
 from shards.machine import Machine
 from shards.placement import SLOTS
-from shards.store import FORMAT, Identity, Store
+from shards.store import FORMAT, Identity, Store, damage_in
 from shards.types import Limits, Position
 
+log = logging.getLogger("shardengine")
 _NAME = re.compile(r"gen-\d{6,}")
 CREATE_MAP_BYTES = 1 << 20
 LOCK_BYTES = 64 << 10  # a thousand readers
@@ -55,25 +67,12 @@ class GenerationInfo(msgspec.Struct, frozen=True):
     config: DirectoryConfig
 
 
-class RunMark(msgspec.Struct, frozen=True):
-    """Whether what is in the files may be more than what is on the disk. Durable before the first write of a run.
-
-    It speaks of one generation only: another one was made durable before CURRENT named it, and has no write since.
-    """
-
-    clean: bool
-    boot_id: str
-    mode: str
-    lineage: str
-    generation: str
-
-
 class Generation:
     """The paths and identities of one generation."""
 
     def __init__(self, path: Path, info: GenerationInfo | None = None) -> None:
         self.path = path
-        self.info = info or read_json(path / "GENERATION", GenerationInfo)
+        self.info = info or read_sealed(path / "GENERATION", GenerationInfo)
 
     @property
     def shards(self) -> int:
@@ -89,6 +88,36 @@ class Generation:
     def identity(self, shard: int) -> Identity:
         return Identity(self.info.id, shard, self.info.shards, SLOTS, self.info.config.machine)
 
+    def is_whole(self) -> bool:
+        """Whether every page of every shard is sound on the disk itself: what the kernel holds of it in memory, which
+        may be more, is dropped before. Blocks for as long as it takes to read all of it."""
+        for shard in range(self.shards):
+            file = self.shard(shard) / "data.mdb"
+            drop_from_memory(file)
+            if findings := damage_in(self.shard(shard)):
+                log.error("%s is damaged: %s", file, "; ".join(findings[:3]))
+                return False
+        return True
+
+    @property
+    def guards(self) -> list[Path]:
+        """The files that keep a second engine, or a second readers' table, out."""
+        return [self.shard(shard) / name for shard in range(self.shards) for name in ("owner", "lock.mdb")]
+
+    def mend_guards(self) -> None:
+        """A cleaner may have taken what is as good new, while nobody runs. Raises DamagedError when an `owner` is
+        missing: an engine might live that only it would tell of."""
+        for file in self.guards:
+            if file.exists():
+                continue
+            if file.name == "owner":
+                raise DamagedError(
+                    f"{file} is missing: nothing tells whether a worker still writes there",
+                    hint="who cleans up in this directory? See that no engine runs on it, then make that file, empty",
+                    path=str(file),
+                )
+            _make_readers_table(file)
+
     def remove(self) -> None:
         """Delete it; CURRENT must not name it. Nothing happens when it is gone."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -97,7 +126,7 @@ class Generation:
         """Remember that a later version of the machine has taken over."""
         config = msgspec.structs.replace(self.info.config, machine_version=version)
         self.info = msgspec.structs.replace(self.info, config=config)
-        write_json(self.path / "GENERATION", self.info)
+        write_sealed(self.path / "GENERATION", self.info)
 
 
 class Directory:
@@ -113,7 +142,7 @@ class Directory:
     def load(self) -> DirectoryConfig | None:
         """What the directory remembers; None when it is new. FormatError: it is something else."""
         try:
-            config = read_json(self._config, DirectoryConfig)
+            config = read_sealed(self._config, DirectoryConfig)
         except FileNotFoundError:
             self._refuse_foreign()
             return None
@@ -135,7 +164,7 @@ class Directory:
             )
 
     def save(self, config: DirectoryConfig) -> None:
-        write_json(self._config, config)
+        write_sealed(self._config, config)
 
     def current(self) -> Generation | None:
         """The live generation, or None: there is none yet, or it was set aside."""
@@ -153,7 +182,7 @@ class Directory:
     def _current_name(self) -> str | None:
         """What CURRENT says; None when it is missing. FormatError: that is no generation's name."""
         try:
-            name = (self.path / "CURRENT").read_bytes().decode(errors="replace").strip()
+            name = read_small(self.path / "CURRENT").decode(errors="replace").strip()
         except FileNotFoundError:
             return None
         if not _NAME.fullmatch(name):
@@ -179,6 +208,17 @@ class Directory:
                     path=str(self.path),
                 )
 
+    def check_ours(self) -> None:
+        """Nothing in it is another user's, and where a generation has files nothing else lies. Raises
+        FileRefusedError."""
+        check_owner(self.path, self.path.stat())
+        for entry in self.path.iterdir():
+            check_owner(entry, entry.lstat())
+        for generation in self._generations():
+            for file in (generation / "GENERATION", generation / "decision", *generation.glob("shard-*/*")):
+                with suppress(FileNotFoundError):
+                    check_file(file)
+
     def set_aside(self, generation: Generation) -> Path:
         """Put an untrusted generation out of the way, whole. Returns where it is."""
         aside = self.path / f"set-aside-{generation.path.name}"
@@ -192,20 +232,15 @@ class Directory:
         return aside if aside.is_dir() else None
 
     def begin(self, shards: int, config: DirectoryConfig) -> Generation:
-        """A new, empty directory for a generation beside whatever is there. Nobody knows it yet. Raises StoreFullError.
-
-        The readers' tables get their disk here, since LMDB writes into them unasked: without any, that is a SIGBUS.
-        """
+        """A new, empty directory for a generation beside whatever is there. Nobody knows it yet. Raises StoreError."""
         path = self.path / f"gen-{self._next_number():06}"
         try:
-            path.mkdir()
+            make_directory(path)
             for shard in range(shards):
-                (path / f"shard-{shard:03}").mkdir()
-                with (path / f"shard-{shard:03}" / "lock.mdb").open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, LOCK_BYTES)
+                _begin_shard(path / f"shard-{shard:03}")
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
-            raise StoreFullError(f"{path} cannot be made: {error}", hint="free disk space", path=str(path)) from error
+            raise disk_error(f"{path} cannot be made", error, path=str(path)) from error
         return Generation(path, GenerationInfo(f"{path.name}-{os.urandom(8).hex()}", shards, config))
 
     def create(self, shards: int, config: DirectoryConfig, half_bytes: int) -> Generation:
@@ -221,7 +256,7 @@ class Directory:
             self.complete(generation, Record(Position(), [], {}, config.machine_version), half_bytes)
         except OSError as error:
             generation.remove()
-            raise StoreFullError(f"{generation.path} cannot be made: {error}", hint="free disk space") from error
+            raise disk_error(f"{generation.path} cannot be made", error, path=str(generation.path)) from error
         except BaseException:
             generation.remove()
             raise
@@ -232,16 +267,25 @@ class Directory:
         for shard in range(generation.shards):
             path = generation.shard(shard)
             create_ring(path / "ring", half_bytes)
-            (path / "owner").touch()
+            os.close(create_file(path / "owner"))
             for name in ("data.mdb", "ring", "owner"):
-                sync_file(path / name)
+                sync_path(path / name)
             sync_directory(path)
         create_decision(generation.decision, record)
-        write_json(generation.path / "GENERATION", generation.info)
+        write_sealed(generation.path / "GENERATION", generation.info)
 
-    def make_current(self, generation: Generation) -> None:
-        """From here on there is no way back: the next start, whoever dies, finds this generation."""
-        write_whole(self.path / "CURRENT", generation.path.name.encode())
+    def make_current(self, generation: Generation) -> SyncError | None:
+        """From here on there is no way back: the next start, whoever dies, finds this generation.
+
+        What is raised has changed nothing. Returned is what keeps the new name from the disk: a power loss may bring
+        the old one back, so both generations must stay.
+        """
+        replace_file(self.path / "CURRENT", generation.path.name.encode())
+        try:
+            sync_directory(self.path)
+        except SyncError as error:
+            return error
+        return None
 
     def await_predecessors(self, timeout_ms: int) -> None:
         """Return when no worker of an earlier run lives in any generation: what they write in may be removed then.
@@ -256,7 +300,9 @@ class Directory:
                 lock.take(timeout_ms, sign=False)
 
     def remove_half_built(self) -> None:
-        """Delete the generations that CURRENT does not name: an unfinished creation left them."""
+        """Delete the generations that CURRENT does not name: an unfinished creation left them. CURRENT is on the disk
+        before that."""
+        sync_directory(self.path)
         current = self._current_name()
         for path in self._generations():
             if path.name != current:
@@ -266,34 +312,34 @@ class Directory:
         names = [path.name.removeprefix("set-aside-") for path in self.path.iterdir()]
         return max([int(name[4:]) for name in names if _NAME.fullmatch(name)], default=0) + 1
 
-    def run_mark(self) -> RunMark | None:
-        """The mark of the last run; None when it is missing or unreadable."""
-        try:
-            return read_json(self.path / "run-mark", RunMark)
-        except (FileNotFoundError, FormatError):
-            return None
-
-    def write_run_mark(self, mark: RunMark) -> None:
-        """Returns when it is durable."""
-        write_json(self.path / "run-mark", mark)
-
     def bytes_on_disk(self) -> int:
         """Disk blocks in use by everything in the directory, in bytes."""
         used = 0
         for path in self.path.rglob("*"):
-            with suppress(FileNotFoundError):  # a snapshot comes and goes meanwhile
+            with suppress(OSError):  # a snapshot comes and goes meanwhile
                 used += path.lstat().st_blocks * 512
         return used
+
+
+def _begin_shard(path: Path) -> None:
+    """The directory of a shard, and in it the files that LMDB would make with modes of its own. The readers' table gets
+    its disk here, since LMDB writes into it unasked: without any, that is a SIGBUS."""
+    make_directory(path)
+    os.close(create_file(path / "data.mdb"))
+    _make_readers_table(path / "lock.mdb")
+
+
+def _make_readers_table(path: Path) -> None:
+    descriptor = create_file(path)
+    try:
+        allocate(descriptor, 0, LOCK_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def new_lineage() -> str:
     """Unlike any other log's."""
     return os.urandom(16).hex()
-
-
-def boot_id() -> str:
-    """Unlike any other boot of any machine."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def check_machine(config: DirectoryConfig, machine: type[Machine], path: Path) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 import msgspec
 
 from engine.decision import Record
-from engine.errors import SnapshotDamagedError, SnapshotFormatError, StoreFullError
+from engine.errors import SnapshotDamagedError, SnapshotFormatError
+from engine.files import disk_error
 from engine.generations import Directory, DirectoryConfig, Generation
 from engine.manifest import Manifest, PartInfo, read_manifest
 from shards.digest import hasher128
@@ -134,9 +135,7 @@ def build(directory: Directory, origin: Origin, target: Target) -> Generation:
         directory.complete(generation, record, target.half_bytes)
     except OSError as error:
         generation.remove()
-        raise StoreFullError(
-            f"{generation.path} cannot be built: {error}", hint="free disk space", path=str(generation.path)
-        ) from error
+        raise disk_error(f"{generation.path} cannot be built", error, path=str(generation.path)) from error
     except BaseException:
         generation.remove()
         raise

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import resource
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import BAD_ENTRY_DEFAULT, KEY_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_DEFAULT, EngineConfig
 from engine.errors import ConfigError, StateUntrustedError
-from engine.files import Lock, refuse_network_filesystem
+from engine.files import Lock, make_directories, refuse_network_filesystem
 from engine.generations import (
     Directory,
     DirectoryConfig,
     Generation,
-    RunMark,
-    boot_id,
     check_machine,
     check_shard_count,
     new_lineage,
 )
 from engine.install import Target, build
+from engine.resources import check_resource_limits, default_shards
+from engine.runmark import read_mark, trusted, write_clean
 from engine.snapshots import newest_trusted
+from ipc.files import check_owner
 from shards.machine import Machine
 from shards.placement import SLOTS
 from shards.store import FORMAT, PAGE_BYTES
@@ -45,9 +44,10 @@ def open_directory(path: Path, machine: type[Machine], config: EngineConfig) -> 
     Raises EngineLockedError, FormatError, MachineMismatchError, ShardCountMismatchError, ConfigError, or
     StateUntrustedError; the lock is free then.
     """
-    check_resource_limits(config)
-    path.mkdir(parents=True, exist_ok=True)
+    check_resource_limits(config, config.shards or 1)
+    make_directories(path)
     refuse_network_filesystem(path)
+    check_owner(path, path.stat())
     lock = Lock(path / "LOCK")
     try:
         lock.take()
@@ -58,6 +58,7 @@ def open_directory(path: Path, machine: type[Machine], config: EngineConfig) -> 
 
 
 def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], config: EngineConfig) -> Opened:
+    directory.check_ours()
     directory.await_predecessors(config.start_timeout_ms)
     remembered = directory.load()
     if remembered is None:
@@ -72,10 +73,13 @@ def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], confi
     directory.remove_half_built()
     if generation is not None:
         check_shard_count(generation.shards, config.shards)
-        if _trusted(directory, generation):
+        check_resource_limits(config, generation.shards)
+        if trusted(read_mark(directory.path), generation, generation.is_whole):
+            generation.mend_guards()
             return Opened(directory, lock, generation, "opened", None)
         discarded = directory.set_aside(generation)
     shards = config.shards or (default_shards() if last is None else last.shards)
+    check_resource_limits(config, shards)
     origin = None if discarded is None else newest_trusted(directory.path, fixed)
     if origin is not None:
         outcome = "restored"
@@ -85,8 +89,9 @@ def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], confi
         outcome = _decide_to_create(discarded, config)
         generation = directory.create(shards, fixed, half_bytes(config))
     # First the mark: a generation without one of its own could not be trusted after the next death.
-    directory.write_run_mark(RunMark(True, boot_id(), config.durability, fixed.lineage, generation.info.id))
-    directory.make_current(generation)
+    write_clean(directory.path, generation, config.durability)
+    if (problem := directory.make_current(generation)) is not None:
+        raise problem
     return Opened(directory, lock, generation, outcome, discarded)
 
 
@@ -117,18 +122,6 @@ def _check_fixed(remembered: DirectoryConfig, config: EngineConfig) -> None:
             )
 
 
-def _trusted(directory: Directory, generation: Generation) -> bool:
-    """False when the machine went down after writes that nobody had synced (or nobody can tell)."""
-    mark = directory.run_mark()
-    if mark is None:
-        return False
-    if mark.generation != generation.info.id:
-        return True
-    return mark.lineage == generation.info.config.lineage and (
-        mark.clean or mark.mode == "power" or mark.boot_id == boot_id()
-    )
-
-
 def _decide_to_create(discarded: Path | None, config: EngineConfig) -> str:
     if discarded is None:
         return "created"
@@ -145,32 +138,3 @@ def _decide_to_create(discarded: Path | None, config: EngineConfig) -> str:
 def half_bytes(config: EngineConfig) -> int:
     """The size of half a ring: whole pages."""
     return config.ring_bytes // 2 // PAGE_BYTES * PAGE_BYTES
-
-
-def default_shards() -> int:
-    """min(8, max(2, usable cores - 1))."""
-    return min(8, max(2, usable_cores() - 1))
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, by affinity and by cgroup quota."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
-
-
-def check_resource_limits(config: EngineConfig) -> None:
-    """Raise ConfigError when the process may not map, or write a file, as large as `map_bytes`."""
-    for name, limit in (("RLIMIT_AS", resource.RLIMIT_AS), ("RLIMIT_FSIZE", resource.RLIMIT_FSIZE)):
-        allowed = resource.getrlimit(limit)[0]
-        if allowed != resource.RLIM_INFINITY and allowed < config.map_bytes:
-            raise ConfigError(
-                f"map_bytes={config.map_bytes}, but {name} allows this process {allowed} bytes",
-                hint=f"lower map_bytes, or raise the limit (ulimit {'-v' if name == 'RLIMIT_AS' else '-f'})",
-                key="map_bytes",
-                value=config.map_bytes,
-                allowed=allowed,
-            )

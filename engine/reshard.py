@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from engine.config import EngineConfig
+from engine.files import disk_error
 from engine.install import Origin, Progress, Target, build
 from engine.opening import Opened, half_bytes, open_directory
 from engine.runtime import Runtime
@@ -58,7 +59,8 @@ def convert(
                 generation.info.config,
             )
             target = Target(shards, machine, half_bytes(config), config.map_bytes, progress)
-            opened.directory.make_current(build(opened.directory, origin, target))
+            if (problem := opened.directory.make_current(build(opened.directory, origin, target))) is not None:
+                raise disk_error(f"{path} is converted, but that may not be on the disk", problem)
             generation.remove()
         return opened
     finally:

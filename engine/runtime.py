@@ -13,10 +13,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 
 import msgspec
 
+from engine.anchors import Anchors
 from engine.commit import Commit
 from engine.config import EngineConfig
 from engine.coordinator import Coordinator
@@ -27,15 +29,16 @@ from engine.errors import (
     EngineError,
     MachineImportError,
     MachineMismatchError,
-    StoreFullError,
+    SyncFailedError,
     WorkerFailedError,
 )
 from engine.files import sync_directory
 from engine.flushing import Done
-from engine.generations import DirectoryConfig, Generation, RunMark, boot_id, new_lineage
+from engine.generations import DirectoryConfig, Generation, new_lineage
 from engine.install import Origin, Target, build
 from engine.opening import Opened, half_bytes
 from engine.processes import Workers
+from engine.runmark import RunMark
 from engine.split import Splitter
 from ipc.errors import LinkClosedError
 from ipc.ring import RingWriter, create_ring
@@ -47,6 +50,7 @@ from shards.types import LogId, Position
 from shards.worker import WorkerSpec
 
 TICK_MS = 250
+_TICKS_A_LOOK = 8  # at the files that keep others out
 _SPARE_READERS = 16
 log = logging.getLogger("shardengine")
 
@@ -65,10 +69,9 @@ class Runtime:
         self._machine = machine
         self.on_link: Callable[[int, int], None] = lambda shard, descriptor: None
         self.off_link: Callable[[int, int], None] = lambda shard, descriptor: None
-        self._marked_clean = False
         self._reading = False
+        self._ticks = count(1)
         self._open = ExitStack()
-        self.durable = LogId(0, 0)
         self.outcome = opened.outcome
         self.splitter = Splitter(
             machine(),
@@ -100,12 +103,16 @@ class Runtime:
 
     # ---- start ---------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, sync_failure: str | None = None) -> None:
         """Judge what is on the disk, start the workers, redo what is decided, open the readers' side. Blocks.
 
-        Whatever is raised leaves no process and no descriptor, and the files as they were.
+        `sync_failure` is what the run has met before it moved over to this generation. Whatever is raised leaves no
+        process and no descriptor, and the files as they were.
         """
         try:
+            path = self.opened.directory.path
+            self.anchors = Anchors([path / "LOCK", *self._generation.guards])
+            self.mark = RunMark(path, self._generation, self.config.durability, self.anchors.check, sync_failure)
             recovery = self._judge()
             self._start_workers(recovery)
             self._open_reads(recovery.position)
@@ -174,14 +181,18 @@ class Runtime:
                 )
         elif ring.half_bytes != half_bytes(self.config):
             ring.close()
-            beside = path.with_name("ring.new")
-            beside.unlink(missing_ok=True)
-            create_ring(beside, half_bytes(self.config))
-            beside.rename(path)
-            sync_directory(path.parent)
-            ring = RingWriter(path)
+            ring = self._replaced_ring(path)
         self._open.callback(ring.close)
         return ring
+
+    def _replaced_ring(self, path: Path) -> RingWriter:
+        """A ring of the size that is asked for, in place of one that nobody will redo from."""
+        beside = path.with_name("ring.new")
+        beside.unlink(missing_ok=True)
+        create_ring(beside, half_bytes(self.config))
+        beside.rename(path)
+        sync_directory(path.parent)
+        return RingWriter(path)
 
     def _start_workers(self, recovery: Recovery) -> None:
         self.workers = Workers([self._spec(shard) for shard in range(self.shards)], self._log_path)
@@ -255,47 +266,26 @@ class Runtime:
         self.coordinator.attach(self.reads)
 
     def _adopt_mark(self) -> None:
-        mark = self.opened.directory.run_mark()
-        self._marked_clean = mark is not None and (mark.clean or mark.generation != self._generation.info.id)
-        if self._marked_clean:
-            self.durable = self.last_applied
-        elif self.config.durability == "power":
+        self.coordinator.before_write = self.mark.before_write
+        if self.mark.clean or self.mark.failure is not None:
+            return
+        if self.config.durability == "power":
             self.flush()  # an earlier run in mode "process" may have left writes to the kernel
-        elif mark is None or mark.mode != self.config.durability:
-            self.opened.directory.write_run_mark(self._mark(False))
-        self.coordinator.before_write = self._mark_unclean
+        elif self.mark.unsynced_mode:
+            self.mark.write_unclean()
 
-    # ---- the run mark and durability -----------------------------------------------------------------------------
+    # ---- durability ----------------------------------------------------------------------------------------------
 
     @property
     def last_applied(self) -> LogId:
         return LogId(self.coordinator.applied.index, self.coordinator.applied.term)
 
-    def _mark(self, clean: bool) -> RunMark:
-        info = self._generation.info
-        return RunMark(clean, boot_id(), self.config.durability, info.config.lineage, info.id)
-
-    def _mark_unclean(self) -> None:
-        if self._marked_clean:
-            self.opened.directory.write_run_mark(self._mark(False))
-            self._marked_clean = False
-            self.durable = LogId(0, 0)
-
     def request_flush(self, done: Done) -> None:
-        """Make all that is published durable, then call `done`."""
-
-        def flushed(error: EngineError | None) -> None:
-            if error is None and not self._marked_clean:
-                try:
-                    self.opened.directory.write_run_mark(self._mark(True))
-                    self._marked_clean = True
-                except OSError as refused:
-                    error = StoreFullError(f"the run mark cannot be written: {refused}", hint="free disk space")
-            if error is None:
-                self.durable = self.last_applied
-            done(error)
-
-        self.coordinator.flush(flushed)
+        """Make all that is published durable, then call `done`. After a sync that failed nothing is, ever."""
+        if self.mark.failure is not None:
+            done(self.mark.refusal())
+        else:
+            self.coordinator.flush(lambda error: done(self.mark.flushed(error)))
 
     def flush(self) -> None:
         """Block until all that is published is durable. Raises what the disk said."""
@@ -336,7 +326,8 @@ class Runtime:
             self.reads.clear_dead_readers(shard)
         if self.coordinator.on_link_end(shard):
             log.warning("the worker of shard %d (process %s) died; starting another", shard, pid)
-            self._start_worker(shard)
+            if self._in_place():
+                self._start_worker(shard)
 
     def tick(self) -> None:
         """Time has passed: look for workers that owe an answer for too long, and send what a full link kept back."""
@@ -345,6 +336,24 @@ class Runtime:
                 with suppress(LinkClosedError):
                     link.flush()
         self.coordinator.tick(time.monotonic(), self.config.worker_timeout_ms / 1000)
+        self._notice_sync_failure()
+        if next(self._ticks) % _TICKS_A_LOOK == 0:
+            self._in_place()
+
+    def _in_place(self) -> bool:
+        """Whether the files that are opened by name are still ours; else the engine fails."""
+        try:
+            self.anchors.check()
+        except EngineError as error:
+            if self.coordinator.failure is None:
+                self.coordinator.fail(error)
+            return False
+        return True
+
+    def _notice_sync_failure(self) -> None:
+        if isinstance(self.coordinator.failure, SyncFailedError):
+            self.mark.fail(str(self.coordinator.failure))
+        self.mark.record_failure()
 
     def pump(self, until: Callable[[], bool], timeout_ms: int | None) -> bool:
         """Drive the engine, blocking, until `until()` (True), or a failure, which is raised, or the time is up."""
@@ -392,6 +401,7 @@ class Runtime:
 
     def abandon(self) -> None:
         """Kill the workers and give back everything but the readers' side and the directory's lock."""
+        self._notice_sync_failure()
         for shard, link in enumerate(self.workers.links):
             if link is not None:
                 self.off_link(shard, link.fileno())

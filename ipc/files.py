@@ -71,7 +71,7 @@ def check_owner(path: Path, found: os.stat_result) -> None:
     if found.st_uid not in (0, os.geteuid()):
         raise FileRefusedError(
             f"{os.fspath(path)} belongs to user {found.st_uid}, not to user {os.geteuid()}",
-            hint="see who shares this directory; an engine uses its own user's files only",
+            hint=f"run this as user {found.st_uid}, or see who else writes into that directory",
             path=os.fspath(path),
             owner=found.st_uid,
         )
@@ -140,5 +140,15 @@ def sync_path(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         sync(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def drop_from_memory(path: Path) -> None:
+    """Have the kernel forget what it holds of a file, as far as that is on the disk, so that the next read tells what
+    is there. After a sync that failed the two may differ."""
+    descriptor = open_file(path)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)

@@ -25,6 +25,11 @@ class StoreFullError(StoreError, ChunkFailedError):
     """No room for a group: the map, or the disk under it, is full. Nothing was applied."""
 
 
+class SyncFailedError(StoreError):
+    """The disk did not take what was to be made durable, and the kernel says so once only: nothing counts as durable
+    from there on. The next start judges what is left."""
+
+
 class StoreDamagedError(StoreError):
     """A shard's file is cut off, or its pages contradict each other."""
 

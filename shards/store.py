@@ -24,7 +24,7 @@ import lmdb.verify
 import msgspec
 
 from ipc.files import allocate
-from shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError
+from shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError, SyncFailedError
 from shards.types import Position
 
 FORMAT = 2
@@ -249,11 +249,11 @@ class Store:
             self._txn = None
 
     def sync(self) -> None:
-        """Return when everything committed is on the disk. StoreError: the disk refused."""
+        """Return when everything committed is on the disk. SyncFailedError: the disk refused."""
         try:
             self._env.sync(True)
         except lmdb.Error as error:
-            raise StoreError(f"{self._file}: sync failed: {error}", path=str(self._file)) from error
+            raise SyncFailedError(f"{self._file}: sync failed: {error}", path=str(self._file)) from error
 
     def pin(self) -> ReadTx:
         """The last commit, readable whatever is committed later, also beside the open write transaction."""

@@ -14,6 +14,8 @@ import msgspec
 import pytest
 
 from engine import Engine, EngineConfig, EngineError, Entry, LogId, Put, StartReport, encode, run
+from engine.files import read_sealed, write_sealed
+from engine.runmark import NAME, Boot, Mark
 from tests.model import Model, log_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,12 +81,16 @@ def die_after_deciding(path: Path) -> None:
 
 def reboot(path: Path) -> None:
     """Make the directory look as after a restart of the machine."""
-    mark = msgspec.json.decode((path / "run-mark").read_bytes())
-    (path / "run-mark").write_bytes(msgspec.json.encode({**mark, "boot_id": "another boot"}))
+    mark = mark_of(path)
+    change_mark(path, boot=Boot("another boot", mark.boot.time - 60))
 
 
-def mark_of(path: Path) -> Any:
-    return msgspec.json.decode((path / "run-mark").read_bytes())
+def change_mark(path: Path, **changes: object) -> None:
+    write_sealed(path / NAME, msgspec.structs.replace(mark_of(path), **changes))
+
+
+def mark_of(path: Path) -> Mark:
+    return read_sealed(path / NAME, Mark)
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NoReturn
 import msgspec
 
 from engine import Context, KeyValue, Machine, Rejected, Tx
-from shards import store
 
 _FAULTS = "FAULT_DIRECTORY"
 
@@ -144,17 +143,16 @@ class Faulty(KeyValue):
 
     def __init__(self) -> None:
         if _FAULTS in os.environ and "pytest" not in sys.modules:  # in a worker
-            vars(store)["os"] = _Os()
+            os.posix_fallocate = _allocate_unless_full
 
 
-class _Os:
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
+def _allocate_unless_full(descriptor: int, offset: int, length: int) -> None:
+    if Path(os.environ[_FAULTS], "disk-full").exists():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    _allocate(descriptor, offset, length)
 
-    def posix_fallocate(self, descriptor: int, offset: int, length: int) -> None:
-        if Path(os.environ[_FAULTS], "disk-full").exists():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.posix_fallocate(descriptor, offset, length)
+
+_allocate = os.posix_fallocate
 
 
 class Unhappy(KeyValue):

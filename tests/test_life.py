@@ -34,7 +34,9 @@ from engine import (
     WrongThreadError,
     run,
 )
-from engine.opening import check_resource_limits
+from engine.files import read_sealed, write_sealed
+from engine.generations import DirectoryConfig
+from engine.resources import check_resource_limits
 from tests.directories import (
     applies_ten,
     contents,
@@ -108,7 +110,7 @@ async def test_leaving_a_block_by_an_exception_stops_the_engine(tmp_path: Path) 
     with pytest.raises(KeyError, match="mine"):
         await use()
     assert not db.is_running()
-    assert mark_of(tmp_path / "db")["clean"]
+    assert mark_of(tmp_path / "db").clean
 
 
 async def test_an_aclose_that_is_cancelled_stops_the_engine_all_the_same(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ async def test_an_aclose_that_is_cancelled_stops_the_engine_all_the_same(tmp_pat
         await closing
     assert not db.is_running()
     await asyncio.gather(applying, return_exceptions=True)
-    assert mark_of(tmp_path / "db")["clean"]
+    assert mark_of(tmp_path / "db").clean
 
 
 def test_leaving_the_interpreter_without_stop_leaves_a_clean_mark(tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_leaving_the_interpreter_without_stop_leaves_a_clean_mark(tmp_path: Path
         tmp_path,
     )
     assert printed == "True\n"
-    assert mark_of(tmp_path)["clean"]
+    assert mark_of(tmp_path).clean
     assert opened(tmp_path, holds_ten).last_applied == LogId(10, 1)
 
 
@@ -280,8 +282,8 @@ def test_another_shard_count_is_refused_with_the_way_to_convert(tmp_path: Path) 
 
 def test_a_directory_of_another_format_is_refused(tmp_path: Path) -> None:
     opened(tmp_path, applies_ten, shards=2)
-    config = msgspec.json.decode((tmp_path / "config").read_bytes())
-    (tmp_path / "config").write_bytes(msgspec.json.encode({**config, "format": 99}))
+    known = read_sealed(tmp_path / "config", DirectoryConfig)
+    write_sealed(tmp_path / "config", msgspec.structs.replace(known, format=99))
     refused_unchanged(tmp_path, FormatError, "format 99.*this version reads format 2")
     (tmp_path / "config").write_bytes(b"not json")
     refused_unchanged(tmp_path, FormatError, "not readable")
@@ -325,10 +327,12 @@ def test_a_process_that_may_not_map_or_write_that_much_is_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda which: (1 << 30, 1 << 30))
-    with pytest.raises(ConfigError, match="map_bytes=68719476736, but RLIMIT_AS allows this process 1073741824"):
+    with pytest.raises(ConfigError, match=r"map_bytes=68719476736 .*RLIMIT_AS allows this process 1073741824"):
         Engine(tmp_path / "db").start()
     assert not (tmp_path / "db").exists()
-    check_resource_limits(EngineConfig(map_bytes=1 << 30))
+    check_resource_limits(EngineConfig(map_bytes=(1 << 29) - (32 << 20)), 2)
+    with pytest.raises(ConfigError, match="over 3 shards"):
+        check_resource_limits(EngineConfig(map_bytes=(1 << 29) - (32 << 20)), 3)
 
 
 def test_a_machine_that_workers_cannot_import_is_refused(tmp_path: Path) -> None:

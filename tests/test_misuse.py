@@ -207,13 +207,15 @@ async def test_a_run_mark_that_cannot_be_written_fails_the_flush_only(
 ) -> None:
     async with Engine(tmp_path, shards=2) as db:
         await db.apply_chunk([put(1)])
-        directory = type(db._running().opened.directory)
+        rename = Path.rename
 
-        def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
+        def full(self: Path, target: Path) -> Path:
+            if self.name == "run-mark.new":
+                raise OSError(28, "No space left on device")
+            return rename(self, target)
 
         with monkeypatch.context() as patched:
-            patched.setattr(directory, "write_run_mark", full)
+            patched.setattr(Path, "rename", full)
             with pytest.raises(StoreFullError, match="run mark"):
                 await asyncio.wait_for(db.flush_async(), 30)
         await db.flush_async()

@@ -7,7 +7,6 @@ import os
 import shutil
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from engine import (
@@ -24,6 +23,7 @@ from engine import (
 from engine.decision import SLOT_BYTES, DecisionFile
 from tests.directories import (
     applies_ten,
+    change_mark,
     contents,
     die_after_deciding,
     die_in_mid_run,
@@ -132,7 +132,7 @@ def test_state_whose_run_mark_cannot_be_read_is_not_trusted(tmp_path: Path, dama
     elif damage == "garbage":
         mark.write_bytes(b"{")
     else:
-        mark.write_bytes(msgspec.json.encode({**mark_of(tmp_path), "lineage": "another"}))
+        change_mark(tmp_path, lineage="another")
     with pytest.raises(StateUntrustedError):
         opened(tmp_path)
 
@@ -145,7 +145,7 @@ def test_state_that_was_stopped_or_flushed_is_trusted_after_a_power_loss(tmp_pat
 
 def test_state_of_mode_power_is_trusted_after_a_power_loss(tmp_path: Path) -> None:
     die_in_mid_run(tmp_path, durability="power")
-    assert not mark_of(tmp_path)["clean"]
+    assert not mark_of(tmp_path).clean
     reboot(tmp_path)
     assert opened(tmp_path, holds_ten, config=POWER) == StartReport("opened", LogId(10, 1))
 
@@ -154,7 +154,7 @@ def test_mode_power_vouches_for_what_mode_process_left_only_after_it_synced_it(t
     die_in_mid_run(tmp_path)
     db = Engine(tmp_path, config=POWER)
     db.start()
-    assert mark_of(tmp_path)["clean"]
+    assert mark_of(tmp_path).clean
     db.stop()
     db.close_storage()
 
@@ -162,27 +162,44 @@ def test_mode_power_vouches_for_what_mode_process_left_only_after_it_synced_it(t
 def test_the_run_mark_is_unclean_from_the_first_write_to_the_next_flush(tmp_path: Path) -> None:
     async def main() -> None:
         async with Engine(tmp_path, shards=2) as db:
-            assert (mark_of(tmp_path)["clean"], db.durable()) == (True, LogId(0, 0))
+            assert mark_of(tmp_path).clean
             await db.apply_chunk(puts(1, 10))
-            assert (mark_of(tmp_path)["clean"], db.durable()) == (False, LogId(0, 0))
+            assert not mark_of(tmp_path).clean
             db.flush()
-            assert (mark_of(tmp_path)["clean"], db.durable()) == (True, LogId(10, 1))
+            assert mark_of(tmp_path).clean
             await db.apply_chunk(puts(11, 1))
-            assert (mark_of(tmp_path)["clean"], db.durable()) == (False, LogId(0, 0))
+            assert not mark_of(tmp_path).clean
             applying = asyncio.gather(*map(db.apply_chunk, chunks_of(puts(12, 60), 3)))
             await asyncio.gather(*[db.flush_async() for _ in range(3)])
-            assert 11 <= db.durable().index <= db.last_applied().index or not mark_of(tmp_path)["clean"]
             await applying
             await db.flush_async()
-            assert (mark_of(tmp_path)["clean"], db.durable()) == (True, LogId(71, 1))
-        assert mark_of(tmp_path)["clean"]
+            assert mark_of(tmp_path).clean
+        assert mark_of(tmp_path).clean
 
     run(main)
-    assert opened(tmp_path, _is_durable_up_to_71).last_applied == LogId(71, 1)
+    assert opened(tmp_path).last_applied == LogId(71, 1)
 
 
-async def _is_durable_up_to_71(db: Engine) -> None:
-    assert db.durable() == LogId(71, 1)
+def test_what_is_durable_in_mode_process_is_the_newest_snapshot_and_never_falls(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Engine(tmp_path, shards=2) as db:
+            await db.apply_chunk(puts(1, 10))
+            db.flush()
+            assert db.durable() == LogId(0, 0), "the next write makes doubtful what was flushed"
+            await db.create_snapshot()
+            assert db.durable() == LogId(10, 1)
+            await db.apply_chunk(puts(11, 10))
+            assert db.durable() == LogId(10, 1)
+            await db.flush_async()
+            assert db.durable() == LogId(10, 1)
+
+    run(main)
+    reboot(tmp_path)
+    opened(tmp_path, _is_durable_up_to_10)
+
+
+async def _is_durable_up_to_10(db: Engine) -> None:
+    assert (db.durable(), db.last_applied()) == (LogId(10, 1), LogId(20, 1))
 
 
 def test_everything_applied_is_durable_in_mode_power(tmp_path: Path) -> None:

@@ -237,20 +237,15 @@ def test_a_full_map_is_refused_before_a_page_is_touched_and_smaller_groups_go_on
     assert not damage_in(tmp_path / "s")
 
 
-class _FullDisk:
-    """The `os` module of a machine whose disk is full."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-    def posix_fallocate(self, descriptor: int, offset: int, length: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def no_room(descriptor: int, offset: int, length: int) -> None:
+    """What `posix_fallocate` does where the disk is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_full_disk_is_refused_before_a_page_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(store_at(tmp_path / "s")) as store:
         with monkeypatch.context() as patch:
-            patch.setattr(module, "os", _FullDisk())
+            patch.setattr(os, "posix_fallocate", no_room)
             store.begin()
             with pytest.raises(StoreFullError, match=r"No space left on device.*free disk space"):
                 store.write({b"k": b"v"})
