@@ -18,7 +18,6 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
@@ -37,6 +36,8 @@ BAD_ENTRY_DEFAULT: Final = "fail"
 KEY_BYTES_MAX_DEFAULT: Final = 480
 VALUE_BYTES_MAX_DEFAULT: Final = 1 * MIB
 """What a new directory gets where its configuration says `None`."""
+
+_FILE_BYTES_MAX: Final = 1 * MIB
 
 ENTRY_OVERHEAD_BYTES: Final = 256
 """More than the encoding of one command adds to its key and value on the way into a ring."""
@@ -188,14 +189,23 @@ def _from_file(path: str | os.PathLike[str] | None) -> list[_Setting]:
         return []
     source = f"file {os.fspath(path)}"
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        table = tomllib.loads(_text_of(path))
     except OSError as error:
         raise ConfigError(f"{source}: {error.strerror or error}", hint="check the path", source=source) from error
-    except ValueError as error:  # tomllib.TOMLDecodeError and UnicodeDecodeError
+    except (ValueError, TypeError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError, a NUL, no path
         raise ConfigError(
             f"{source}: not TOML: {error}", hint="write one `key = value` a line", source=source
         ) from error
     return [(key, value, source, True) for key, value in table.items()]
+
+
+def _text_of(path: str | os.PathLike[str]) -> str:
+    """All of a file that people write settings in. A pipe will do, or a link, but nothing endless."""
+    with open(path, "rb") as file:
+        data = file.read(_FILE_BYTES_MAX + 1)
+    if len(data) > _FILE_BYTES_MAX:
+        raise ValueError(f"more than {_FILE_BYTES_MAX} bytes")
+    return data.decode("utf-8")
 
 
 def _from_environment(environ: Mapping[str, str]) -> list[_Setting]:

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
-from engine import errors
 from engine.barrier import Stage
 from engine.chunks import Batch, Chunk, Delivery, error_of
 from engine.commit import (
@@ -32,7 +31,8 @@ from engine.commit import (
 from engine.contract import Results
 from engine.decision import DecisionFile
 from engine.decision import Record as DecisionRecord
-from engine.errors import ChunkAbortedError, EngineError, SnapshotAbortedError, StoreFullError, WorkerFailedError
+from engine.errors import ChunkAbortedError, EngineError, SnapshotAbortedError, WorkerFailedError
+from engine.files import disk_error
 from engine.flushing import Done, Flushing
 from engine.log import Tail, normalised
 from engine.pinning import Pinning, Request, Sender
@@ -41,7 +41,7 @@ from ipc.ring import Extent, RingWriter
 from shards import wire
 from shards.digest import checksum
 from shards.puts import Normal
-from shards.types import ApplyResult, Entry, Position
+from shards.types import ApplyResult, Entry, LogId, Position
 
 START_ATTEMPTS_MAX = 10
 BRIEF_BYTES = 16 * 1024  # so much in flight is worth staying awake for
@@ -187,6 +187,19 @@ class Coordinator:
         self._fill()
         return chunk
 
+    def begin_at(self, last: LogId) -> None:
+        """Have the log begin behind `last`, where nothing is accepted yet. A group of no entries moves index and term
+        there, and is decided, hence kept, as every other. Raises what keeps it from that."""
+        assert self.idle and self.applied.index == 0
+        self.before_write()
+        position = Position(self._last_group + 1, last.index, last.term, self.tail.clock)
+        self.tail.begin_at(last)
+        self._last_group += 1
+        self._batches[position.group] = Batch([], 0, position, frozenset(), {})
+        self._run(self._commit.submit(Group(position.group, frozenset())))
+        if self.failure is not None:
+            raise self.failure
+
     def _fill(self) -> None:
         """Submit what is queued, as far as the commit table takes groups."""
         while self._queue and self._commit.can_submit and not self.flushing.busy and self.failure is None:
@@ -196,7 +209,7 @@ class Coordinator:
             except EngineError as error:
                 self._fail_from(0, error)
             except OSError as error:
-                self._fail_from(0, StoreFullError(f"a ring or the run mark cannot be written: {error}"))
+                self._fail_from(0, disk_error("a ring cannot be written", error))
             else:
                 self._run(self._commit.submit(group))
 
@@ -283,11 +296,7 @@ class Coordinator:
                     self._rings[shard].sync()
             self._decision.write(record, sync=self._power)
         except OSError as error:
-            self.fail(
-                errors.StoreError(
-                    f"the decision record cannot be written: {error}", hint="start again: the last chunks are undecided"
-                )
-            )
+            self.fail(disk_error("the last chunks are undecided until the next start: no decision record", error))
             return
         self.pinning.decided(position.index)
         self._run(self._commit.recorded(position.group))

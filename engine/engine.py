@@ -32,10 +32,10 @@ from engine.errors import (
     SnapshotInProgressError,
     TooManyViewsError,
 )
-from engine.files import disk_error
+from engine.files import absolute, disk_error
 from engine.generations import Generation
 from engine.manifest import Manifest
-from engine.opening import Opened, open_directory
+from engine.opening import Opened, data_path, open_directory
 from engine.pinning import Done, Request
 from engine.policy import PolicyState, SnapshotPolicy
 from engine.reshard import convert
@@ -85,7 +85,7 @@ class Engine(Shell):
             config = msgspec.structs.replace(config, shards=shards)
         machine_name(machine)
         super().__init__(config)
-        self._path = Path(path)
+        self._path = data_path(path)
         self._machine = machine
         self._reshard = reshard
         self._reads: Reads | None = None
@@ -298,6 +298,31 @@ class Engine(Shell):
         runtime = self._running()
         return runtime.mark.durable(runtime.last_applied, self._snapshots.newest)
 
+    def update_last_applied(self, last: LogId) -> None:
+        """Begin a log whose head is gone: an empty engine stands at `last` from now on, and takes `last.index + 1`
+        next. At or below `last_applied()` nothing happens.
+
+        It survives whatever an applied chunk survives. Raises EngineStateError when something was applied before or is
+        in flight (feed entries without commands as no-ops), LogOrderError when `last` is no entry's name, StoreError.
+        """
+        runtime = self._running()
+        coordinator = runtime.coordinator
+        if coordinator.failure is not None:
+            raise coordinator.failure
+        if last.index <= self.last_applied().index:
+            return
+        if self._replacing or not coordinator.idle or coordinator.applied.index:
+            raise EngineStateError(
+                f"the log cannot begin at {last}: it stands at {self.last_applied()}, or something is in flight",
+                hint="feed the entries between, empty ones too; or reset() first",
+            )
+        coordinator.begin_at(last)
+
+    def persist_last_applied(self, last: LogId) -> None:
+        """As `update_last_applied`, and returns when it is on the disk. Raises what `flush` does, too."""
+        self.update_last_applied(last)
+        self.flush()
+
     def entry_term(self, index: int) -> int | None:
         """The term of an applied entry; None beyond `last_applied()`, and for entries too old to be remembered."""
         coordinator = self._running().coordinator
@@ -373,7 +398,7 @@ class Engine(Shell):
         nor when the call is cancelled.
         """
         runtime = self._bind()
-        with self._taking_one(), self._snapshots.into(Path(directory)) as target:
+        with self._taking_one(), self._snapshots.into(absolute(directory)) as target:
             manifest = await self._take(runtime, target, last_included)
         self._snapshots.metadata = metadata_of(manifest)
         return self._snapshots.metadata.checksum
@@ -384,7 +409,10 @@ class Engine(Shell):
         runtime = self._bind()
         with self._taking_one(), self._snapshots.partial() as partial:
             await self._take(runtime, partial.path, None)
-            return await self._in_thread(lambda: self._snapshots.keep(partial))
+            runtime.mark.check_sound()
+            info = await self._in_thread(lambda: self._snapshots.keep(partial))
+            runtime.anchors.check()  # else it counted, and lay where no start looks
+            return info
 
     @contextmanager
     def _taking_one(self) -> Iterator[None]:
@@ -392,6 +420,9 @@ class Engine(Shell):
         if self._taking or self._replacing:
             what = "a snapshot is being taken" if self._taking else "another state is being installed"
             raise SnapshotInProgressError(f"{what} already", hint="await it, then ask again")
+        runtime = self._running()
+        runtime.mark.check_sound()
+        runtime.anchors.check()
         self._taking = True
         try:
             yield
@@ -424,11 +455,11 @@ class Engine(Shell):
         Raises SnapshotDamagedError, SnapshotFormatError, SnapshotStaleError (older than the current state),
         SnapshotInProgressError or StoreFullError; state and index are untouched then.
         """
-        await self._install(Path(path), metadata, force=False)
+        await self._install(absolute(path), metadata, force=False)
 
     async def restore(self, path: str | os.PathLike[str], force: bool = False) -> None:
         """As `apply_snapshot_from_file`, for whatever snapshot is at `path`; `force` installs an older one too."""
-        await self._install(Path(path), None, force=force)
+        await self._install(absolute(path), None, force=force)
 
     async def _install(self, path: Path, metadata: SnapshotMetadata | None, *, force: bool) -> None:
         runtime = self._bind()
@@ -450,6 +481,7 @@ class Engine(Shell):
         """Let what is in flight finish, build another generation, and move over to it."""
         if self._replacing or self._taking:
             raise SnapshotInProgressError("a snapshot or another install is under way", hint="await it, then ask again")
+        runtime.anchors.check()
         self._replacing = True
         built: list[Generation] = []
         try:
@@ -470,7 +502,7 @@ class Engine(Shell):
         old = self._running()
         opened = dataclasses.replace(old.opened, generation=generation)
         new = Runtime(opened, self._machine, self._config)
-        new.start(old.mark.failure)
+        new.start(old.mark)
         try:
             old.anchors.check()
             unsynced = old.opened.directory.make_current(generation)
@@ -488,7 +520,8 @@ class Engine(Shell):
         if unsynced is None:
             old.opened.generation.remove()
         else:  # CURRENT may yet name it again
-            new.mark.fail(f"CURRENT names {generation.path.name}, but that may not be on the disk: {unsynced}")
+            old.mark.fail(f"CURRENT names {generation.path.name}, but that may not be on the disk: {unsynced}")
+            new.mark.inherit(old.mark)
         self._snapshots.look(new.fixed.lineage)
         self._published()
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
-from engine.errors import EngineLockedError, FormatError, StoreError, StoreFullError, SyncFailedError
+from engine.errors import ConfigError, EngineLockedError, FormatError, StoreError, StoreFullError, SyncFailedError
 from ipc.errors import FULL, hint_for
 from ipc.files import SyncError, create_file, make_directory, open_file, sync, sync_path
 from shards.digest import checksum128
@@ -34,6 +34,17 @@ def disk_error(what: str, error: OSError, **facts: Any) -> StoreError:
     """What the system said about files, as an error that names `what` and says what to do."""
     kind = SyncFailedError if isinstance(error, SyncError) else StoreFullError if error.errno in FULL else StoreError
     return kind(f"{what}: {error}", hint=hint_for(error), **facts)
+
+
+def absolute(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Path:
+    """The place that `path` names now, whatever directory this process changes to. ConfigError: it names none."""
+    try:
+        place = Path(os.fsdecode(path)).absolute()
+        if b"\0" in os.fsencode(place):
+            raise ValueError("it holds a NUL")
+    except (TypeError, ValueError, OSError) as error:
+        raise ConfigError(f"{path!r} is no path: {error}", hint="pass a str, bytes, or a Path") from error
+    return place
 
 
 # ---- whole or absent -------------------------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ class Tail:
         if first > self.index + 1 or first < 1:
             raise LogGapError(
                 f"the chunk starts at index {first}, the next index is {self.index + 1}",
-                hint=f"feed the log from index {self.index + 1}",
+                hint=f"feed the log from index {self.index + 1}"
+                + (f", or begin there: update_last_applied(LogId({first - 1}, term))" if not self.index else ""),
                 expected=self.index + 1,
                 got=first,
             )
@@ -86,6 +87,14 @@ class Tail:
                 self.term = term
         self.index = chunk.last
         self.clock = chunk.clock
+
+    def begin_at(self, last: LogId) -> None:
+        """Nothing is accepted yet, and the log begins behind `last`. Raises LogOrderError."""
+        for number in (last.index, last.term):
+            if type(number) is not int or not 0 <= number <= U64_MAX:
+                raise LogOrderError(f"{last}: index and term are plain ints of at most {U64_MAX}", got=number)
+        self.index, self.term = last.index, last.term
+        self.term_runs = [last]
 
     def kept_runs(self, index: int) -> list[LogId]:
         """The term runs of entries up to `index`, the newest TERM_RUNS_MAX of them, as a record keeps them."""

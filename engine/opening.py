@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import BAD_ENTRY_DEFAULT, KEY_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_DEFAULT, EngineConfig
 from engine.errors import ConfigError, StateUntrustedError
-from engine.files import Lock, make_directories, refuse_network_filesystem
+from engine.files import Lock, absolute, make_directories, refuse_network_filesystem
 from engine.generations import (
     Directory,
     DirectoryConfig,
@@ -36,6 +37,15 @@ class Opened:
     generation: Generation
     outcome: str
     discarded: Path | None
+
+
+def data_path(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Path:
+    """Where a data directory lies, or will: absolute, and through its links once and for all. Raises ConfigError."""
+    place = absolute(path)
+    try:
+        return place.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise ConfigError(f"{place} leads nowhere: {error}", hint="name another directory", path=str(place)) from error
 
 
 def open_directory(path: Path, machine: type[Machine], config: EngineConfig) -> Opened:

@@ -6,6 +6,7 @@ before every shard has pinned. Without a label the first place that comes will d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -220,7 +221,7 @@ class Pinning:
     def _send_copy(self, action: barrier.SendCopy) -> None:
         assert self._request is not None
         path = self._request.directory / part_name(action.shard)
-        self._workers.send(action.shard, wire.Copy(action.barrier, str(path)))
+        self._workers.send(action.shard, wire.Copy(action.barrier, os.fsencode(path)))
 
     def _seal(self, action: barrier.Seal) -> None:
         assert self._sealing is not None

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from engine.contract import SnapshotInfo
 from engine.errors import ConfigError, SnapshotError
-from engine.files import sync_directory
+from engine.files import make_directories, sync_directory
 from engine.manifest import Manifest, read_manifest
+from ipc.files import make_directory
 
 PARTIAL = ".partial-"
 REMOVING = ".removing-"
@@ -135,7 +136,7 @@ class Partial:
 
     def __init__(self, directory: Path, purpose: str) -> None:
         """`purpose` becomes part of the name. `directory` is made when missing. Raises OSError."""
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directories(directory)
         self.path, self._descriptor = directory, -1
         while self._descriptor < 0:  # again only if a sweep came between making and locking
             self.path = directory / f"{PARTIAL}{purpose}-{os.getpid()}-{os.urandom(8).hex()}"
@@ -163,7 +164,7 @@ class Partial:
 
 def _make_locked(path: Path) -> int:
     """A descriptor that holds the new directory `path`, or -1: it was swept before it was locked."""
-    path.mkdir()
+    make_directory(path)
     try:
         descriptor = os.open(path, _FOLDER)
     except FileNotFoundError:

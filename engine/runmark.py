@@ -115,22 +115,24 @@ class RunMark:
         generation: Generation,
         mode: str,
         check_place: Callable[[], None],
-        failure: str | None = None,
+        applied: Callable[[], LogId],
+        before: RunMark | None = None,
     ) -> None:
-        """`check_place` raises when `directory` is not ours any more; `failure`: of this run, over the generation
-        before."""
+        """`check_place` raises when `directory` is not ours any more; `applied` tells how far acknowledgements go;
+        `before` is the mark of the same run over the generation that this one replaces."""
         self._directory = directory
         self._generation = generation
         self._mode = mode
-        self._vouched = LogId(0, 0)
         self._check_place = check_place
+        self._applied = applied
         found = read_mark(directory)
         self._written = found
         other = found is not None and found.generation != generation.info.id
         self.clean = found is not None and found.failure is None and (found.clean or other)
         self.failure: str | None = None
-        if failure is not None:
-            self.fail(failure)
+        self._upto = LogId(0, 0)
+        if before is not None:
+            self.inherit(before)
 
     @property
     def unsynced_mode(self) -> bool:
@@ -165,9 +167,14 @@ class RunMark:
     def fail(self, what: str) -> None:
         """A sync failed, which `what` tells."""
         if self.failure is None:
-            self.failure = what
+            self.failure, self._upto = what, self._applied()
             log.error("a sync failed; from here on nothing counts as durable: %s", what)
             self.record_failure()
+
+    def inherit(self, before: RunMark) -> None:
+        """What happened to the run before it moved over to this generation has happened to it."""
+        self.failure, self._upto = before.failure, before._upto
+        self.record_failure()
 
     def record_failure(self) -> None:
         """Tell the next start. That may be one on this boot, so it need not be on the disk; after another boot the
@@ -194,10 +201,11 @@ class RunMark:
             raise self.refusal()
 
     def durable(self, applied: LogId, snapshot: LogId) -> LogId:
-        """How far the log may be cut: to what is applied (mode "power"), or to the newest snapshot of this lineage."""
-        if self.failure is None:
-            self._vouched = applied if self._mode == "power" else min(applied, snapshot)
-        return self._vouched
+        """How far the log may be cut: to what is applied (mode "power"), or to the newest snapshot of this lineage.
+        Neither rises once a sync has failed: no snapshot is taken any more."""
+        if self._mode == "process":
+            return min(applied, snapshot)
+        return applied if self.failure is None else min(applied, self._upto)
 
     def _mark(self, *, clean: bool) -> Mark:
         info = self._generation.info

@@ -103,16 +103,18 @@ class Runtime:
 
     # ---- start ---------------------------------------------------------------------------------------------------
 
-    def start(self, sync_failure: str | None = None) -> None:
+    def start(self, before: RunMark | None = None) -> None:
         """Judge what is on the disk, start the workers, redo what is decided, open the readers' side. Blocks.
 
-        `sync_failure` is what the run has met before it moved over to this generation. Whatever is raised leaves no
-        process and no descriptor, and the files as they were.
+        `before` is the mark of the same run over the generation that this one is to replace. Whatever is raised leaves
+        no process and no descriptor, and the files as they were.
         """
         try:
             path = self.opened.directory.path
             self.anchors = Anchors([path / "LOCK", *self._generation.guards])
-            self.mark = RunMark(path, self._generation, self.config.durability, self.anchors.check, sync_failure)
+            self.mark = RunMark(
+                path, self._generation, self.config.durability, self.anchors.check, lambda: self.last_applied, before
+            )
             recovery = self._judge()
             self._start_workers(recovery)
             self._open_reads(recovery.position)

@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.contract import SnapshotInfo, SnapshotMetadata
 from engine.errors import SnapshotDamagedError, SnapshotError, SnapshotFormatError, SnapshotStaleError
-from engine.files import read_json, sync_directory, write_json
+from engine.files import make_directories, read_json, sync_directory, write_json
 from engine.generations import DirectoryConfig
 from engine.install import Origin, origin_of, verify_snapshot
 from engine.manifest import SNAPSHOT_FORMAT, Manifest, PartInfo, read_manifest, write_manifest
@@ -44,6 +44,8 @@ class Snapshots:
     def start(self, lineage: str) -> None:
         """Sweep what dead runs left; see what is there."""
         sweep(self.path)
+        if self.path.is_dir():
+            sync_directory(self.path)  # what an earlier run could not say for sure of the names it gave
         self.look(lineage)
         try:
             self.metadata = read_json(self._directory / METADATA, SnapshotMetadata)
@@ -73,7 +75,7 @@ class Snapshots:
         """
         made = not directory.exists()
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directories(directory)
             foreign = sorted(os.listdir(directory))
         except OSError as error:
             raise SnapshotError(f"cannot write a snapshot into {directory}: {error}", path=str(directory)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,7 @@ from engine.decision import DecisionFile, recover
 from engine.errors import EngineError, FormatError
 from engine.files import Lock
 from engine.generations import Directory, Generation
+from engine.opening import data_path
 from ipc.ring import RingReader
 from shards.digest import checksum
 from shards.store import ReadStore, damage_in
@@ -31,12 +33,15 @@ def verify_directory(path: str | Path) -> list[Finding]:
 
     Raises EngineLockedError while an engine runs on it, FormatError when there is nothing to judge.
     """
-    directory = Directory(Path(path))
-    if not (directory.path / "config").is_file():
+    directory = Directory(data_path(path))
+    if not os.path.lexists(directory.path / "config"):
         raise FormatError(f"{path} is no data directory", hint="name the directory an engine was opened with")
+    if os.statvfs(directory.path).f_flag & os.ST_RDONLY:
+        return _verify(directory)  # nobody can write there, nor take a lock
     lock = Lock(directory.path / "LOCK")
     try:
         lock.take()
+        directory.check_ours()
         directory.await_predecessors(PREDECESSORS_MS)
         return _verify(directory)
     finally:
@@ -45,6 +50,7 @@ def verify_directory(path: str | Path) -> list[Finding]:
 
 def _verify(directory: Directory) -> list[Finding]:
     try:
+        directory.load()
         generation = directory.current()
     except (EngineError, OSError) as error:
         return [Finding(None, str(error))]
@@ -84,7 +90,7 @@ def _position(generation: Generation, shard: int) -> Position:
 def _judge(generation: Generation, positions: list[Position]) -> list[Finding]:
     """Positions against the record, and the parts of a group that is still to be redone against their checksums."""
     try:
-        decision = DecisionFile(generation.decision)
+        decision = DecisionFile(generation.decision, readonly=True)
     except (EngineError, OSError) as error:
         return [Finding(None, str(error))]
     decision.close()

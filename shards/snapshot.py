@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ipc.errors import EngineError
+from ipc.files import create_file
 from shards import wire
 from shards.digest import checksum128
 from shards.errors import StoreError
@@ -43,7 +44,7 @@ class Copier:
         if isinstance(order, wire.Pin):
             return [self._pin(order.barrier)]
         if isinstance(order, wire.Copy):
-            self._copy(order.barrier, order.path)
+            self._copy(order.barrier, Path(os.fsdecode(order.path)))
             return []
         return self._let_go(order.barrier)
 
@@ -56,10 +57,10 @@ class Copier:
         self._barrier = barrier
         return wire.Pinned(barrier, self._pinned.position(), None)
 
-    def _copy(self, barrier: int, path: str) -> None:
+    def _copy(self, barrier: int, path: Path) -> None:
         """Start copying; Copied, or Unpinned, is said when it has ended."""
         assert self._pinned is not None and self._barrier == barrier
-        self._copying = threading.Thread(target=self._run, args=(Path(path), self._pinned), daemon=True)
+        self._copying = threading.Thread(target=self._run, args=(path, self._pinned), daemon=True)
         self._copying.start()
 
     def _let_go(self, barrier: int) -> list[wire.Answer]:
@@ -86,7 +87,7 @@ def copy_pinned(store: Store, pinned: ReadTx, path: Path, barrier: int) -> wire.
     try:
         entries = pinned.count()
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = create_file(path)
             try:
                 store.copy(pinned, path, descriptor)
                 size, checksum = seal_file(descriptor)

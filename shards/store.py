@@ -23,7 +23,7 @@ import lmdb
 import lmdb.verify
 import msgspec
 
-from ipc.files import allocate
+from ipc.files import FILE_MODE, allocate
 from shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError, SyncFailedError
 from shards.types import Position
 
@@ -72,7 +72,8 @@ def _open(
 ) -> lmdb.Environment:
     try:
         return lmdb.open(
-            str(path),
+            os.fsencode(path),
+            mode=FILE_MODE,
             map_size=map_bytes,
             subdir=not part,
             lock=not part,

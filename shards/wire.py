@@ -59,10 +59,11 @@ class Pin(_Message, frozen=True):
 
 
 class Copy(_Message, frozen=True):
-    """Copy what is pinned for `barrier` into a new file at `path`, on a thread, while orders go on."""
+    """Copy what is pinned for `barrier` into a new file at `path`, as the system encodes it, on a thread, while orders
+    go on."""
 
     barrier: int
-    path: str
+    path: bytes
 
 
 class Unpin(_Message, frozen=True):

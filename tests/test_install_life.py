@@ -25,6 +25,7 @@ from engine import (
     run,
 )
 from engine.reshard import reshard
+from engine.runmark import RunMark
 from engine.runtime import Runtime
 from shards.kv import KeyValue
 from tests.directories import reboot
@@ -61,8 +62,8 @@ async def test_a_generation_is_named_only_once_its_workers_have_said_hello(
         old = (tmp_path / "data" / "CURRENT").read_text()
         start, named = Runtime.start, []
 
-        def started(self: Runtime, sync_failure: str | None = None) -> None:
-            start(self, sync_failure)
+        def started(self: Runtime, before: RunMark | None = None) -> None:
+            start(self, before)
             assert self.coordinator.up == {0, 1, 2}
             named.append((tmp_path / "data" / "CURRENT").read_text())
 

@@ -1,0 +1,312 @@
+"""What is durable, and what a sync that failed leaves: the kernel tells it once, the engine remembers it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine import (
+    Engine,
+    EngineConfig,
+    LogId,
+    StartReport,
+    StateUntrustedError,
+    StoreError,
+    SyncFailedError,
+    run,
+    runmark,
+)
+from engine.generations import Generation
+from engine.runmark import Boot
+from tests.directories import config, die_in_mid_run, holds_ten, mark_of, opened, puts, reboot
+
+PROCESS, POWER = config("process"), config("power")
+
+
+class Syncs:
+    """The system's `fsync` and `fdatasync`: each is noted by name, and the next of those that `fails` picks fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self.fails: Callable[[str], bool] = lambda name: False
+        for name in ("fsync", "fdatasync"):
+            monkeypatch.setattr(os, name, self._over(getattr(os, name)))
+
+    def _over(self, original: Callable[[int], None]) -> Callable[[int], None]:
+        def called(descriptor: int) -> None:
+            name = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+            self.names.append(name)
+            if self.fails(name):
+                self.fails = lambda name: False
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            original(descriptor)
+
+        return called
+
+
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> Syncs:
+    return Syncs(monkeypatch)
+
+
+def ends_with(end: str) -> Callable[[str], bool]:
+    return lambda name: name.endswith(end)
+
+
+# ---- a sync that fails -----------------------------------------------------------------------------------------------
+
+
+def test_a_sync_that_failed_is_not_forgotten_by_the_next_one(tmp_path: Path, syncs: Syncs) -> None:
+    async def main() -> None:
+        db = Engine(tmp_path / "data", shards=2, config=PROCESS)
+        db.start()
+        await db.apply_chunk(puts(1, 10))
+        await db.create_snapshot()
+        await db.apply_chunk(puts(11, 10))
+        assert db.stats()["sync_failed"] is None
+        syncs.fails = ends_with("/decision")
+        with pytest.raises(SyncFailedError, match="Input/output error"):
+            db.flush()
+        await db.apply_chunk(puts(21, 1))
+        for _ in range(2):
+            with pytest.raises(SyncFailedError, match="a sync failed in this run"):
+                await db.flush_async()
+        with pytest.raises(SyncFailedError):
+            await db.create_snapshot()
+        assert (db.durable(), db.last_applied()) == (LogId(10, 1), LogId(21, 1))
+        assert "decision record" in db.stats()["sync_failed"]
+        with pytest.raises(SyncFailedError):
+            await db.aclose()
+
+    run(main)
+    mark = mark_of(tmp_path / "data")
+    assert not mark.clean and mark.failure is not None
+    aside = str(tmp_path / "data" / "set-aside-gen-000001")
+    assert opened(tmp_path / "data", holds_ten) == StartReport("restored", LogId(10, 1), aside)
+    assert opened(tmp_path / "data", holds_ten) == StartReport("opened", LogId(10, 1))
+
+
+def test_a_failure_that_no_file_could_take_is_written_down_later(
+    tmp_path: Path, syncs: Syncs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        db = Engine(tmp_path, shards=2, config=PROCESS)
+        db.start()
+        await db.apply_chunk(puts(1, 10))
+        syncs.fails = ends_with("/decision")
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", _no_room)
+            with pytest.raises(SyncFailedError):
+                db.flush()
+            assert mark_of(tmp_path).failure is None
+        db._running().tick()
+        assert mark_of(tmp_path).failure is not None
+        with pytest.raises(SyncFailedError):
+            await db.aclose()
+
+    run(main)
+
+
+def _no_room(*_: object) -> Path:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_mark_that_cannot_be_synced_lets_nothing_be_written(tmp_path: Path, syncs: Syncs) -> None:
+    async def main() -> None:
+        db = Engine(tmp_path, shards=2, config=PROCESS)
+        db.start()
+        syncs.fails = ends_with("/run-mark.new")
+        with pytest.raises(SyncFailedError, match="run mark"):
+            await db.apply_chunk(puts(1, 10))
+        assert db.last_applied() == LogId(0, 0)
+        await db.apply_chunk(puts(1, 10))
+        assert not mark_of(tmp_path).clean and db.stats()["sync_failed"]
+        with pytest.raises(SyncFailedError):
+            await db.aclose()
+
+    run(main)
+
+
+def test_mode_power_acknowledges_nothing_after_a_sync_that_failed(tmp_path: Path, syncs: Syncs) -> None:
+    async def main() -> None:
+        db = Engine(tmp_path, shards=2, config=POWER)
+        db.start()
+        await db.apply_chunk(puts(1, 10))
+        syncs.fails = ends_with("/decision")
+        with pytest.raises(SyncFailedError):
+            await db.flush_async()
+        for _ in range(2):
+            with pytest.raises(SyncFailedError, match="a sync failed in this run"):
+                await db.apply_chunk(puts(11, 10))
+        assert db.durable() == db.last_applied() == LogId(10, 1)
+        with pytest.raises(SyncFailedError):
+            await db.aclose()
+
+    run(main)
+    assert mark_of(tmp_path).failure is not None
+    assert opened(tmp_path, holds_ten, config=POWER) == StartReport("opened", LogId(10, 1)), "it was verified"
+    assert mark_of(tmp_path).clean
+
+
+def test_mode_power_looks_at_every_page_after_a_sync_that_failed(tmp_path: Path, syncs: Syncs) -> None:
+    async def main() -> None:
+        db = Engine(tmp_path, shards=2, config=POWER)
+        db.start()
+        await db.apply_chunk(puts(1, 1000))
+        syncs.fails = ends_with("/decision")
+        with pytest.raises(SyncFailedError):
+            db.flush()
+        with pytest.raises(SyncFailedError):
+            await db.aclose()
+
+    run(main)
+    data = tmp_path / "gen-000001" / "shard-000" / "data.mdb"
+    content = bytearray(data.read_bytes())
+    for page in range(3, len(content) // 4096):  # what the kernel had, and never wrote
+        content[page * 4096 : page * 4096 + 64] = bytes(64)
+    data.write_bytes(content)
+    with pytest.raises(StateUntrustedError):
+        opened(tmp_path, config=POWER)
+
+
+@pytest.mark.parametrize("name", ["ring", "decision"])
+def test_a_decision_that_mode_power_cannot_sync_stops_the_engine_by_name(
+    tmp_path: Path, syncs: Syncs, name: str
+) -> None:
+    async def main() -> None:
+        db = Engine(tmp_path, shards=2, config=POWER)
+        db.start()
+        await db.apply_chunk(puts(1, 10))
+        syncs.fails = ends_with(f"/{name}")
+        with pytest.raises(SyncFailedError, match="decision record"):
+            await db.apply_chunk(puts(11, 10))
+        assert not db.is_running() and db.durable() == LogId(10, 1)
+        with pytest.raises(SyncFailedError):
+            await db.aclose()
+
+    run(main)
+    assert mark_of(tmp_path).failure is not None
+
+
+# ---- nothing is undone after a rename --------------------------------------------------------------------------------
+
+
+def test_an_install_whose_name_may_not_be_on_the_disk_keeps_both_generations(tmp_path: Path, syncs: Syncs) -> None:
+    path = tmp_path / "data"
+
+    async def main() -> None:
+        db = Engine(path, shards=2, config=PROCESS)
+        db.start()
+        await db.apply_chunk(puts(1, 10))
+        info = await db.create_snapshot()
+        await db.apply_chunk(puts(11, 10))
+        syncs.fails = lambda name: name == str(path) and (path / "CURRENT").read_text() == "gen-000002"
+        await db.restore(info.path, force=True)
+        await holds_ten(db)
+        assert sorted(one.name for one in path.glob("gen-*")) == ["gen-000001", "gen-000002"]
+        assert "CURRENT" in db.stats()["sync_failed"]
+        await db.apply_chunk(puts(11, 1))
+        with pytest.raises(SyncFailedError):
+            await db.aclose()
+
+    run(main)
+
+
+def test_a_reshard_whose_name_may_not_be_on_the_disk_keeps_both_generations(tmp_path: Path, syncs: Syncs) -> None:
+    async def fill(db: Engine) -> None:
+        await db.apply_chunk(puts(1, 10))
+
+    opened(tmp_path, fill, shards=2, config=PROCESS)
+    syncs.fails = lambda name: name == str(tmp_path) and (tmp_path / "CURRENT").read_text() == "gen-000002"
+    with pytest.raises(SyncFailedError, match="may not be on the disk"):
+        opened(tmp_path, shards=3, reshard=True, config=PROCESS)
+    assert sorted(one.name for one in tmp_path.glob("gen-*")) == ["gen-000001", "gen-000002"]
+    assert opened(tmp_path, holds_ten, shards=3, config=PROCESS).last_applied == LogId(10, 1)
+
+
+def test_what_current_does_not_name_is_removed_only_when_the_disk_has_current(tmp_path: Path, syncs: Syncs) -> None:
+    opened(tmp_path, shards=2, config=PROCESS)
+    (tmp_path / "gen-000002").mkdir()
+    syncs.fails = lambda name: name == str(tmp_path)
+    with pytest.raises(StoreError):
+        opened(tmp_path, config=PROCESS)
+    assert (tmp_path / "gen-000002").exists()
+    opened(tmp_path, config=PROCESS)
+    assert not (tmp_path / "gen-000002").exists()
+
+
+def test_every_name_that_a_start_and_a_snapshot_make_is_synced_into_its_parent(tmp_path: Path, syncs: Syncs) -> None:
+    path = tmp_path / "a" / "b" / "data"
+
+    async def main() -> None:
+        async with Engine(path, shards=2, config=PROCESS) as db:
+            generation = path / "gen-000001"
+            parents = {tmp_path, tmp_path / "a", tmp_path / "a" / "b", path, generation}
+            parents |= {generation / f"shard-{shard:03}" for shard in range(2)}
+            assert {str(parent) for parent in parents} <= set(syncs.names)
+            await db.apply_chunk(puts(1, 1))
+            syncs.names.clear()
+            await db.generate_snapshot_data(tmp_path / "c" / "d", None)
+            assert {str(tmp_path), str(tmp_path / "c"), str(tmp_path / "c" / "d")} <= set(syncs.names)
+            syncs.names.clear()
+            await db.create_snapshot()
+            assert {str(path), str(path / "snapshots")} <= set(syncs.names)
+
+    run(main)
+
+
+# ---- which boot ------------------------------------------------------------------------------------------------------
+
+
+def test_state_is_of_this_boot_by_id_and_time_or_by_what_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die_in_mid_run(tmp_path)
+    real = mark_of(tmp_path).boot
+    for boot in (real, Boot("", real.time), Boot(real.id, real.time + 1)):
+        monkeypatch.setattr(runmark, "_boot_id", lambda boot=boot: boot.id)
+        monkeypatch.setattr(runmark, "_boot_time", lambda boot=boot: boot.time)
+        assert runmark.trusted(mark_of(tmp_path), _generation(tmp_path), lambda: False)
+    for boot in (Boot(real.id, real.time + 60), Boot("", real.time + 60), Boot("another", real.time)):
+        monkeypatch.setattr(runmark, "_boot_id", lambda boot=boot: boot.id)
+        monkeypatch.setattr(runmark, "_boot_time", lambda boot=boot: boot.time)
+        assert not runmark.trusted(mark_of(tmp_path), _generation(tmp_path), lambda: False)
+    with pytest.raises(StateUntrustedError):
+        opened(tmp_path)
+
+
+def _generation(path: Path) -> Generation:
+    return Generation(path / "gen-000001")
+
+
+def test_where_proc_is_hidden_an_engine_starts_and_trusts_its_own_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under `subset=pid`: nothing of /proc but processes."""
+    read_text = Path.read_text
+
+    def hidden(self: Path, *args: str, **options: str) -> str:
+        if str(self).startswith(("/proc/sys", "/proc/stat")):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        return read_text(self, *args, **options)
+
+    die_in_mid_run(tmp_path)
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert opened(tmp_path, holds_ten).outcome == "opened"
+    assert mark_of(tmp_path).boot.id == ""
+
+
+def test_a_flush_makes_clean_what_a_start_after_a_power_loss_trusts(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Engine(tmp_path, shards=2, config=EngineConfig()) as db:
+            await db.apply_chunk(puts(1, 10))
+            await db.flush_async()
+            assert db.durable() == LogId(0, 0)
+
+    run(main)
+    reboot(tmp_path)
+    assert opened(tmp_path, holds_ten).outcome == "opened"
