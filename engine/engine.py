@@ -71,7 +71,7 @@ class Engine(Shell):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
         *,
         shards: int | None = None,
         machine: type[Machine] = KeyValue,

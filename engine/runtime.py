@@ -226,7 +226,7 @@ class Runtime:
 
     def _spec(self, shard: int) -> WorkerSpec:
         return WorkerSpec(
-            directory=str(self._generation.shard(shard).resolve()),
+            directory=os.fsencode(self._generation.shard(shard)),
             identity=self._generation.identity(shard),
             machine=machine_name(self._machine),
             limits=self.opened.generation.info.config.limits,

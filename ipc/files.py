@@ -29,7 +29,8 @@ class SyncError(OSError):
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Open a plain file of this user (or of root). Returns the descriptor, which no child inherits.
+    """Open a plain file of this user (or of root); with O_CREAT it is this user's alone, whatever the umask. Returns
+    the descriptor, which no child inherits.
 
     Raises FileRefusedError when a link, FIFO, device, directory, or somebody else's file lies there; OSError.
     """
@@ -41,6 +42,8 @@ def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
         raise
     try:
         _check_plain(path, os.fstat(descriptor))
+        if flags & os.O_CREAT:
+            os.fchmod(descriptor, FILE_MODE)
     except BaseException:
         os.close(descriptor)
         raise

@@ -40,9 +40,9 @@ IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class WorkerSpec(msgspec.Struct, frozen=True):
     """All that a worker is told. `link` and `parent` are descriptor numbers: its end of the link, and a pidfd of the
-    coordinator, whose pid is `coordinator`."""
+    coordinator, whose pid is `coordinator`. `directory` is encoded as the system does."""
 
-    directory: str
+    directory: bytes
     identity: Identity
     machine: str
     limits: Limits
@@ -89,7 +89,7 @@ def main(text: str) -> None:
 
 
 def _run(spec: WorkerSpec, link: Link) -> None:
-    directory = Path(spec.directory)
+    directory = Path(os.fsdecode(spec.directory))
     with _owning(directory / "owner", spec.coordinator):
         machine = import_machine(spec.machine)()
         store = Store(directory, spec.identity, map_bytes=spec.map_bytes, readers_max=spec.readers_max, sync=spec.sync)
