@@ -31,7 +31,7 @@ from engine.commit import (
 from engine.contract import Results
 from engine.decision import DecisionFile
 from engine.decision import Record as DecisionRecord
-from engine.errors import ChunkAbortedError, EngineError, SnapshotAbortedError, WorkerFailedError
+from engine.errors import ChunkAbortedError, EngineError, SnapshotAbortedError, SyncFailedError, WorkerFailedError
 from engine.files import disk_error
 from engine.flushing import Done, Flushing
 from engine.log import Tail, normalised
@@ -416,6 +416,10 @@ class Coordinator:
         """A message from the worker of `shard`."""
         self._owing_since[shard] = None
         if self.failure is not None:
+            return
+        problem = getattr(answer, "problem", None)
+        if problem is not None and problem.kind == SyncFailedError.__name__ and not isinstance(answer, wire.Flushed):
+            self.fail(error_of(problem, None))  # in mode "power": what was to be acknowledged is not on the disk
             return
         self._take[type(answer)](shard, answer)
         self._proceed()

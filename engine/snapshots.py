@@ -20,6 +20,7 @@ from engine.install import Origin, origin_of, verify_snapshot
 from engine.manifest import SNAPSHOT_FORMAT, Manifest, PartInfo, read_manifest, write_manifest
 from engine.pinning import Sealed, part_name
 from engine.retention import Partial, prune, remove_snapshot, snapshot_info, sweep, valid_snapshots
+from ipc.errors import hint_for
 from shards.machine import Machine
 from shards.types import LogId
 
@@ -78,7 +79,7 @@ class Snapshots:
             make_directories(directory)
             foreign = sorted(os.listdir(directory))
         except OSError as error:
-            raise SnapshotError(f"cannot write a snapshot into {directory}: {error}", path=str(directory)) from error
+            raise _unwritable(directory, error) from error
         if foreign:
             raise SnapshotError(
                 f"{directory} is not empty: it holds {foreign[0]!r}", hint="name a new directory", path=str(directory)
@@ -213,7 +214,7 @@ def metadata_of(manifest: Manifest) -> SnapshotMetadata:
 
 
 def _unwritable(path: Path, error: OSError) -> SnapshotError:
-    return SnapshotError(f"cannot write {path}: {error}", hint="free disk space, or clear the way", path=str(path))
+    return SnapshotError(f"cannot write {path}: {error}", hint=hint_for(error), path=str(path))
 
 
 class _Partial:

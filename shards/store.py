@@ -128,6 +128,7 @@ class Store:
 
     def __init__(self, path: Path, identity: Identity, *, map_bytes: int, readers_max: int, sync: bool) -> None:
         self._env = _open(path, map_bytes, readers_max, readonly=False, sync=sync)
+        self._syncs = sync
         self._file = path / "data.mdb"
         self._descriptor = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
         if not self._env.stat()["entries"]:
@@ -241,7 +242,8 @@ class Store:
             txn.commit()
         except lmdb.Error as error:
             txn.abort()
-            raise StoreError(f"{self._file}: the commit failed: {error}", path=str(self._file)) from error
+            kind = SyncFailedError if self._syncs else StoreError
+            raise kind(f"{self._file}: the commit failed: {error}", path=str(self._file)) from error
 
     def abort(self) -> None:
         """Drop the open transaction, if there is one."""

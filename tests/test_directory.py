@@ -28,6 +28,7 @@ from engine import (
     StateUntrustedError,
     encode,
     load_config,
+    resources,
     run,
 )
 from engine.files import Lock, filesystem_of
@@ -406,6 +407,46 @@ def test_a_stopped_directory_on_a_read_only_medium_can_be_verified(tmp_path: Pat
         check=False,
     )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+# ---- what the host allows --------------------------------------------------------------------------------------------
+
+
+def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, files: dict[str, str]) -> int:
+    """The cores that count on a machine of 64 with these cgroups."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr(resources, "CGROUPS", tmp_path)
+    monkeypatch.setattr(resources, "OWN_CGROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text(own)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    return resources.usable_cores()
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("", {}, 64),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 64),
+        ("0::/\n", {"cpu.max": "300000 100000\n"}, 3),
+        ("0::/a.slice/b.service\n", {"a.slice/cpu.max": "250000 100000", "a.slice/b.service/cpu.max": "max 100000"}, 3),
+        ("0::/a/b\n", {"a/cpu.max": "800000 100000", "a/b/cpu.max": "50000 100000"}, 1),
+        ("0::/../../a\n", {"a/cpu.max": "800000 100000"}, 8),
+        (
+            "4:cpu,cpuacct:/d/e\n",
+            {"cpu,cpuacct/d/cpu.cfs_quota_us": "150000", "cpu,cpuacct/d/cpu.cfs_period_us": "1000"},
+            64,
+        ),
+        ("4:cpu,cpuacct:/d/e\n", {"cpu/d/cpu.cfs_quota_us": "15000", "cpu/d/cpu.cfs_period_us": "10000"}, 2),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+        ("0::/\xff\nnonsense\n\n:", {"cpu.max": "nonsense"}, 64),
+    ],
+)
+def test_cores_are_counted_by_the_tightest_quota_of_all_levels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, files: dict[str, str], cores: int
+) -> None:
+    assert cgroups(tmp_path, monkeypatch, own, files) == cores
 
 
 # ---- a log whose head is gone ----------------------------------------------------------------------------------------
