@@ -25,6 +25,7 @@ from engine.contract import ScanResult, SnapshotInfo, SnapshotMetadata, StartRep
 from engine.cut import Reads
 from engine.errors import (
     ConfigError,
+    DirectoryChangedError,
     EngineError,
     EngineStateError,
     EngineStoppedError,
@@ -494,7 +495,7 @@ class Engine(Shell):
         finally:
             self._replacing = False
             for generation in built:
-                generation.remove()
+                runtime.opened.directory.discard(generation)
             self._wake_next()
 
     def _move_to(self, generation: Generation) -> None:
@@ -509,6 +510,8 @@ class Engine(Shell):
         except BaseException:
             new.abandon()
             new.reads.close()
+            if old.opened.directory.names(generation):
+                old.coordinator.fail(DirectoryChangedError("the next start opens another state", hint="start again"))
             raise
         for view in list(self._views):
             view.close("the state it showed was replaced as a whole")

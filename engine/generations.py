@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from engine.decision import DecisionFile, Record, create_decision
-from engine.errors import DamagedError, FormatError, MachineMismatchError, ShardCountMismatchError
+from engine.errors import DamagedError, EngineError, FormatError, MachineMismatchError, ShardCountMismatchError
 from engine.files import Lock, disk_error, read_sealed, read_small, replace_file, sync_directory, write_sealed
 from ipc.files import (
     SyncError,
@@ -286,6 +286,18 @@ class Directory:
         except SyncError as error:
             return error
         return None
+
+    def names(self, generation: Generation) -> bool:
+        """Whether CURRENT names it, or may."""
+        try:
+            return self._current_name() == generation.path.name
+        except (OSError, EngineError):
+            return True
+
+    def discard(self, generation: Generation) -> None:
+        """Remove a generation that is not wanted, unless CURRENT names it."""
+        if not self.names(generation):
+            generation.remove()
 
     def await_predecessors(self, timeout_ms: int) -> None:
         """Return when no worker of an earlier run lives in any generation: what they write in may be removed then.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import (
+    DirectoryChangedError,
     Engine,
     EngineConfig,
     LogId,
@@ -214,6 +215,36 @@ def test_an_install_whose_name_may_not_be_on_the_disk_keeps_both_generations(tmp
             await db.aclose()
 
     run(main)
+
+
+def test_an_install_that_fails_behind_the_rename_keeps_what_current_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data"
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        renamed = rename(self, target)
+        if self.name == "CURRENT.new":
+            raise KeyboardInterrupt
+        return renamed
+
+    async def main() -> None:
+        db = Engine(path, shards=2, config=PROCESS)
+        db.start()
+        await db.apply_chunk(puts(1, 10))
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                await db.reset()
+        with pytest.raises(DirectoryChangedError, match="another state"):
+            await db.apply_chunk(puts(11, 1))
+        with pytest.raises(DirectoryChangedError):
+            await db.aclose()
+
+    run(main)
+    assert sorted(one.name for one in path.glob("gen-*")) == ["gen-000001", "gen-000002"]
+    assert opened(path, config=PROCESS) == StartReport("opened", LogId(0, 0))
 
 
 def test_a_reshard_whose_name_may_not_be_on_the_disk_keeps_both_generations(tmp_path: Path, syncs: Syncs) -> None:
