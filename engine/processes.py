@@ -19,6 +19,7 @@ import msgspec
 
 from ipc import link as links
 from ipc.errors import LinkClosedError
+from ipc.files import open_file
 from shards import wire
 from shards.worker import IGNORED_SIGNALS, WorkerSpec, bootstrap
 
@@ -32,8 +33,8 @@ class Workers:
     def __init__(self, specs: list[WorkerSpec], error_log: Path) -> None:
         """`specs` lack the descriptors; `error_log` takes the workers' standard error."""
         self._specs = specs
+        self._log = open_file(error_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._parent = os.pidfd_open(os.getpid())
-        self._log = os.open(error_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * len(specs)
         self.links: list[links.Link | None] = [None] * len(specs)
         self.starts = [0] * len(specs)

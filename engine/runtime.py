@@ -110,12 +110,12 @@ class Runtime:
         no process and no descriptor, and the files as they were.
         """
         try:
+            recovery = self._judge()
             path = self.opened.directory.path
             self.anchors = Anchors([path / "LOCK", *self._generation.guards])
             self.mark = RunMark(
                 path, self._generation, self.config.durability, self.anchors.check, lambda: self.last_applied, before
             )
-            recovery = self._judge()
             self._start_workers(recovery)
             self._open_reads(recovery.position)
             self._adopt_mark()

@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from ipc.errors import EngineError, LinkClosedError
+from ipc.files import open_file
 from ipc.link import Link
 from ipc.ring import RingReader
 from shards import wire
@@ -118,7 +119,7 @@ def _owning(path: Path, coordinator: int) -> Iterator[None]:
     LinkClosedError when the coordinator is gone by then: its successor, which found the lock free, relies on it that
     nobody who comes late touches a file.
     """
-    with path.open("r+b") as file:
+    with os.fdopen(open_file(path, os.O_RDWR), "r+b") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         if os.getppid() != coordinator:
             raise LinkClosedError("the coordinator is gone")

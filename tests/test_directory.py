@@ -50,6 +50,7 @@ from tests.killing import ROOT, environment
 SMALL = config("process")
 FILES = [
     "LOCK",
+    "worker.log",
     "config",
     "CURRENT",
     "run-mark",
@@ -83,7 +84,7 @@ def test_everything_an_engine_makes_is_its_users_alone_whatever_the_umask(tmp_pa
         umask,
     )
     found = [tmp_path / "data", *(tmp_path / "data").rglob("*")]
-    modes = {path: path.stat().st_mode & 0o777 for path in found if path.name != "worker.log"}
+    modes = {path: path.stat().st_mode & 0o777 for path in found}
     assert len(modes) > 20
     assert {path: mode for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
 
