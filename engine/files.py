@@ -13,7 +13,15 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
-from engine.errors import ConfigError, EngineLockedError, FormatError, StoreError, StoreFullError, SyncFailedError
+from engine.errors import (
+    ConfigError,
+    DirectoryChangedError,
+    EngineLockedError,
+    FormatError,
+    StoreError,
+    StoreFullError,
+    SyncFailedError,
+)
 from ipc.errors import FULL, hint_for
 from ipc.files import SyncError, create_file, make_directory, open_file, sync, sync_path
 from shards.digest import checksum128
@@ -103,6 +111,7 @@ def read_small(path: Path) -> bytes:
     return data
 
 
+_REPLACED_MAX = 100
 _WRITTEN_BY = "was it written by another program, or another version?"
 
 
@@ -177,16 +186,22 @@ class Lock:
         """Raises EngineLockedError when another process has it and keeps it for `timeout_ms`. Blocks up to then.
         `sign`: write our pid into it."""
         deadline = time.monotonic() + timeout_ms / 1000
+        replaced = 0
         while True:
             try:
                 fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._in_place():
                     break
                 self._reopen()
+                replaced += 1
             except (BlockingIOError, PermissionError):
                 if time.monotonic() >= deadline:
                     raise self._refusal() from None
                 time.sleep(0.005)
+            if replaced > _REPLACED_MAX:
+                raise DirectoryChangedError(
+                    f"{self._path} is replaced again and again", hint="see who else writes there"
+                )
         if sign:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Callable
@@ -89,6 +90,22 @@ def test_a_sync_that_failed_is_not_forgotten_by_the_next_one(tmp_path: Path, syn
     aside = str(tmp_path / "data" / "set-aside-gen-000001")
     assert opened(tmp_path / "data", holds_ten) == StartReport("restored", LogId(10, 1), aside)
     assert opened(tmp_path / "data", holds_ten) == StartReport("opened", LogId(10, 1))
+
+
+def test_a_flush_that_waited_behind_one_that_failed_fails_too(tmp_path: Path, syncs: Syncs) -> None:
+    async def main() -> None:
+        db = Engine(tmp_path, shards=2, config=PROCESS)
+        db.start()
+        await db.apply_chunk(puts(1, 10))
+        syncs.fails = ends_with("/decision")
+        flushes = [db.flush_async() for _ in range(3)]
+        outcomes = await asyncio.gather(*flushes, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [SyncFailedError] * 3
+        assert not mark_of(tmp_path).clean
+        with pytest.raises(SyncFailedError):
+            await db.aclose()
+
+    run(main)
 
 
 def test_a_failure_that_no_file_could_take_is_written_down_later(

@@ -283,9 +283,9 @@ async def test_a_disk_that_is_full_during_an_install_or_a_reset_changes_nothing(
         await feeder.feed(50)
         before = (tree(path), db._running())
         with full_disk(allowed):
-            with pytest.raises(StoreFullError, match="free disk space"):
+            with pytest.raises(StoreFullError, match="ulimit -f"):
                 await db.restore(tmp_path / "snapshot")
-            with pytest.raises(StoreFullError, match="free disk space"):
+            with pytest.raises(StoreFullError, match="ulimit -f"):
                 await db.reset()
         assert (tree(path), db._running()) == before
         await feeder.check()
