@@ -32,6 +32,7 @@ from engine import (
     run,
 )
 from engine.files import Lock, filesystem_of
+from engine.generations import LOCK_BYTES
 from engine.runtime import _TICKS_A_LOOK
 from engine.verify import verify_directory
 from ipc.files import allocate, check_owner
@@ -67,7 +68,7 @@ SEALED = ["config", "gen-000001/GENERATION", "run-mark"]
 # ---- modes and owners ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("umask", ["000", "022", "777"])
+@pytest.mark.parametrize("umask", ["000", "022", "277"])
 def test_everything_an_engine_makes_is_its_users_alone_whatever_the_umask(tmp_path: Path, umask: str) -> None:
     in_another_process(
         """
@@ -267,8 +268,10 @@ def test_a_second_engine_is_refused_though_the_lock_was_removed(tmp_path: Path) 
 def test_a_stopped_directory_that_was_cleaned_is_mended_or_refused_by_name(tmp_path: Path) -> None:
     opened(tmp_path, applies_ten, shards=2, config=SMALL)
     (tmp_path / "LOCK").unlink()
-    (tmp_path / "gen-000001" / "shard-000" / "lock.mdb").unlink()
+    table = tmp_path / "gen-000001" / "shard-000" / "lock.mdb"
+    table.unlink()
     opened(tmp_path, holds_ten, config=SMALL)
+    assert table.stat().st_blocks * 512 >= LOCK_BYTES, "what LMDB writes into unasked has its disk"
     owner = tmp_path / "gen-000001" / "shard-001" / "owner"
     owner.unlink()
     with pytest.raises(DamagedError, match=r"owner is missing.*make that file, empty"):
