@@ -161,7 +161,7 @@ OTHERS: list[dict[str, Any]] = [
     {"shards": 4},
     {"slots": SLOTS // 2},
     {"machine": "another"},
-    {"format": 2},
+    {"format": 99},
 ]
 
 
