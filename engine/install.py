@@ -25,6 +25,7 @@ from engine.generations import Directory, DirectoryConfig, Generation
 from engine.manifest import Manifest, PartInfo
 from engine.parts import damaged, read_part
 from engine.placing import owner_of
+from ipc.files import create_file
 from shards.machine import Machine
 from shards.store import FORMAT, Loader, ReadStore
 from shards.types import LogId, Position
