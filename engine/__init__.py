@@ -26,7 +26,9 @@ Files, lowest first:
     view.py         repeatable reads
     files.py        files that are whole or absent; locks
     anchors.py      whether a running engine's files are still in their place
+    reading.py      opening what others may have put there
     manifest.py     what a snapshot contains
+    parts.py        the parts of a snapshot, each read once and judged
     retention.py    a directory of snapshots: which are valid, which stay
     pieces.py       a piece of a travelling snapshot
     receiving.py    the parts of an arriving one, written in order
@@ -35,6 +37,8 @@ Files, lowest first:
     policy.py       when it is time for a snapshot; no I/O, no clock
     generations.py  the data directory
     runmark.py      whether the files may hold more than the disk does; what is durable
+    placing.py      whether keys lie where the machine places them
+    check.py        whether a shard's file at rest is what is said of it
     processes.py    worker processes: start, kill, reap
     chunks.py       what is in flight: Chunk, Batch, Delivery
     pinning.py      where in the log a snapshot's barrier goes

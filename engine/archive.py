@@ -1,17 +1,20 @@
-"""A snapshot as one file: what `travel` sends, one piece after the other.
+"""A snapshot as one file: a tar, which `tar tvf` shows and `tar xf` unpacks into a directory that `restore` takes.
 
-    bytes
-    0..13    magic
-    14..15   version of this layout, u16
-    then, for every piece: its length, u32, and the piece as `encode_piece` gives it
+    <index>-<term>/manifest.json
+    <index>-<term>/<part>            one after the other, in the manifest's order
+    two empty blocks
 
-Numbers are little-endian. The file ends with the last piece. The checksums are those of the pieces.
+Everything in the headers but names and sizes is always the same, so a snapshot is always the same file; sizes beyond
+8 GiB are written as GNU tar does. Reading takes exactly what writing makes: each header is compared with the one that
+must stand there, and names are only ever compared, never followed. What the parts hold is checked as it is in pieces.
 """
 
 from __future__ import annotations
 
 import os
-import struct
+import re
+import stat
+import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,21 +22,20 @@ from typing import BinaryIO
 
 from engine.errors import PieceDamagedError, PieceEndError, SnapshotFormatError, TravelError
 from engine.files import sync_directory
-from engine.pieces import file_errors_named
-from engine.travel import PIECE_BYTES, PIECE_BYTES_MAX, SnapshotAssembler, decode_piece, encode_piece, stream_snapshot
+from engine.manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest, manifest_bytes, parse_manifest
+from engine.pieces import Piece, file_errors_named, manifest_of
+from engine.reading import open_plain
+from engine.travel import PIECE_BYTES, SnapshotAssembler, stream_snapshot
 
-ARCHIVE_VERSION = 1
-FRAME_BYTES_MAX = 2 * PIECE_BYTES_MAX
-
-_MAGIC = b"\x89shardsnap\r\n\x1a\n"  # as PNG's: shows when something took the file for text
-_HEADER = struct.Struct(f"<{len(_MAGIC)}sH")
-_LENGTH = struct.Struct("<I")
-assert _HEADER.size == 16
+_BLOCK = tarfile.BLOCKSIZE
+_END = bytes(2 * _BLOCK)
+_BEFORE_TAR = b"\x89shardsnap\r\n\x1a\n"
+_PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 _Path = str | os.PathLike[str]
 
 
-def export_snapshot(path: _Path, file: _Path, piece_bytes: int = PIECE_BYTES) -> None:
+def export_snapshot(path: _Path, file: _Path) -> None:
     """Write the snapshot at `path` to `file`, which is replaced once all of it is on the disk, and not before.
 
     Blocks. A failure leaves what was there; a crash may leave `file` with `.new` appended, which the next export to
@@ -41,17 +43,18 @@ def export_snapshot(path: _Path, file: _Path, piece_bytes: int = PIECE_BYTES) ->
 
     Raises:
         SnapshotDamagedError, SnapshotFormatError: it is no valid snapshot.
-        TravelError: a file cannot be read or written.
+        TravelError: a file cannot be read or written, or what `file` names is no plain file.
     """
-    pieces = stream_snapshot(path, piece_bytes)
+    pieces = stream_snapshot(path, PIECE_BYTES)
     target = Path(file)
     beside = target.with_name(target.name + ".new")
     with file_errors_named(f"writing {target}"):
+        _check_target(target)
+        beside.unlink(missing_ok=True)
         try:
-            with beside.open("wb") as output:
-                output.write(_HEADER.pack(_MAGIC, ARCHIVE_VERSION))
-                for piece in pieces:
-                    _write_frame(output, encode_piece(piece))
+            with beside.open("xb") as output:
+                for block in _blocks(pieces):
+                    output.write(block)
                 output.flush()
                 os.fsync(output.fileno())
             beside.rename(target)
@@ -62,15 +65,39 @@ def export_snapshot(path: _Path, file: _Path, piece_bytes: int = PIECE_BYTES) ->
         sync_directory(target.parent)
 
 
-def _write_frame(output: BinaryIO, frame: bytes) -> None:
-    if len(frame) > FRAME_BYTES_MAX:
+def _check_target(target: Path) -> None:
+    if os.path.lexists(target) and not stat.S_ISREG(target.lstat().st_mode):
         raise TravelError(
-            f"the manifest makes a piece of {len(frame)} bytes; an archive takes {FRAME_BYTES_MAX}",
-            hint="send the snapshot with stream_snapshot, or copy its directory",
-            bytes=len(frame),
+            f"{target} is there and no plain file; it is not replaced", hint="name another file", path=str(target)
         )
-    output.write(_LENGTH.pack(len(frame)))
-    output.write(frame)
+
+
+def _blocks(pieces: Iterator[Piece]) -> Iterator[bytes]:
+    """The archive of a snapshot that comes in `pieces`."""
+    manifest = manifest_of(next(pieces))
+    content = manifest_bytes(manifest)
+    yield _header(manifest, MANIFEST, len(content)) + content + _padding(len(content))
+    piece = next(pieces, None)
+    for number, part in enumerate(manifest.parts):
+        yield _header(manifest, part.file, part.bytes)
+        while piece is not None and piece.part == number:
+            yield piece.data
+            piece = next(pieces, None)
+        yield _padding(part.bytes)
+    yield _END
+
+
+def _header(manifest: Manifest, name: str, size: int) -> bytes:
+    """The header of a file in the archive. It has no other form, and is one block, however large the file is."""
+    info = tarfile.TarInfo(f"{manifest.name}/{name}")
+    info.size = size
+    block = info.tobuf(tarfile.GNU_FORMAT)
+    assert len(block) == _BLOCK
+    return block
+
+
+def _padding(size: int) -> bytes:
+    return bytes(-size % _BLOCK)
 
 
 def import_snapshot(file: _Path, directory: _Path) -> Path:
@@ -84,43 +111,95 @@ def import_snapshot(file: _Path, directory: _Path) -> Path:
         SnapshotFormatError: it is no archive, or of a version that this one cannot read.
     """
     source = Path(file)
-    with file_errors_named(f"reading {source}"), source.open("rb") as stream:
-        _check_header(stream, source)
+    with file_errors_named(f"reading {source}"), open_plain(source.resolve()) as stream:
+        archive = _Archive(stream, source)
         with SnapshotAssembler(directory) as assembler:
-            for frame in _frames(stream, source):
-                assembler.add(decode_piece(frame))
+            for piece in archive.pieces():
+                assembler.add(piece)
             return assembler.finish()
 
 
-def _check_header(stream: BinaryIO, source: Path) -> None:
-    header = stream.read(_HEADER.size)
-    if len(header) < _HEADER.size and _MAGIC.startswith(header[: len(_MAGIC)]):
-        raise PieceEndError(f"{source} ends after {len(header)} bytes", hint="copy it again", offset=len(header))
-    if not header.startswith(_MAGIC):
-        raise SnapshotFormatError(f"{source} is no exported snapshot", hint="was it changed on its way?")
-    _, version = _HEADER.unpack(header)
-    if version != ARCHIVE_VERSION:
-        raise SnapshotFormatError(
-            f"{source} has version {version}; this version reads {ARCHIVE_VERSION}",
-            hint="import it with the version that wrote it",
-            version=version,
+class _Archive:
+    """An archive that is read from its start to its end. Every refusal names the byte."""
+
+    def __init__(self, stream: BinaryIO, source: Path) -> None:
+        self._stream = stream
+        self._source = source
+
+    def pieces(self) -> Iterator[Piece]:
+        """What it holds, as the pieces that `stream_snapshot` would have given."""
+        manifest = self._manifest()
+        source, number = bytes.fromhex(manifest.checksum), 1
+        left = sum(part.bytes for part in manifest.parts)
+        yield Piece(source, 0, 0, 0, b"", manifest_bytes(manifest), left == 0).sealed()
+        for part, info in enumerate(manifest.parts):
+            self._expect(_header(manifest, info.file, info.bytes), f"the header of {info.file}")
+            for offset in range(0, info.bytes, PIECE_BYTES):
+                data = self._read(min(PIECE_BYTES, info.bytes - offset))
+                left -= len(data)
+                yield Piece(source, number, part, offset, data, b"", left == 0).sealed()
+                number += 1
+            self._expect(_padding(info.bytes), f"what fills up {info.file}")
+        self._expect(_END, "its end")
+        if self._stream.read(1):
+            raise PieceEndError(f"{self._source} goes on after its end", hint="copy it again", offset=self._offset)
+
+    def _manifest(self) -> Manifest:
+        header = self._stream.read(_BLOCK)
+        self._check_kind(header)
+        try:
+            size = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size
+        except tarfile.HeaderError as error:
+            raise self._foreign(f"its first header is damaged: {error}") from error
+        if not 0 < size <= MANIFEST_BYTES_MAX:
+            raise self._foreign(f"its first file has {size} bytes; a manifest has up to {MANIFEST_BYTES_MAX}")
+        content = self._read(size)
+        try:
+            manifest = parse_manifest(content, f"{self._source}")
+        except ValueError as error:
+            raise PieceDamagedError(
+                f"{self._source}: its manifest {error}", hint="export it again", offset=0
+            ) from error
+        if content != manifest_bytes(manifest) or header != _header(manifest, MANIFEST, size):
+            raise PieceDamagedError(f"{self._source}: its manifest was edited", hint="export it again", offset=0)
+        self._expect(_padding(size), "what fills up the manifest")
+        return manifest
+
+    def _check_kind(self, header: bytes) -> None:
+        """Whether the first block may be a header of ours, or the beginning of one."""
+        if header.startswith(_BEFORE_TAR):
+            raise self._foreign("it has the form of before there was a release; export the snapshot again")
+        for magic, name in _PACKED.items():
+            if header.startswith(magic):
+                raise self._foreign(f"it is packed: undo the {name} first")
+        if not re.fullmatch(rb"\d{0,20}", header[:20]):
+            raise self._foreign("it begins with something else")
+        if len(header) < _BLOCK:
+            raise self._cut_off()
+
+    def _expect(self, expected: bytes, what: str) -> None:
+        found = self._read(len(expected))
+        if found != expected:
+            raise PieceDamagedError(
+                f"{self._source}: {what} is not what it must be, before byte {self._offset}",
+                hint="copy or export it again; a directory that was unpacked is installed as it is",
+                offset=self._offset,
+            )
+
+    def _read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        if len(data) < size:
+            raise self._cut_off()
+        return data
+
+    @property
+    def _offset(self) -> int:
+        return self._stream.tell()
+
+    def _cut_off(self) -> PieceEndError:
+        return PieceEndError(
+            f"{self._source} ends after {self._offset} bytes", hint="copy it again", offset=self._offset
         )
 
-
-def _frames(stream: BinaryIO, source: Path) -> Iterator[bytes]:
-    """The encoded pieces, as long as the file goes on."""
-    while prefix := stream.read(_LENGTH.size):
-        offset = stream.tell()
-        length = int.from_bytes(prefix, "little")
-        if length > FRAME_BYTES_MAX:
-            raise PieceDamagedError(
-                f"{source}: a piece of {length} bytes before byte {offset}; {FRAME_BYTES_MAX} is the most",
-                hint="the file is damaged; copy or export it again",
-                offset=offset,
-            )
-        frame = stream.read(length)
-        if len(prefix) < _LENGTH.size or len(frame) < length:
-            raise PieceEndError(
-                f"{source} ends inside a piece, after {offset + len(frame)} bytes", hint="copy it again", offset=offset
-            )
-        yield frame
+    def _foreign(self, why: str) -> SnapshotFormatError:
+        return SnapshotFormatError(f"{self._source} is no exported snapshot: {why}", hint="was it changed on its way?")

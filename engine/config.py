@@ -39,12 +39,16 @@ VALUE_BYTES_MAX_DEFAULT: Final = 1 * MIB
 
 _FILE_BYTES_MAX: Final = 1 * MIB
 
+KEY_BYTES_LIMIT: Final = 480
+VALUE_BYTES_LIMIT: Final = 1 * GIB
+"""More than these no directory's limits can be."""
+
 ENTRY_OVERHEAD_BYTES: Final = 256
 """More than the encoding of one command adds to its key and value on the way into a ring."""
 
 _ShardCount = Annotated[int, Meta(ge=1, le=256)]
-_KeyBytes = Annotated[int, Meta(ge=1, le=480)]
-_ValueBytes = Annotated[int, Meta(ge=1, le=1 * GIB)]
+_KeyBytes = Annotated[int, Meta(ge=1, le=KEY_BYTES_LIMIT)]
+_ValueBytes = Annotated[int, Meta(ge=1, le=VALUE_BYTES_LIMIT)]
 _MapBytes = Annotated[int, Meta(ge=1 * MIB, le=16 * 1024 * GIB, multiple_of=4096)]
 _RingBytes = Annotated[int, Meta(ge=64 * KIB, le=8 * GIB, multiple_of=4096)]
 _BatchBytes = Annotated[int, Meta(ge=1, le=8 * GIB)]
@@ -116,7 +120,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How long a snapshot may take from the call to its last byte, milliseconds; then it is given up."""
 
     snapshots_keep: _Chunks = 3
-    """Snapshots that `create_snapshot` keeps in the directory, the newest by index."""
+    """Snapshots of its own log that `create_snapshot` keeps in the directory, the newest by index; and as many of other
+    logs, those that were written last."""
+
+    snapshot_verify: bool = True
+    """Whether a snapshot's pages and keys are all looked at before it is opened: pages that are wrong under a right
+    checksum would end the process. About 3 microseconds a record; False only for snapshots of your own making."""
 
     after_power_loss: Literal["refuse", "empty"] = "refuse"
     """When the state cannot be trusted and no snapshot can replace it: refuse to start, or start empty.

@@ -35,6 +35,7 @@ from engine.errors import (
 )
 from engine.files import absolute, disk_error
 from engine.generations import Generation
+from engine.install import Origin, Snapshot
 from engine.manifest import Manifest
 from engine.opening import Opened, data_path, open_directory
 from engine.pinning import Done, Request
@@ -126,13 +127,14 @@ class Engine(Shell):
         opened = open_directory(self._path, self._machine, self._config)
         runtime = Runtime(opened, self._machine, self._config)
         try:
-            self._snapshots.start(opened.generation.info.config.lineage)
+            self._snapshots.start()
             runtime.start()
         except BaseException:
             opened.lock.close()
             raise
         self._reads = runtime.reads
         self._run(runtime)
+        self._snapshots.look(runtime.fixed.lineage, runtime.last_applied)
         self._draining = False
         if not COMPILED:
             log.info("puts are split and sorted in Python: the compiled part was not built, or is switched off")
@@ -417,9 +419,9 @@ class Engine(Shell):
 
     @contextmanager
     def _taking_one(self) -> Iterator[None]:
-        """One snapshot at a time, up to its last file, and none beside an install."""
-        if self._taking or self._replacing:
-            what = "a snapshot is being taken" if self._taking else "another state is being installed"
+        """One snapshot, install or reset at a time, up to its last file."""
+        if self._taking:
+            what = "another state is being installed" if self._replacing else "a snapshot is being taken, or installed,"
             raise SnapshotInProgressError(f"{what} already", hint="await it, then ask again")
         runtime = self._running()
         runtime.mark.check_sound()
@@ -450,8 +452,9 @@ class Engine(Shell):
     async def apply_snapshot_from_file(self, metadata: SnapshotMetadata, path: str | os.PathLike[str]) -> None:
         """Replace the whole state by the snapshot at `path`, which must be the one that `metadata` names.
 
-        It is verified in full first. Then no chunk is accepted until what is in flight is applied and the new state
-        built, beside the old one, which is read until they change places, at once and for all readers.
+        It is copied first, and verified in full as it is copied. Then no chunk is accepted until what is in flight is
+        applied and the new state built, beside the old one, which is read until they change places, at once and for
+        all readers. The state is of the snapshot's lineage from then on: the same log as the snapshot's.
 
         Raises SnapshotDamagedError, SnapshotFormatError, SnapshotStaleError (older than the current state),
         SnapshotInProgressError or StoreFullError; state and index are untouched then.
@@ -459,37 +462,53 @@ class Engine(Shell):
         await self._install(absolute(path), metadata, force=False)
 
     async def restore(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """As `apply_snapshot_from_file`, for whatever snapshot is at `path`; `force` installs an older one too."""
+        """As `apply_snapshot_from_file`, for whatever snapshot is at `path`; `force` installs an older one too.
+
+        Going back begins a lineage of its own: the snapshots of what was given up are another log's from then on, do
+        not count for `durable()`, and never replace the state after a power loss.
+        """
         await self._install(absolute(path), None, force=force)
 
     async def _install(self, path: Path, metadata: SnapshotMetadata | None, *, force: bool) -> None:
-        runtime = self._bind()
-        found, origin = await self._in_thread(lambda: self._snapshots.verified(path, metadata, runtime.fixed))
+        runtime, snapshots = self._bind(), self._snapshots
+        taken: list[tuple[Generation, Origin]] = []
+
+        def take() -> Snapshot:
+            snapshot = snapshots.asked_for(path, metadata, runtime.fixed)
+            snapshots.check_newer(snapshot.manifest.last_included, runtime.last_applied, force=force)
+            taken.append(runtime.take(snapshot))
+            return snapshot
 
         def build() -> Generation:
-            self._snapshots.check_newer(origin, runtime.last_applied, force=force)
-            return runtime.build(origin)
+            generation, origin = taken[0]
+            return runtime.build(generation, snapshots.admitted(origin, runtime.last_applied, force=force))
 
-        await self._replace(runtime, build)
-        self._snapshots.metadata = found
+        with self._taking_one():
+            try:
+                snapshot = await self._in_thread(take)
+                await self._replace(runtime, build)
+                taken.clear()
+            finally:
+                for generation, _ in taken:
+                    runtime.opened.directory.discard(generation)
+            snapshots.installed(snapshot)
 
     async def reset(self) -> None:
         """Replace the whole state by an empty one at index 0, as an install does. Snapshots and settings stay."""
         runtime = self._bind()
-        await self._replace(runtime, runtime.build_empty)
+        with self._taking_one():
+            await self._replace(runtime, runtime.build_empty)
 
     async def _replace(self, runtime: Runtime, build: Callable[[], Generation]) -> None:
         """Let what is in flight finish, build another generation, and move over to it."""
-        if self._replacing or self._taking:
-            raise SnapshotInProgressError("a snapshot or another install is under way", hint="await it, then ask again")
         runtime.anchors.check()
         self._replacing = True
         built: list[Generation] = []
         try:
             await self._idle()
+            self._check_runs(runtime)
             await self._in_thread(lambda: built.append(build()))
-            if self._runtime is not runtime:
-                raise EngineStoppedError("the engine stopped before the new state was built")
+            self._check_runs(runtime)
             self._move_to(built[0])
             built.clear()
         finally:
@@ -497,6 +516,11 @@ class Engine(Shell):
             for generation in built:
                 runtime.opened.directory.discard(generation)
             self._wake_next()
+
+    def _check_runs(self, runtime: Runtime) -> None:
+        """Whether the directory is still ours to write in."""
+        if self._runtime is not runtime:
+            raise EngineStoppedError("the engine stopped before the new state was built")
 
     def _move_to(self, generation: Generation) -> None:
         """Start `generation`, name it in CURRENT, and let go of the one before. Blocks while workers start."""
@@ -525,7 +549,7 @@ class Engine(Shell):
         else:  # CURRENT may yet name it again
             old.mark.fail(f"CURRENT names {generation.path.name}, but that may not be on the disk: {unsynced}")
             new.mark.inherit(old.mark)
-        self._snapshots.look(new.fixed.lineage)
+        self._snapshots.look(new.fixed.lineage, new.last_applied)
         self._published()
 
     def snapshot_metadata(self) -> SnapshotMetadata | None:
@@ -564,7 +588,7 @@ class Engine(Shell):
         for view in [view for view in self._views if view.opened_at < oldest]:
             view.close(f"it was older than view_age_max_ms={self._config.view_age_max_ms}")
         self._policy.applied(*self._running().coordinator.take_counts())
-        if self.is_running() and not self._replacing and self._policy.due(_now_ms()):
+        if self.is_running() and not self._taking and self._policy.due(_now_ms()):
             self._spawn(self._scheduled_snapshot())
 
     def _open_reads(self) -> Reads:

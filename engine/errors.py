@@ -145,7 +145,7 @@ class SnapshotFormatError(SnapshotError):
 
 
 class SnapshotStaleError(SnapshotError):
-    """A snapshot is older than the current state, or of another lineage; `force=True` installs it all the same."""
+    """A snapshot is older than the current state; `force=True` installs it all the same, and begins a lineage."""
 
 
 class SnapshotLabelError(SnapshotError):

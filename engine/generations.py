@@ -325,11 +325,12 @@ class Directory:
         return max([int(name[4:]) for name in names if _NAME.fullmatch(name)], default=0) + 1
 
     def bytes_on_disk(self) -> int:
-        """Disk blocks in use by everything in the directory, in bytes."""
+        """Disk blocks in use by everything in the directory, in bytes. What comes or goes meanwhile may be missing."""
         used = 0
-        for path in self.path.rglob("*"):
-            with suppress(OSError):  # a snapshot comes and goes meanwhile
-                used += path.lstat().st_blocks * 512
+        for folder, folders, files in os.walk(self.path):
+            for name in folders + files:
+                with suppress(OSError):
+                    used += Path(folder, name).lstat().st_blocks * 512
         return used
 
 

@@ -1,35 +1,35 @@
 """From a snapshot, or from another generation, to a new generation of any shard count. Touches nothing that lives.
 
-With as many shards as before the parts are copied; else their records are merged in key order and appended to the
-shards that own them, in bounded transactions. The new generation is durable when it is returned; CURRENT does not
-name it yet. Whatever goes wrong removes it again.
+What a snapshot holds is copied first, and checked as it is copied: what is opened afterwards is our own copy, which
+nobody else writes or opens. With as many shards as before that is all; else the records are merged in key order and
+appended to the shards that own them, in bounded transactions. The new generation is durable when it is returned;
+CURRENT does not name it yet. Whatever goes wrong removes it again.
 """
 
 from __future__ import annotations
 
 import heapq
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 
 import msgspec
 
+from engine.check import Claim, claims_of, judge
 from engine.decision import Record
-from engine.errors import SnapshotDamagedError, SnapshotFormatError
 from engine.files import disk_error
 from engine.generations import Directory, DirectoryConfig, Generation
-from engine.manifest import Manifest, PartInfo, read_manifest
-from shards.digest import hasher128
+from engine.manifest import Manifest, PartInfo
+from engine.parts import damaged, read_part
+from engine.placing import owner_of
+from ipc.files import create_file
 from shards.machine import Machine
-from shards.placement import SLOTS, shard_table, slot_of
-from shards.store import FORMAT, Loader, ReadStore, damage_in
+from shards.store import FORMAT, Loader, ReadStore
 from shards.types import LogId, Position
 
-_READ_BYTES = 1 << 20
 _BATCH_RECORDS = 4096
 _THREADS = 4
 
@@ -37,13 +37,14 @@ Progress = Callable[[int, int], None]
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What a generation is built for: its shard count, the sizes of its rings' halves and maps, and who is told of
-    the records done and to do."""
+    """What a generation is built for: its shard count, the sizes of its rings' halves and maps, whether all records of
+    a snapshot are looked at, and who is told of the records done and to do."""
 
     shards: int
     machine: type[Machine]
     half_bytes: int
     map_bytes: int
+    verify: bool = True
     progress: Progress | None = None
 
 
@@ -57,52 +58,43 @@ class Origin(msgspec.Struct, frozen=True):
     config: DirectoryConfig
 
 
-def verify_snapshot(path: Path, *, deep: bool = False) -> Manifest:
-    """Check everything a snapshot says of itself: its manifest, every part's length and checksum, in parallel; with
-    `deep`, every page of them. Blocks for as long as it takes to read them.
+class Snapshot(msgspec.Struct, frozen=True):
+    """A snapshot to install: where it is, and what its manifest said when it was read, once."""
 
-    Raises SnapshotDamagedError or SnapshotFormatError, which name the part.
+    path: Path
+    manifest: Manifest
+
+
+def take(directory: Directory, snapshot: Snapshot, target: Target) -> tuple[Generation, Origin]:
+    """Copy the parts of `snapshot` into a new generation, and check them: what to `build` it from. Blocks; any thread.
+
+    Raises SnapshotDamagedError when a part is not what the manifest says, StoreFullError when the disk has no room;
+    nothing is left of it then.
     """
-    manifest = read_manifest(path)
-    if len(manifest.parts) != manifest.shards or manifest.slots != SLOTS:
-        raise SnapshotFormatError(
-            f"{path}: {len(manifest.parts)} parts for {manifest.shards} shards and {manifest.slots} slots",
-            hint=f"this version reads {SLOTS} slots",
-        )
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda part: _verify_part(path / part.file, part, deep), manifest.parts))
-    return manifest
+    path, manifest = snapshot.path, snapshot.manifest
+    config = _config_of(manifest)
+    generation = directory.begin(target.shards, config)
+    machine = target.machine()
 
+    def copy(what: tuple[PartInfo, Claim]) -> Path:
+        part, claim = what
+        claim = msgspec.structs.replace(claim, file=f"taken-{claim.identity.shard:03}.mdb")
+        copied = generation.path / claim.file
+        with open(create_file(copied), "wb") as file:
+            read_part(path / part.file, part, file)
+        if problems := judge(claim, generation.path, machine, records=target.verify).problems:
+            raise damaged(path / part.file, "; ".join(problems[:3]))
+        return copied
 
-def _verify_part(file: Path, part: PartInfo, deep: bool) -> None:
-    if "/" in part.file or part.file.startswith("."):
-        raise _damaged(file, "its name leads out of the snapshot")
-    try:
-        size = file.stat().st_size
-        if size != part.bytes:
-            raise _damaged(file, f"{size} bytes, not {part.bytes}")
-        hasher = hasher128()
-        with file.open("rb") as content:
-            while piece := content.read(_READ_BYTES):
-                hasher.update(piece)
-    except OSError as error:
-        raise _damaged(file, str(error)) from error
-    if hasher.hexdigest() != part.checksum:
-        raise _damaged(file, "its checksum does not match the manifest's")
-    if deep and (findings := damage_in(file)):
-        raise _damaged(file, "; ".join(findings[:3]))
-
-
-def _damaged(file: Path, what: str) -> SnapshotDamagedError:
-    return SnapshotDamagedError(
-        f"{file} is damaged: {what}", hint="take another snapshot, or fetch this one again", path=str(file)
-    )
-
-
-def origin_of(path: Path, manifest: Manifest) -> Origin:
-    """A verified snapshot as what to build from."""
+    with _made(generation), ThreadPoolExecutor(_THREADS) as pool:
+        files = list(pool.map(copy, zip(manifest.parts, claims_of(manifest), strict=True)))
     last = manifest.last_included
-    config = DirectoryConfig(
+    position = Position(0, last.index, last.term, manifest.clock)
+    return generation, Origin(files, sum(part.entries for part in manifest.parts), position, manifest.term_runs, config)
+
+
+def _config_of(manifest: Manifest) -> DirectoryConfig:
+    return DirectoryConfig(
         FORMAT,
         manifest.lineage,
         manifest.machine,
@@ -111,40 +103,49 @@ def origin_of(path: Path, manifest: Manifest) -> Origin:
         manifest.limits,
         manifest.bad_entry,
     )
-    return Origin(
-        [path / part.file for part in manifest.parts],
-        sum(part.entries for part in manifest.parts),
-        Position(0, last.index, last.term, manifest.clock),
-        manifest.term_runs,
-        config,
-    )
 
 
-def build(directory: Directory, origin: Origin, target: Target) -> Generation:
-    """Build a generation with the state of `origin`. Blocks; any thread.
-
-    Raises StoreFullError when the disk, or a map, has no room; nothing is left of it then.
-    """
-    generation = directory.begin(target.shards, origin.config)
+@contextmanager
+def _made(generation: Generation) -> Iterator[None]:
+    """Remove the generation when what is done for it fails. StoreFullError: the system refused it."""
     try:
-        if len(origin.files) == target.shards:
-            _copy(generation, origin, target)
-        else:
-            _merge(generation, origin, target)
-        record = Record(origin.position, origin.term_runs, {}, origin.config.machine_version)
-        directory.complete(generation, record, target.half_bytes)
+        yield
     except OSError as error:
         generation.remove()
         raise disk_error(f"{generation.path} cannot be built", error, path=str(generation.path)) from error
     except BaseException:
         generation.remove()
         raise
+
+
+def build(directory: Directory, generation: Generation, origin: Origin, target: Target) -> Generation:
+    """Give `generation`, which was just begun, the state of `origin`. Blocks; any thread.
+
+    Files of `origin` that lie in the generation are used up. Raises StoreFullError when the disk, or a map, has no
+    room; nothing is left of the generation then.
+    """
+    own = [file for file in origin.files if file.parent == generation.path]
+    with _made(generation):
+        if len(own) == target.shards:
+            _adopt(generation, origin, target)
+        else:
+            _merge(generation, origin, target)
+            for file in own:
+                file.unlink()
+        record = Record(origin.position, origin.term_runs, {}, origin.config.machine_version)
+        generation.info = msgspec.structs.replace(generation.info, config=origin.config)
+        directory.complete(generation, record, target.half_bytes)
     return generation
 
 
-def _copy(generation: Generation, origin: Origin, target: Target) -> None:
-    def copy(shard: int) -> None:
-        shutil.copyfile(origin.files[shard], generation.shard(shard) / "data.mdb")
+def install(directory: Directory, snapshot: Snapshot, target: Target) -> Generation:
+    """`take`, then `build`."""
+    return build(directory, *take(directory, snapshot, target), target)
+
+
+def _adopt(generation: Generation, origin: Origin, target: Target) -> None:
+    def adopt(shard: int) -> None:
+        origin.files[shard].rename(generation.shard(shard) / "data.mdb")
         loader = Loader(generation.shard(shard), target.map_bytes)
         try:
             loader.finish(generation.identity(shard), origin.position)
@@ -153,7 +154,7 @@ def _copy(generation: Generation, origin: Origin, target: Target) -> None:
             raise
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(copy, range(target.shards)))
+        list(pool.map(adopt, range(target.shards)))
     if target.progress is not None:
         target.progress(origin.entries, origin.entries)
 
@@ -177,14 +178,13 @@ def _merge(generation: Generation, origin: Origin, target: Target) -> None:
 
 
 def _distribute(records: Iterable[tuple[bytes, bytes]], loaders: Sequence[Loader], total: int, target: Target) -> None:
-    partition_key = target.machine().partition_key
-    table = shard_table(target.shards)
+    owner = owner_of(target.machine(), target.shards)
     records = iter(records)
     done = 0
     while batch := list(islice(records, _BATCH_RECORDS)):
         owned: list[list[tuple[bytes, bytes]]] = [[] for _ in loaders]
         for record in batch:
-            owned[table[slot_of(partition_key(record[0]))]].append(record)
+            owned[owner(record[0])].append(record)
         for loader, mine in zip(loaders, owned, strict=True):
             if mine:
                 loader.load(mine)

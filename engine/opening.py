@@ -17,10 +17,10 @@ from engine.generations import (
     check_shard_count,
     new_lineage,
 )
-from engine.install import Target, build
+from engine.install import Target
 from engine.resources import check_resource_limits, default_shards
 from engine.runmark import read_mark, trusted, write_clean
-from engine.snapshots import newest_trusted
+from engine.snapshots import restore_newest
 from ipc.files import check_owner
 from shards.machine import Machine
 from shards.placement import SLOTS
@@ -90,11 +90,10 @@ def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], confi
         discarded = directory.set_aside(generation)
     shards = config.shards or (default_shards() if last is None else last.shards)
     check_resource_limits(config, shards)
-    origin = None if discarded is None else newest_trusted(directory.path, fixed)
-    if origin is not None:
+    target = Target(shards, machine, half_bytes(config), config.map_bytes, config.snapshot_verify)
+    generation = None if discarded is None else restore_newest(directory, fixed, target)
+    if generation is not None:
         outcome = "restored"
-        target = Target(shards, machine, half_bytes(config), config.map_bytes)
-        generation = build(directory, origin, target)
     else:
         outcome = _decide_to_create(discarded, config)
         generation = directory.create(shards, fixed, half_bytes(config))

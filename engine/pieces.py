@@ -9,8 +9,6 @@ Every piece names its snapshot (`source`, the checksum of the manifest) and carr
 
 from __future__ import annotations
 
-import errno
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -18,12 +16,10 @@ from typing import Annotated
 import msgspec
 
 from engine.errors import PieceDamagedError, PieceEndError, TravelError
-from engine.manifest import MANIFEST, Manifest, parse_manifest
-from shards.digest import checksum128, hasher128
-from shards.types import U64_MAX
+from engine.manifest import Manifest, parse_manifest
+from ipc.errors import hint_for
+from shards.digest import hasher128
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_PART_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z._-]{0,199}", re.ASCII)
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -77,7 +73,7 @@ def manifest_of(piece: Piece) -> Manifest:
         manifest = parse_manifest(piece.metadata, "the snapshot")
     except ValueError as error:
         raise PieceDamagedError(f"what piece 0 carries {error}", hint="send it again", number=0) from error
-    fault = fault_of(manifest)
+    fault = ""
     if piece.source.hex() != manifest.checksum:
         fault = "the manifest is not that of the snapshot it names"
     elif piece.data or piece.part or piece.offset:
@@ -104,28 +100,10 @@ def check_end(piece: Piece, *, whole: bool) -> None:
         )
 
 
-def fault_of(manifest: Manifest) -> str:
-    """What no honest manifest says, or "": names that lead out of the directory or clash, numbers that cannot be."""
-    names = [info.file for info in manifest.parts]
-    for name in names:
-        if not _PART_NAME.fullmatch(name) or name.startswith(MANIFEST):
-            return f"{name!r} is no name for a part"
-    if len(set(names)) < len(names):
-        return "two parts have the same name"
-    place = manifest.last_included
-    if len(names) != manifest.shards or not (0 <= place.index <= U64_MAX and 0 <= place.term <= U64_MAX):
-        return f"{len(names)} parts of {manifest.shards} shards at {place} cannot be"
-    for info in manifest.parts:
-        if info.bytes < 0 or (info.bytes == 0 and info.checksum != checksum128(b"").hex()):
-            return f"{info.file}: {info.bytes} bytes with checksum {info.checksum} cannot be"
-    return ""
-
-
 @contextmanager
 def file_errors_named(doing: str) -> Iterator[None]:
     """Turn an OSError into a TravelError that says what was being done, and keeps `errno`."""
     try:
         yield
     except OSError as error:
-        hint = "make room" if error.errno in _FULL else "see that the path is right and may be used"
-        raise TravelError(f"{doing}: {error.strerror or error}", hint=hint, errno=error.errno) from error
+        raise TravelError(f"{doing}: {error.strerror or error}", hint=hint_for(error), errno=error.errno) from error

@@ -58,8 +58,9 @@ def convert(
                 term_runs,
                 generation.info.config,
             )
-            target = Target(shards, machine, half_bytes(config), config.map_bytes, progress)
-            if (problem := opened.directory.make_current(build(opened.directory, origin, target))) is not None:
+            target = Target(shards, machine, half_bytes(config), config.map_bytes, progress=progress)
+            built = build(opened.directory, opened.directory.begin(shards, origin.config), origin, target)
+            if (problem := opened.directory.make_current(built)) is not None:
                 raise disk_error(f"{path} is converted, but that may not be on the disk", problem)
             generation.remove()
         return opened

@@ -4,41 +4,70 @@
                 .partial-...           one that is being written; swept once nobody holds it
                 .removing-...          one that is being removed; swept by the next removal
 
+Indices of two *lineages* (logs) say nothing about each other. Once a snapshot is sealed, the newest `keep` of its
+lineage up to it stay, itself first of all, and what is ahead of it: nobody has that state yet. Of all other lineages
+together, those `keep` stay that were written last: somebody may be about to install one, but they do not pile up. They
+go only now, when one of ours is there.
+
 Whatever else lies there is somebody else's and is never touched.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import stat
 from pathlib import Path
 
+import msgspec
+
 from engine.contract import SnapshotInfo
-from engine.errors import ConfigError, SnapshotError
+from engine.errors import ConfigError, SnapshotDamagedError, SnapshotError, SnapshotFormatError
 from engine.files import make_directories, sync_directory
 from engine.manifest import Manifest, read_manifest
+from ipc.errors import hint_for
 from ipc.files import make_directory
 
 PARTIAL = ".partial-"
 REMOVING = ".removing-"
 
+log = logging.getLogger("shardengine")
+
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def snapshot_info(path: Path) -> SnapshotInfo | None:
-    """What the snapshot at `path` is. None: it is none, its manifest is damaged or of another format or name, or one of
-    its parts is missing or has another size. The parts' contents are not read."""
-    if path.is_symlink() or not path.is_dir():
+class Found(msgspec.Struct, frozen=True):
+    """A valid snapshot, and what its manifest said when it was looked at."""
+
+    info: SnapshotInfo
+    manifest: Manifest
+
+    @property
+    def path(self) -> Path:
+        return Path(self.info.path)
+
+
+def snapshot_at(path: Path) -> Found | None:
+    """The snapshot at `path`. None: it is none, its manifest is damaged or of another format or name, or one of its
+    parts is missing or has another size. The parts' contents are not read. SnapshotError: this process lacks what it
+    takes to look."""
+    if not _is_folder(path):
         return None
     try:
         manifest = read_manifest(path)
-    except (SnapshotError, OSError):
+    except (SnapshotDamagedError, SnapshotFormatError):
         return None
     if manifest.name != path.name or not all(_has_size(path / part.file, part.bytes) for part in manifest.parts):
         return None
-    return _info(path, manifest)
+    return Found(_info(path, manifest), manifest)
+
+
+def snapshot_info(path: Path) -> SnapshotInfo | None:
+    """What the snapshot at `path` is; None as `snapshot_at`."""
+    found = snapshot_at(path)
+    return None if found is None else found.info
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -60,14 +89,28 @@ def _info(path: Path, manifest: Manifest) -> SnapshotInfo:
     )
 
 
+def snapshots_in(directory: Path) -> list[Found]:
+    """The valid snapshots in `directory`, of whatever lineage, oldest first by index. SnapshotError: it cannot be
+    listed."""
+    try:
+        children = _children(directory)
+    except OSError as error:
+        message = f"{directory} cannot be listed: {error}"
+        raise SnapshotError(message, hint=hint_for(error), path=str(directory)) from error
+    found = [snapshot_at(path) for path in children if not path.name.startswith(".")]
+    return sorted((one for one in found if one is not None), key=lambda one: one.info.last_included)
+
+
 def valid_snapshots(directory: str | os.PathLike[str]) -> list[SnapshotInfo]:
-    """The snapshots in `directory`, oldest first by index. Damaged ones and foreign files are left out."""
-    found = [snapshot_info(path) for path in _children(Path(directory)) if not path.name.startswith(".")]
-    return sorted((info for info in found if info is not None), key=lambda info: info.last_included)
+    """The snapshots in `directory`, oldest first by index. Damaged ones and foreign files are left out.
+
+    Raises SnapshotError when the directory is there and cannot be listed.
+    """
+    return [found.info for found in snapshots_in(Path(directory))]
 
 
-def prune(directory: str | os.PathLike[str], keep: int) -> list[str]:
-    """Remove all valid snapshots but the `keep` newest by index. Returns the paths that are gone, oldest first.
+def prune(directory: str | os.PathLike[str], keep: int, sealed: Manifest) -> list[str]:
+    """Remove what has had its day now that `sealed` is there; see above. Returns the paths that are gone, oldest first.
 
     A crash leaves each of them whole, or no longer listed. Blocks while files are removed.
 
@@ -77,22 +120,41 @@ def prune(directory: str | os.PathLike[str], keep: int) -> list[str]:
     if keep < 1:
         raise ConfigError(f"keep = {keep}: at least 1 snapshot stays", hint="keep 1 or more", keep=keep)
     folder = Path(directory)
-    _sweep_removed(folder)
-    surplus = [info.path for info in valid_snapshots(folder)[:-keep]]
-    for path in surplus:
+    sweep_removed(folder)
+    found = snapshots_in(folder)
+    own = [one for one in found if one.manifest.lineage == sealed.lineage]
+    others = sorted((one for one in found if one.manifest.lineage != sealed.lineage), key=_written)
+    past = [one for one in own if one.info.last_included <= sealed.last_included]
+    surplus = {one.info.path for one in past[:-keep] + others[:-keep]}
+    gone = [one.info.path for one in found if one.info.path in surplus]
+    for path in gone:
         remove_snapshot(Path(path))
-    return surplus
+    return gone
+
+
+def _written(found: Found) -> int:
+    """When its manifest got its name, in nanoseconds of some clock."""
+    try:
+        return found.path.lstat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def remove_snapshot(path: Path) -> None:
     """Remove one: first its name, durably, then its files. Nothing happens when it is gone already."""
+    if (removing := take_name(path)) is not None:
+        _remove_tree(removing)
+
+
+def take_name(path: Path) -> Path | None:
+    """Take its name from a snapshot, durably; the next removal, or sweep, takes the rest. None: it is gone already."""
     removing = path.with_name(f"{REMOVING}{path.name}-{os.urandom(4).hex()}")
     try:
         path.rename(removing)
     except FileNotFoundError:
-        return
+        return None
     sync_directory(path.parent)
-    _remove_tree(removing)
+    return removing
 
 
 def sweep(directory: str | os.PathLike[str], prefix: str = PARTIAL) -> list[str]:
@@ -103,14 +165,13 @@ def sweep(directory: str | os.PathLike[str], prefix: str = PARTIAL) -> list[str]
     assert prefix.startswith(PARTIAL)
     folder = Path(directory)
     stale = [path.name for path in _children(folder) if path.name.startswith(prefix) and _sweep_partial(path)]
-    return _sweep_removed(folder) + stale
+    return sweep_removed(folder) + stale
 
 
-def _sweep_removed(folder: Path) -> list[str]:
+def sweep_removed(folder: Path) -> list[str]:
+    """Finish the removals that have begun. Returns the names that were removed."""
     removed = [path for path in _children(folder) if path.name.startswith(REMOVING) and _is_folder(path)]
-    for path in removed:
-        _remove_tree(path)
-    return [path.name for path in removed]
+    return [path.name for path in removed if _swept(path)]
 
 
 def _sweep_partial(path: Path) -> bool:
@@ -119,12 +180,19 @@ def _sweep_partial(path: Path) -> bool:
     except OSError:
         return False  # no directory, or gone meanwhile
     try:
-        if not _lock(descriptor):
-            return False
-        _remove_tree(path)
-        return True
+        return _lock(descriptor) and _swept(path)
     finally:
         os.close(descriptor)
+
+
+def _swept(path: Path) -> bool:
+    """Whether it could be removed. What cannot be is in nobody's way."""
+    try:
+        _remove_tree(path)
+    except OSError as error:
+        log.warning("%s cannot be removed: %s", path, error)
+        return False
+    return True
 
 
 class Partial:
@@ -187,12 +255,15 @@ def _lock(descriptor: int) -> bool:
 def _children(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def _remove_tree(path: Path) -> None:

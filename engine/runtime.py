@@ -35,8 +35,9 @@ from engine.errors import (
 from engine.files import sync_directory
 from engine.flushing import Done
 from engine.generations import DirectoryConfig, Generation, new_lineage
-from engine.install import Origin, Target, build
+from engine.install import Origin, Snapshot, Target, build, take
 from engine.opening import Opened, half_bytes
+from engine.placing import check_samples
 from engine.processes import Workers
 from engine.runmark import RunMark
 from engine.split import Splitter
@@ -90,10 +91,18 @@ class Runtime:
         """What is part of the state machine and no node's own choice."""
         return self._generation.info.config
 
-    def build(self, origin: Origin) -> Generation:
-        """A new generation of as many shards with the state of `origin`. Blocks; any thread. See `install.build`."""
-        target = Target(self.shards, self._machine, half_bytes(self.config), self.config.map_bytes)
-        return build(self.opened.directory, origin, target)
+    @property
+    def _target(self) -> Target:
+        config = self.config
+        return Target(self.shards, self._machine, half_bytes(config), config.map_bytes, config.snapshot_verify)
+
+    def take(self, snapshot: Snapshot) -> tuple[Generation, Origin]:
+        """A new generation of as many shards, and what it will hold. Blocks; any thread. See `install.take`."""
+        return take(self.opened.directory, snapshot, self._target)
+
+    def build(self, generation: Generation, origin: Origin) -> Generation:
+        """Give a generation that was taken its state. Blocks; any thread. See `install.build`."""
+        return build(self.opened.directory, generation, origin, self._target)
 
     def build_empty(self) -> Generation:
         """A new, empty generation of as many shards, and of a lineage of its own: no snapshot taken before belongs to
@@ -259,6 +268,7 @@ class Runtime:
         try:
             for shard in range(self.shards):
                 stores.append(self._read_store(shard))
+            check_samples(stores, self._machine())
             self.reads = Reads(stores, position, self.splitter.owner)
         except EngineError:
             for store in stores:

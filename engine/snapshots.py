@@ -11,15 +11,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from engine.config import EngineConfig
 from engine.contract import SnapshotInfo, SnapshotMetadata
 from engine.errors import SnapshotDamagedError, SnapshotError, SnapshotFormatError, SnapshotStaleError
 from engine.files import make_directories, read_json, sync_directory, write_json
-from engine.generations import DirectoryConfig
-from engine.install import Origin, origin_of, verify_snapshot
+from engine.generations import Directory, DirectoryConfig, Generation, new_lineage
+from engine.install import Origin, Snapshot, Target, install
 from engine.manifest import SNAPSHOT_FORMAT, Manifest, PartInfo, read_manifest, write_manifest
+from engine.parts import read_part
 from engine.pinning import Sealed, part_name
-from engine.retention import Partial, prune, remove_snapshot, snapshot_info, sweep, valid_snapshots
+from engine.retention import (
+    Found,
+    Partial,
+    prune,
+    snapshot_at,
+    snapshot_info,
+    snapshots_in,
+    sweep,
+    sweep_removed,
+    take_name,
+    valid_snapshots,
+)
 from ipc.errors import hint_for
 from shards.machine import Machine
 from shards.types import LogId
@@ -42,21 +56,34 @@ class Snapshots:
     def path(self) -> Path:
         return self._directory / "snapshots"
 
-    def start(self, lineage: str) -> None:
-        """Sweep what dead runs left; see what is there."""
-        sweep(self.path)
-        if self.path.is_dir():
-            sync_directory(self.path)  # what an earlier run could not say for sure of the names it gave
-        self.look(lineage)
+    def start(self) -> None:
+        """Sweep what dead runs left, and read what was persisted. Nothing that lies among the snapshots stops it."""
+        try:
+            sweep(self.path)
+            if self.path.is_dir():
+                sync_directory(self.path)  # what an earlier run could not say for sure of the names it gave
+        except OSError as error:
+            log.warning("%s cannot be swept: %s", self.path, error)
         try:
             self.metadata = read_json(self._directory / METADATA, SnapshotMetadata)
         except FileNotFoundError:
             self.metadata = None
 
-    def look(self, lineage: str) -> None:
-        """The state is of `lineage` now: only snapshots of that would replace it."""
-        own = [info.last_included for info in self.all() if read_manifest(Path(info.path)).lineage == lineage]
-        self.newest = max(own, default=LogId(0, 0))
+    def look(self, lineage: str, applied: LogId) -> None:
+        """The state is of `lineage` now, and stands at `applied`: only snapshots of its past would replace it.
+
+        One of that lineage ahead of it would not have been passed over, or the state would be there: it is damaged, or
+        not ours yet.
+        """
+        own = [one.info.last_included for one in self._listed() if one.manifest.lineage == lineage]
+        self.newest = max((place for place in own if place <= applied), default=LogId(0, 0))
+
+    def _listed(self) -> list[Found]:
+        try:
+            return snapshots_in(self.path)
+        except SnapshotError as error:
+            log.warning("%s", error)
+            return []
 
     def all(self) -> list[SnapshotInfo]:
         return valid_snapshots(self.path)
@@ -121,46 +148,63 @@ class Snapshots:
         return manifest
 
     def keep(self, partial: _Partial) -> SnapshotInfo:
-        """Give a sealed snapshot its name among the others, and remove the oldest beyond `snapshots_keep`.
+        """Give a sealed snapshot its name among the others, and remove what has had its day: see `retention`.
 
-        One of the same log at the same entry holds the same state, and stays; one of another log makes way. Raises
-        SnapshotError when what lies there is neither, or the disk refuses.
+        One of the same log at the same entry holds the same state, and stays if it is whole; one of another log makes
+        way. Raises SnapshotError when what lies there is neither, or the disk refuses. What cannot be removed stays.
         """
         manifest = read_manifest(partial.path)
         path = self.path / manifest.name
         try:
-            there = snapshot_info(path)
-            if there is not None and read_manifest(path).lineage != manifest.lineage:
-                remove_snapshot(path)
-                there = None
-            info = there or snapshot_info(partial.seal(manifest.name))
-            prune(self.path, self._config.snapshots_keep)
+            info = self._there(path, manifest.lineage) or self._named(partial, path)
         except OSError as error:
             raise _unwritable(path, error) from error
-        if info is None:
-            raise SnapshotDamagedError(f"{path} is not what was written", hint="check the disk", path=str(path))
         self.newest = max(self.newest, info.last_included)
         self.metadata = SnapshotMetadata(info.last_included, info.checksum)
+        try:
+            prune(self.path, self._config.snapshots_keep, manifest)
+        except (OSError, SnapshotError) as error:
+            log.warning("older snapshots than %s stay: %s", path, error)
         return info
 
-    def verified(
-        self, path: Path, metadata: SnapshotMetadata | None, fixed: DirectoryConfig
-    ) -> tuple[SnapshotMetadata, Origin]:
-        """The snapshot at `path`, verified in full: its name, and what to build from. `fixed` is what the engine has.
+    def _there(self, path: Path, lineage: str) -> SnapshotInfo | None:
+        """The snapshot of `lineage` at `path`, read in full: nobody shall rely on it because we had another one."""
+        there = snapshot_at(path)
+        if there is None or there.manifest.lineage != lineage:
+            return None
+        for part in there.manifest.parts:
+            read_part(path / part.file, part)
+        return there.info
 
-        Raises SnapshotDamagedError when it is damaged or not the one that `metadata` names, SnapshotFormatError when
+    def _named(self, partial: _Partial, path: Path) -> SnapshotInfo:
+        stranger = take_name(path) if snapshot_at(path) is not None else None
+        try:
+            info = snapshot_info(partial.seal(path.name))
+        except OSError:
+            if stranger is not None and not path.exists():
+                stranger.rename(path)
+            raise
+        if stranger is not None:
+            sweep_removed(self.path)
+        if info is None:
+            raise SnapshotDamagedError(f"{path} is not what was written", hint="check the disk", path=str(path))
+        return info
+
+    def asked_for(self, path: Path, metadata: SnapshotMetadata | None, fixed: DirectoryConfig) -> Snapshot:
+        """The snapshot at `path`, as far as its manifest says. `fixed` is what the engine has.
+
+        Raises SnapshotDamagedError when that is damaged or not the one that `metadata` names, SnapshotFormatError when
         it is another machine's, or has limits that the configuration forbids.
         """
         manifest = read_manifest(path)
         if metadata is not None:
             self._check_named(path, manifest, metadata)
         self._check_kind(path, manifest)
-        manifest = verify_snapshot(path)
-        for what in ("lineage", "limits", "bad_entry"):
+        for what in ("limits", "bad_entry"):
             found, own = getattr(manifest, what), getattr(fixed, what)
             if found != own:
-                log.warning("%s brings another %s along: %r instead of %r", path, what, found, own)
-        return metadata_of(manifest), origin_of(path, manifest)
+                log.warning("%s brings other %s along: %r instead of %r", path, what, found, own)
+        return Snapshot(path, manifest)
 
     def _check_named(self, path: Path, manifest: Manifest, metadata: SnapshotMetadata) -> None:
         if manifest.last_included != metadata.last_included or manifest.checksum != metadata.checksum.hex():
@@ -193,15 +237,42 @@ class Snapshots:
                     path=str(path),
                 )
 
-    def check_newer(self, origin: Origin, applied: LogId, *, force: bool) -> None:
-        """Raises SnapshotStaleError when `origin` is older than what is applied, unless forced."""
-        if origin.position.index < applied.index and not force:
+    def admitted(self, origin: Origin, applied: LogId, *, force: bool) -> Origin:
+        """`origin`, as what it may take the place of a state at `applied`. Blocks on files.
+
+        It keeps its lineage, of which it is a state, unless entries that were applied behind it are given up: then
+        another future begins, and no snapshot of the one that was left may ever replace it. So it does when a snapshot
+        of that lineage is here whose state is ahead of it.
+
+        Raises SnapshotStaleError when it is older than what is applied, unless forced; SnapshotError when what is here
+        cannot be listed.
+        """
+        place = LogId(origin.position.index, origin.position.term)
+        self.check_newer(place, applied, force=force)
+        lineage = origin.config.lineage
+        here = [one for one in snapshots_in(self.path) if one.manifest.lineage == lineage]
+        ahead = any(one.info.last_included > place for one in here)
+        if place.index >= applied.index and not ahead:
+            return origin
+        return msgspec.structs.replace(origin, config=msgspec.structs.replace(origin.config, lineage=new_lineage()))
+
+    def check_newer(self, place: LogId, applied: LogId, *, force: bool) -> None:
+        """Raises SnapshotStaleError when `place` is older than what is applied, unless forced."""
+        if place.index < applied.index and not force:
             raise SnapshotStaleError(
-                f"the snapshot ends at index {origin.position.index}; the state stands at {applied.index}",
+                f"the snapshot ends at index {place.index}; the state stands at {applied.index}",
                 hint="restore(path, force=True) goes back",
-                asked=origin.position.index,
+                asked=place.index,
                 applied=applied.index,
             )
+
+    def installed(self, snapshot: Snapshot) -> None:
+        """Remember for good which snapshot the state came from."""
+        self.metadata = metadata_of(snapshot.manifest)
+        try:
+            self.persist(self.metadata)
+        except OSError as error:
+            log.warning("the metadata of the snapshot that was installed is kept until the engine ends: %s", error)
 
     def persist(self, metadata: SnapshotMetadata) -> None:
         write_json(self._directory / METADATA, metadata)
@@ -234,17 +305,18 @@ class _Partial:
         self._partial.remove()
 
 
-def newest_trusted(directory: Path, fixed: DirectoryConfig) -> Origin | None:
-    """The newest snapshot in a data directory that belongs to its log and machine and is whole; None: there is none."""
-    for info in reversed(valid_snapshots(directory / "snapshots")):
-        path = Path(info.path)
-        try:
-            manifest = verify_snapshot(path)
-        except SnapshotError as error:
-            log.warning("not restored: %s", error)
+def restore_newest(directory: Directory, fixed: DirectoryConfig, target: Target) -> Generation | None:
+    """A generation with the state of the newest snapshot in a data directory that belongs to its log and machine and
+    is whole; None: there is none. Raises StoreFullError when there is no room for it, SnapshotError when this process
+    lacks what it takes to look."""
+    own = (fixed.lineage, fixed.machine, fixed.limits, fixed.bad_entry)
+    for found in reversed(snapshots_in(directory.path / "snapshots")):
+        manifest = found.manifest
+        if (manifest.lineage, manifest.machine, manifest.limits, manifest.bad_entry) != own:
+            log.warning("not restored: %s is of another lineage, machine, or set of limits", found.path)
             continue
-        own = (fixed.lineage, fixed.machine, fixed.limits, fixed.bad_entry)
-        if (manifest.lineage, manifest.machine, manifest.limits, manifest.bad_entry) == own:
-            return origin_of(path, manifest)
-        log.warning("not restored: %s is of another lineage, machine, or set of limits", path)
+        try:
+            return install(directory, Snapshot(found.path, manifest), target)
+        except (SnapshotDamagedError, SnapshotFormatError) as error:
+            log.warning("not restored: %s", error)
     return None

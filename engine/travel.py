@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import msgspec
 
@@ -25,11 +24,11 @@ from engine.errors import (
     SnapshotDamagedError,
     TravelError,
 )
-from engine.manifest import MANIFEST, Manifest, PartInfo, read_manifest, write_manifest
-from engine.pieces import Piece, decode_piece, encode_piece, fault_of, file_errors_named, manifest_of
+from engine.manifest import Manifest, read_manifest, write_manifest
+from engine.parts import read_part, stretches
+from engine.pieces import Piece, decode_piece, encode_piece, file_errors_named, manifest_of
 from engine.receiving import PartsWriter
 from engine.retention import PARTIAL, Partial, snapshot_info, sweep
-from shards.digest import hasher128
 
 __all__ = [
     "PIECE_BYTES",
@@ -54,7 +53,8 @@ def stream_snapshot(path: str | os.PathLike[str], piece_bytes: int = PIECE_BYTES
     checked against the manifest while it is read: of a damaged one the end is not given out.
 
     Raises:
-        TravelError: `piece_bytes` is out of range, or a file cannot be read.
+        TravelError: `piece_bytes` is out of range.
+        SnapshotError: this process lacks what it takes to read a file.
         SnapshotDamagedError: at once, or later when a part turns out to be missing, cut off or damaged.
         SnapshotFormatError: this version cannot read the snapshot.
     """
@@ -65,10 +65,7 @@ def stream_snapshot(path: str | os.PathLike[str], piece_bytes: int = PIECE_BYTES
             piece_bytes=piece_bytes,
         )
     folder = Path(path)
-    manifest = read_manifest(folder)
-    if fault := fault_of(manifest):
-        raise SnapshotDamagedError(f"{folder / MANIFEST}: {fault}", hint="take another snapshot", path=str(folder))
-    return _pieces(folder, manifest, piece_bytes)
+    return _pieces(folder, read_manifest(folder), piece_bytes)
 
 
 def _pieces(folder: Path, manifest: Manifest, piece_bytes: int) -> Iterator[Piece]:
@@ -77,36 +74,10 @@ def _pieces(folder: Path, manifest: Manifest, piece_bytes: int) -> Iterator[Piec
     yield Piece(source, 0, 0, 0, b"", msgspec.json.encode(manifest), left == 0).sealed()
     number = 1
     for part, info in enumerate(manifest.parts):
-        for offset, data in _read(folder / info.file, info, piece_bytes):
+        for offset, data in stretches(folder / info.file, info, piece_bytes):
             left -= len(data)
             yield Piece(source, number, part, offset, data, b"", left == 0).sealed()
             number += 1
-
-
-def _read(path: Path, info: PartInfo, piece_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Stretches of a part with their offsets. Of a damaged part the last is not given: SnapshotDamagedError."""
-    hasher = hasher128()
-    with file_errors_named(f"reading {path}"), _opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != info.bytes:
-            raise _damaged(path, f"has {size} bytes, not the {info.bytes} of its manifest")
-        for offset in range(0, size, piece_bytes):
-            data = file.read(min(piece_bytes, size - offset))
-            hasher.update(data)
-            if offset + piece_bytes >= size and hasher.hexdigest() != info.checksum:
-                raise _damaged(path, "does not match the checksum of its manifest")
-            yield offset, data
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        raise _damaged(path, "is missing") from None
-
-
-def _damaged(path: Path, fault: str) -> SnapshotDamagedError:
-    return SnapshotDamagedError(f"{path} {fault}", hint="send another snapshot", path=str(path))
 
 
 class SnapshotAssembler:
@@ -182,7 +153,9 @@ class SnapshotAssembler:
             )
         assert self._partial is not None and self._manifest is not None
         path = self._directory / self._manifest.name
-        if not self._is_there(self._manifest):
+        if self._is_there(self._manifest):
+            self._check_whole(path, self._manifest)
+        else:
             with self._file_work():
                 write_manifest(self._partial.path, self._manifest)
                 self._partial.seal(self._manifest.name)
@@ -261,6 +234,18 @@ class SnapshotAssembler:
                 path=str(path),
             )
         return True
+
+    def _check_whole(self, path: Path, manifest: Manifest) -> None:
+        """Raises TravelError when the snapshot that is there says to be the very one, and is damaged."""
+        try:
+            for part in manifest.parts:
+                read_part(path / part.file, part)
+        except SnapshotDamagedError as error:
+            raise TravelError(
+                f"{error.message}, and has the name of the snapshot that came",
+                hint="move it away, and finish again",
+                path=str(path),
+            ) from error
 
     @contextmanager
     def _file_work(self) -> Iterator[None]:

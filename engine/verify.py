@@ -1,24 +1,51 @@
-"""Judge a stopped directory: every page of every shard, every position against the decision record. Changes nothing."""
+"""Judge what lies at rest: a stopped directory, or a snapshot. Changes nothing.
+
+A page that is wrong under a right checksum can end the process that opens it, inside liblmdb. So the files are looked
+at in a child: what that does not survive is a finding, and another child goes on with the next file.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
+from engine.check import Claim, Verdict, claims_of, judge
 from engine.decision import DecisionFile, recover
 from engine.errors import EngineError, FormatError
 from engine.files import Lock
-from engine.generations import Directory, Generation
+from engine.generations import Directory, Generation, check_machine
+from engine.manifest import Manifest, read_manifest
 from engine.opening import data_path
+from engine.parts import damaged, read_part
+from engine.runtime import machine_name
 from ipc.ring import RingReader
 from shards.digest import checksum
-from shards.store import ReadStore, damage_in
+from shards.kv import KeyValue
+from shards.machine import Machine
 from shards.types import Position
+from shards.worker import import_machine
+
+log = logging.getLogger("shardengine")
 
 PREDECESSORS_MS = 30_000
 """How long workers whose coordinator was killed may take to end, milliseconds."""
+
+_THREADS = 4
+_BOOTSTRAP = (  # nothing is imported before the path is set
+    "import sys; given = sys.stdin.buffer; "
+    "sys.path[:] = given.read(int(sys.argv[1])).decode('utf-8', 'surrogateescape').split('\\0'); "
+    "from engine.verify import child; child(sys.argv[2], sys.argv[3], given.read())"
+)
+_CHILD_S, _BYTES_PER_S = 120, 1 << 20  # how long a child may take: so long, and as it reads a very slow disk
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -28,27 +55,32 @@ class Finding(msgspec.Struct, frozen=True):
     problem: str
 
 
-def verify_directory(path: str | Path) -> list[Finding]:
-    """Everything wrong with the live generation; empty when all is well. Reads every page; blocks that long.
+def verify_directory(path: str | Path, machine: type[Machine] | None = None) -> list[Finding]:
+    """Everything wrong with the live generation; empty when all is well. Reads every page and every key; blocks that
+    long.
 
-    Raises EngineLockedError while an engine runs on it, FormatError when there is nothing to judge.
+    Whether each key lies where the machine places it is judged by `machine`; None: by the built-in one in a directory
+    of that, and not at all in another one's, which a warning in the log then says.
+
+    Raises EngineLockedError while an engine runs on it, FormatError when there is nothing to judge, and
+    MachineMismatchError when the directory is of another machine than `machine`.
     """
     directory = Directory(data_path(path))
     if not os.path.lexists(directory.path / "config"):
         raise FormatError(f"{path} is no data directory", hint="name the directory an engine was opened with")
     if os.statvfs(directory.path).f_flag & os.ST_RDONLY:
-        return _verify(directory)  # nobody can write there, nor take a lock
+        return _verify(directory, machine)  # nobody can write there, nor take a lock
     lock = Lock(directory.path / "LOCK")
     try:
         lock.take()
         directory.check_ours()
         directory.await_predecessors(PREDECESSORS_MS)
-        return _verify(directory)
+        return _verify(directory, machine)
     finally:
         lock.close()
 
 
-def _verify(directory: Directory) -> list[Finding]:
+def _verify(directory: Directory, machine: type[Machine] | None) -> list[Finding]:
     try:
         directory.load()
         generation = directory.current()
@@ -56,35 +88,35 @@ def _verify(directory: Directory) -> list[Finding]:
         return [Finding(None, str(error))]
     if generation is None:
         return [Finding(None, "there is no live generation: it was never finished, or it was set aside")]
-
-    def has(shard: int, name: str) -> bool:
-        return (generation.shard(shard) / name).is_file()
+    fixed = generation.info.config
+    if machine is not None:
+        check_machine(fixed, machine, directory.path)
 
     findings: list[Finding] = []
     positions: list[Position] = []
-    for shard in range(generation.shards):
-        findings += [Finding(shard, problem) for problem in damage_in(generation.shard(shard))]
-        try:
-            positions.append(_position(generation, shard))
-        except (EngineError, OSError) as error:
-            findings.append(Finding(shard, str(error)))
-        findings += [Finding(shard, f"its {name} is missing") for name in ("ring", "owner") if not has(shard, name)]
+    claims = [
+        Claim(generation.shard(shard).name, generation.identity(shard), fixed.limits)
+        for shard in range(generation.shards)
+    ]
+    for shard, verdict in enumerate(_in_children(generation.path, claims, _placing(machine, fixed.machine))):
+        findings += [Finding(shard, problem) for problem in verdict.problems]
+        if verdict.position is not None:
+            positions.append(verdict.position)
+        for name in ("ring", "owner"):
+            if not (generation.shard(shard) / name).is_file():
+                findings.append(Finding(shard, f"its {name} is missing"))
     if len(positions) == generation.shards:
         findings += _judge(generation, positions)
     return findings
 
 
-def _position(generation: Generation, shard: int) -> Position:
-    path = generation.shard(shard)
-    size = (path / "data.mdb").stat().st_size
-    store = ReadStore(path, generation.identity(shard), map_bytes=max(size, 1 << 20), readers_max=4)
-    try:
-        transaction = store.begin()
-        position = transaction.position()
-        transaction.close()
-        return position
-    finally:
-        store.close()
+def _placing(machine: type[Machine] | None, name: str) -> type[Machine] | None:
+    """The machine that says where keys belong in files of machine `name`; None: nobody here knows."""
+    if machine is None and name == KeyValue.name:
+        return KeyValue
+    if machine is None:
+        log.warning("whether keys lie on the right shards was not checked: that takes the machine %r", name)
+    return machine
 
 
 def _judge(generation: Generation, positions: list[Position]) -> list[Finding]:
@@ -107,3 +139,76 @@ def _judge(generation: Generation, positions: list[Position]) -> list[Finding]:
             findings.append(Finding(shard, f"the decided part at {extent.offset} in its ring fails its checksum"))
         ring.close()
     return findings
+
+
+def verify_snapshot(path: Path, *, deep: bool = False, machine: type[Machine] | None = None) -> Manifest:
+    """Check everything a snapshot says of itself: its manifest, every part's length and checksum, in parallel; with
+    `deep`, every page and every record of them. Blocks for as long as it takes to read them.
+
+    `machine` as in `verify_directory`. Raises SnapshotDamagedError or SnapshotFormatError, which name the part, and
+    MachineMismatchError.
+    """
+    manifest = read_manifest(path)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(lambda part: read_part(path / part.file, part), manifest.parts))
+    if deep:
+        verdicts = _in_children(path, claims_of(manifest), _placing(machine, manifest.machine))
+        for part, verdict in zip(manifest.parts, verdicts, strict=True):
+            if verdict.problems:
+                raise damaged(path / part.file, "; ".join(verdict.problems[:3]))
+    return manifest
+
+
+def _in_children(folder: Path, claims: list[Claim], machine: type[Machine] | None) -> list[Verdict]:
+    """A verdict for each claim. A child that dies, or takes too long, is the verdict on what it was looking at."""
+    verdicts: list[Verdict] = []
+    while len(verdicts) < len(claims):
+        found, end = _in_a_child(folder, claims[len(verdicts) :], machine)
+        verdicts += found
+        if len(verdicts) < len(claims):
+            verdicts.append(Verdict([f"{folder / claims[len(verdicts)].file}: {end}"]))
+    return verdicts
+
+
+def _in_a_child(folder: Path, claims: list[Claim], machine: type[Machine] | None) -> tuple[list[Verdict], str]:
+    """The verdicts of one child, and how it ended before it had one for all."""
+    paths = "\0".join(map(str, sys.path)).encode("utf-8", "surrogateescape")
+    name = "" if machine is None else machine_name(machine)
+    seconds = _CHILD_S + sum(size for claim in claims for size in _sizes(folder / claim.file)) / _BYTES_PER_S
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _BOOTSTRAP, str(len(paths)), str(folder), name],
+            input=paths + msgspec.json.encode(claims),
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        return _verdicts(late.stdout or b""), f"looking at it took longer than {seconds:.0f} s"
+    end = f"looking at it ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-500:]}"
+    if done.returncode < 0:
+        kind = signal.Signals(-done.returncode).name
+        end = f"looking at it ended the process with {kind}: a page is wrong in a way that LMDB does not survive"
+    return _verdicts(done.stdout), end
+
+
+def _sizes(path: Path) -> Iterator[int]:
+    """Bytes on the disk of a file, or of the files in a directory."""
+    for file in path.iterdir() if path.is_dir() else [path]:
+        try:
+            yield file.lstat().st_blocks * 512
+        except OSError:
+            yield 0
+
+
+def _verdicts(lines: bytes) -> list[Verdict]:
+    return [msgspec.json.decode(line, type=Verdict) for line in lines.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def child(folder: str, name: str, claims: bytes) -> None:
+    """Be the child: write a verdict for each of the claims, one JSON a line, as soon as it is there."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.stdout = sys.stderr  # what the machine's module may print is no verdict
+    machine = import_machine(name)() if name else None
+    for claim in msgspec.json.decode(claims, type=list[Claim]):
+        os.write(1, msgspec.json.encode(judge(claim, Path(folder), machine)) + b"\n")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -46,7 +47,7 @@ _IDENTITY, _POSITION, _SOLO = b"identity", b"position", b"solo"
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Whose files an environment holds."""
+    """Whose files an environment holds. An expected `generation` of "" is any."""
 
     generation: str
     shard: int
@@ -346,11 +347,15 @@ def _check_length(file: Path) -> None:
     The layout is that of LMDB 0.9's `MDB_meta`, on the first two pages behind a 16-byte header:
     https://github.com/LMDB/lmdb/blob/LMDB_0.9.33/libraries/liblmdb/mdb.c
     """
-    with file.open("rb") as content:
-        head = content.read(2 * PAGE_BYTES)
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # does not wait at a pipe
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise StoreDamagedError(f"{file} is no plain file", hint="restore a snapshot", path=str(file))
+        head, size = os.pread(descriptor, 2 * PAGE_BYTES, 0), os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
     metas = [_META.unpack_from(head, page + _PAGE_HEADER) for page in (0, PAGE_BYTES) if len(head) == 2 * PAGE_BYTES]
     last_page = max(((txnid, last) for magic, last, txnid in metas if magic == _MAGIC), default=(0, 1))[1]
-    size = file.stat().st_size
     if size < (last_page + 1) * PAGE_BYTES:
         raise StoreDamagedError(
             f"{file} is cut off: {size} bytes, and {(last_page + 1) * PAGE_BYTES} are in use",
@@ -368,7 +373,7 @@ def _check_identity(path: Path, found: bytes | None, expected: Identity) -> None
         raise StoreMismatchError(f"{path}: unreadable identity: {error}", path=str(path)) from error
     for field in msgspec.structs.fields(Identity):
         has, wants = getattr(identity, field.name), getattr(expected, field.name)
-        if has != wants:
+        if has != wants != "":
             raise StoreMismatchError(
                 f"{path} belongs to {field.name} {has!r}, not {wants!r}", path=str(path), found=has, expected=wants
             )
@@ -491,12 +496,12 @@ class ReadStore:
             raise StoreError(f"cannot begin to read: {error}", hint="raise views_max") from error
 
     @classmethod
-    def of_part(cls, file: Path) -> ReadStore:
-        """The file of a snapshot's part, whosever it is: nobody writes it, so it needs no lock.
+    def of_part(cls, file: Path, identity: Identity | None = None) -> ReadStore:
+        """The file of a snapshot's part: nobody writes it, so it needs no lock. `identity` None: whosever it is.
 
-        Raises StoreMismatchError when it is no shard's.
+        Raises StoreMismatchError when it is no shard's, or another's; StoreDamagedError when it is cut off.
         """
-        return cls(file, None, map_bytes=max(file.stat().st_size, PAGE_BYTES), readers_max=1, part=True)
+        return cls(file, identity, map_bytes=max(file.stat().st_size, PAGE_BYTES), readers_max=1, part=True)
 
     def clear_dead_readers(self) -> int:
         """Free the reader slots of processes that were killed."""
@@ -555,10 +560,13 @@ class Loader:
 
 def damage_in(path: Path) -> list[str]:
     """What is structurally wrong with an environment at rest, or with a part's file, by reading every page; empty when
-    nothing is."""
+    nothing is. No page, however it was forged, does harm."""
+    file = path / "data.mdb" if path.is_dir() else path
     try:
-        _check_length(path / "data.mdb" if path.is_dir() else path)
+        _check_length(file)
         findings: list[str] = lmdb.verify.verify(str(path))  # type: ignore[no-untyped-call]
         return findings
     except (lmdb.verify.VerifyError, StoreDamagedError, OSError) as error:
         return [str(error)]
+    except Exception as error:  # a page that the verifier does not survive either
+        return [f"{file}: {type(error).__name__} while its pages were read: {error}"]

@@ -162,3 +162,26 @@ class Unhappy(KeyValue):
 
     def keys(self, command: Any) -> NoReturn:
         raise RuntimeError("keys are out")
+
+
+class Rekeyed(Ledger):
+    """The ledger, of the same name and version, whose keys are placed by themselves."""
+
+    def partition_key(self, key: bytes) -> bytes:
+        return key
+
+
+class Partless(Ledger):
+    """The ledger, whose `partition_key` does not take every key."""
+
+    def partition_key(self, key: bytes) -> bytes:
+        return key.split(b"/", 2)[1]
+
+
+class Deadly(KeyValue):
+    """A machine that ends the process that makes it, as LMDB does over a page that cannot be."""
+
+    name: ClassVar[str] = "test.deadly"
+
+    def __init__(self) -> None:
+        os.abort()

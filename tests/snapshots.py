@@ -34,7 +34,7 @@ def manifest_for(parts: Sequence[bytes], /, index: int = 7, term: int = 2, **cha
         lineage="a lineage",
         last_included=LogId(index, term),
         clock=1_000,
-        term_runs=[LogId(1, 1), LogId(4, term)],
+        term_runs=[LogId(1, term)],
         slots=16_384,
         shards=len(parts),
         machine="kv",

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from engine import Engine, EngineConfig, KeyValue
-from engine.install import verify_snapshot
 from engine.manifest import Manifest
+from engine.verify import verify_snapshot
 from shards import snapshot
 from shards.placement import shard_table, slot_of
 from shards.store import ReadStore

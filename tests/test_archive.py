@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import resource
 import shutil
-import struct
+import subprocess
+import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,39 +18,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import archive
-from engine.archive import FRAME_BYTES_MAX, export_snapshot, import_snapshot
+from engine.archive import export_snapshot, import_snapshot
 from engine.errors import (
     PieceDamagedError,
-    PieceDuplicateError,
     PieceEndError,
-    PieceGapError,
-    PieceSourceError,
     SnapshotDamagedError,
     SnapshotError,
     SnapshotFormatError,
     TravelError,
 )
+from engine.manifest import MANIFEST
 from engine.retention import valid_snapshots
-from tests.snapshots import contents, deaths, file_work, make_snapshot
+from shards.types import U64_MAX
+from tests.snapshots import contents, deaths, file_work, make_snapshot, manifest_for
 
 PARTS = [b"first part, " * 5, b"", b"second"]
-HEADER_BYTES = 16
+BLOCK = 512
 
 
-def exported(folder: Path, index: int = 7, piece_bytes: int = 25) -> bytes:
+def exported(folder: Path, index: int = 7) -> bytes:
     path = make_snapshot(folder / "here", PARTS, index)
-    export_snapshot(path, folder / "file", piece_bytes)
+    export_snapshot(path, folder / "file")
     return (folder / "file").read_bytes()
 
 
-def frames(data: bytes) -> list[bytes]:
-    """The header, then every piece with its length."""
-    found, place = [data[:HEADER_BYTES]], HEADER_BYTES
-    while place < len(data):
-        end = place + 4 + struct.unpack_from("<I", data, place)[0]
-        found.append(data[place:end])
-        place = end
-    return found
+def members(data: bytes) -> list[bytes]:
+    """Every file in the archive, with its header and what fills it up; then the end."""
+    found, place = [], 0
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for member in tar:
+            end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+            found.append(data[place:end])
+            place = end
+    return [*found, data[place:]]
 
 
 def refusal(folder: Path, data: bytes) -> SnapshotError:
@@ -78,30 +81,52 @@ def test_a_file_is_on_the_disk_before_its_name_and_that_before_the_end(
     assert done == ["sync file.new", "name file", f"sync {tmp_path.name}"]
 
 
-@given(st.lists(st.binary(max_size=200), min_size=1, max_size=4), st.integers(1, 250))
-def test_any_snapshot_comes_back_the_same(parts: list[bytes], piece_bytes: int) -> None:
+@given(st.lists(st.binary(max_size=2000), min_size=1, max_size=4))
+def test_any_snapshot_comes_back_the_same(parts: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        export_snapshot(make_snapshot(folder / "here", parts), folder / "file", piece_bytes)
+        export_snapshot(make_snapshot(folder / "here", parts), folder / "file")
         import_snapshot(folder / "file", folder / "there")
         assert contents(folder / "there") == contents(folder / "here")
 
 
-def test_the_layout_of_version_1_stays_as_it_is(tmp_path: Path) -> None:
+def test_the_archive_is_a_tar_that_others_can_look_into_and_unpack(tmp_path: Path) -> None:
+    path = make_snapshot(tmp_path / "here", PARTS)
+    export_snapshot(path, tmp_path / "file")
+    listed = subprocess.run(["tar", "tvf", tmp_path / "file"], capture_output=True, text=True, check=True)
+    assert [line.split()[-1] for line in listed.stdout.splitlines()] == [
+        f"{path.name}/{name}" for name in (MANIFEST, "shard-000.mdb", "shard-001.mdb", "shard-002.mdb")
+    ]
+    assert listed.stderr == ""
+    subprocess.run(["tar", "xf", tmp_path / "file", "-C", tmp_path], check=True)
+    assert contents(tmp_path / path.name) == contents(path)
+
+
+def test_an_archive_has_one_form(tmp_path: Path) -> None:
     data = exported(tmp_path)
-    assert data[:HEADER_BYTES] == b"\x89shardsnap\r\n\x1a\n\x01\x00"
-    assert [len(frame) for frame in frames(data)[2:]] == [4 + 70, 4 + 70, 4 + 55, 4 + 51]
+    os.utime(tmp_path / "here", (1, 1))
+    export_snapshot(next((tmp_path / "here").iterdir()), tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == data
+    assert [len(member) // BLOCK for member in members(data)[1:]] == [2, 1, 2, 2]
+
+
+@pytest.mark.parametrize("size", [0, 1, (8 << 30) - 1, 8 << 30, 10 << 40])
+def test_a_header_is_one_block_however_large_the_part_is(size: int) -> None:
+    manifest = manifest_for([b""], U64_MAX, U64_MAX)
+    block = archive._header(manifest, "x" * 58, size)
+    read = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+    assert (len(block), read.size, read.name) == (BLOCK, size, f"{manifest.name}/{'x' * 58}")
 
 
 def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     data = exported(tmp_path)
-    for length in range(len(data)):
+    for length in range(0, len(data), 7):
         assert type(refusal(tmp_path, data[:length])) is PieceEndError, length
 
 
 def test_a_file_with_any_byte_changed_is_refused(tmp_path: Path) -> None:
     data = exported(tmp_path)
-    for place in range(len(data)):
+    for place in range(0, len(data), 5):
         edited = bytearray(data)
         edited[place] ^= 1 << place % 8
         refusal(tmp_path, bytes(edited))
@@ -119,29 +144,96 @@ def test_a_file_with_any_stretch_replaced_is_refused(start: int, length: int, ot
 
 def test_a_file_that_goes_on_after_its_end_is_refused(tmp_path: Path) -> None:
     data = exported(tmp_path)
-    assert type(refusal(tmp_path, data + b"\0")) is PieceEndError
-    assert type(refusal(tmp_path, data + bytes(4))) is PieceDamagedError
-    assert type(refusal(tmp_path, data + frames(data)[-1])) is PieceDuplicateError
-    assert type(refusal(tmp_path, data + data)) is PieceDamagedError
+    for more in (b"\0", bytes(BLOCK), data):
+        assert type(refusal(tmp_path, data + more)) is PieceEndError
 
 
-ORDERS: dict[str, tuple[Callable[[list[bytes], list[bytes]], list[bytes]], type[TravelError]]] = {
-    "a piece missing": (lambda f, _: [*f[:2], *f[3:]], PieceGapError),
-    "a piece twice": (lambda f, _: [*f[:3], *f[2:]], PieceDuplicateError),
-    "two pieces swapped": (lambda f, _: [*f[:2], f[3], f[2], *f[4:]], PieceGapError),
-    "a piece of another": (lambda f, g: [*f[:3], g[3], *f[4:]], PieceSourceError),
-    "the first of another": (lambda f, g: [f[0], g[1], *f[2:]], PieceSourceError),
-    "no first piece": (lambda f, _: [f[0], *f[2:]], PieceGapError),
-    "no last piece": (lambda f, _: f[:-1], PieceEndError),
-    "no piece at all": (lambda f, _: f[:1], PieceEndError),
+ORDERS: dict[str, tuple[Callable[[list[bytes], list[bytes]], list[bytes]], type[SnapshotError]]] = {
+    "a part missing": (lambda m, _: [*m[:1], *m[2:]], PieceDamagedError),
+    "a part twice": (lambda m, _: [*m[:2], *m[1:]], PieceDamagedError),
+    "two parts swapped": (lambda m, _: [m[0], m[2], m[1], *m[3:]], PieceDamagedError),
+    "a part of another": (lambda m, o: [*m[:3], o[3], m[4]], PieceDamagedError),
+    "the manifest of another": (lambda m, o: [o[0], *m[1:]], PieceDamagedError),
+    "the manifest last": (lambda m, _: [*m[1:4], m[0], m[4]], PieceDamagedError),
+    "no last part": (lambda m, _: [*m[:3], m[4]], PieceDamagedError),
+    "no end": (lambda m, _: m[:4], PieceEndError),
+    "a file more": (lambda m, _: [*m[:4], m[3], m[4]], PieceDamagedError),
 }
 
 
 @pytest.mark.parametrize("what", ORDERS)
-def test_pieces_in_another_order_are_refused_by_name(tmp_path: Path, what: str) -> None:
+def test_files_in_another_order_are_refused_by_name(tmp_path: Path, what: str) -> None:
     change, expected = ORDERS[what]
-    one, other = frames(exported(tmp_path / "a")), frames(exported(tmp_path / "b", index=8))
+    one, other = members(exported(tmp_path / "a")), members(exported(tmp_path / "b", index=8))
+    assert len(one) == 5
     assert type(refusal(tmp_path, b"".join(change(one, other)))) is expected
+
+
+def tarred(folder: Path, changes: dict[str, object], form: int) -> bytes:
+    """The snapshot in `folder` as another tar, with changes to the header of its last part."""
+    path = next(folder.iterdir())
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w", format=form) as tar:
+        for name in (MANIFEST, *sorted(file.name for file in path.glob("*.mdb"))):
+            info = tarfile.TarInfo(f"{path.name}/{name}")
+            info.size = (path / name).stat().st_size
+            for field, value in changes.items() if name == "shard-002.mdb" else ():
+                setattr(info, field, value)
+            tar.addfile(info, io.BytesIO((path / name).read_bytes()) if info.isreg() else None)
+    return whole.getvalue()
+
+
+FOREIGN: dict[str, dict[str, object]] = {
+    "a name that leads out": {"name": "../../evil"},
+    "an absolute name": {"name": "/tmp/evil"},
+    "a link": {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
+    "a hard link": {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"},
+    "a device": {"type": tarfile.CHRTYPE},
+    "a pipe": {"type": tarfile.FIFOTYPE},
+    "an owner": {"uid": 1},
+    "a size that is not true": {"size": 3},
+    "a long name": {"name": "x" * 90},
+}
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_tar_that_was_made_by_others_is_refused_and_nothing_is_unpacked(tmp_path: Path, what: str, form: int) -> None:
+    make_snapshot(tmp_path / "here", PARTS)
+    refusal(tmp_path, tarred(tmp_path / "here", FOREIGN[what], form))
+    assert {file.name for file in tmp_path.iterdir()} <= {"file", "here", "there"}
+
+
+@pytest.mark.parametrize("magic", [b"\x89shardsnap\r\n\x1a\n\x01\x00", b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\0"])
+def test_a_file_of_another_form_is_refused_by_its_name(tmp_path: Path, magic: bytes) -> None:
+    error = refusal(tmp_path, magic + bytes(600))
+    assert type(error) is SnapshotFormatError
+    assert "export the snapshot again" in error.message or "undo the" in error.message
+
+
+def test_a_manifest_beyond_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    data = exported(tmp_path)
+    info = tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "strict")
+    info.size = 1 << 40
+    error = refusal(tmp_path, info.tobuf(tarfile.GNU_FORMAT) + data[BLOCK:])
+    assert type(error) is SnapshotFormatError and str(1 << 40) in error.message
+
+
+def test_what_is_no_plain_file_is_neither_read_nor_replaced(tmp_path: Path) -> None:
+    path = make_snapshot(tmp_path / "here", PARTS)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "victim")
+    for name in ("pipe", "link"):
+        with pytest.raises(TravelError, match="no plain file"):
+            export_snapshot(path, tmp_path / name)
+    (tmp_path / "file.new").symlink_to(tmp_path / "victim")
+    export_snapshot(path, tmp_path / "file")
+    assert not (tmp_path / "victim").exists() and not (tmp_path / "file.new").exists()
+    with pytest.raises(TravelError, match="no plain file"):
+        import_snapshot(tmp_path / "pipe", tmp_path / "there")
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    import_snapshot(tmp_path / "link", tmp_path / "there")  # what the caller names is followed
 
 
 @pytest.mark.parametrize("data", [b"SQLite format 3\0 and more", b"\x89PNG\r\n\x1a\n" + bytes(30), b"a"])
@@ -149,28 +241,6 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> No
     error = refusal(tmp_path, data)
     assert type(error) is SnapshotFormatError
     assert "no exported snapshot" in error.message
-
-
-def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
-    data = exported(tmp_path)
-    error = refusal(tmp_path, data[:14] + b"\x02\x00" + data[16:])
-    assert type(error) is SnapshotFormatError
-    assert error.version == 2
-
-
-def test_a_length_beyond_the_limit_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    data = exported(tmp_path)
-    error = refusal(tmp_path, data[:16] + struct.pack("<I", FRAME_BYTES_MAX + 1) + data[20:])
-    assert type(error) is PieceDamagedError
-    assert error.offset == 20
-
-
-def test_a_piece_beyond_the_limit_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = make_snapshot(tmp_path / "here", PARTS)
-    monkeypatch.setattr(archive, "FRAME_BYTES_MAX", 100)
-    with pytest.raises(TravelError, match="takes 100"):
-        export_snapshot(path, tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["here"]
 
 
 def test_files_that_are_not_there_are_told(tmp_path: Path) -> None:
@@ -205,7 +275,7 @@ def test_an_export_without_room_is_told_and_leaves_nothing(tmp_path: Path) -> No
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 10, hard))
     try:
-        with pytest.raises(TravelError, match="make room") as caught:
+        with pytest.raises(TravelError, match="limit for file sizes") as caught:
             export_snapshot(path, tmp_path / "file")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -256,9 +256,9 @@ def test_a_stop_waits_for_an_install_that_still_writes(tmp_path: Path, monkeypat
         begun, lock = asyncio.Event(), db._running().opened.lock
         loop = asyncio.get_running_loop()
 
-        def slow(self: Runtime, origin: Any) -> Any:
+        def slow(self: Runtime, *origin: Any) -> Any:
             loop.call_soon_threadsafe(begun.set)
-            built = build(self, origin)
+            built = build(self, *origin)
             locked.append(lock._key in type(lock)._held)
             return built
 

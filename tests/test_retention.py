@@ -20,9 +20,14 @@ from engine.errors import ConfigError
 from engine.manifest import MANIFEST, read_manifest
 from engine.retention import Partial, prune, remove_snapshot, snapshot_info, sweep, valid_snapshots
 from shards.types import LogId
-from tests.snapshots import contents, deaths, make_snapshot
+from tests.snapshots import contents, deaths, make_snapshot, manifest_for
 
 PARTS = [b"0123456789" * 3, b"", b"9876543210"]
+
+
+def pruned(folder: Path | str, keep: int, index: int = 10**13) -> list[str]:
+    """Prune as after a snapshot at `index` of the lineage that `make_snapshot` gives."""
+    return prune(folder, keep, manifest_for([b"x"], index, 1))
 
 
 def indices(folder: Path) -> list[int]:
@@ -63,7 +68,7 @@ def test_a_listing_says_what_each_snapshot_is_oldest_first(tmp_path: Path) -> No
 
 def test_a_directory_that_is_not_there_has_no_snapshots(tmp_path: Path) -> None:
     assert valid_snapshots(tmp_path / "none") == []
-    assert prune(tmp_path / "none", 1) == []
+    assert pruned(tmp_path / "none", 1) == []
     assert sweep(tmp_path / "none") == []
 
 
@@ -107,7 +112,7 @@ def test_a_damaged_snapshot_is_not_listed_and_not_removed(tmp_path: Path, what: 
     before = contents(tmp_path)
     assert indices(tmp_path) == [50]
     assert snapshot_info(path) is None
-    assert prune(tmp_path, 1) == []
+    assert pruned(tmp_path, 1) == []
     assert contents(tmp_path) == before
 
 
@@ -121,7 +126,7 @@ def test_the_newest_by_index_stay_and_nothing_foreign_is_touched(tmp_path: Path,
     others = foreign(tmp_path)
     paths = {index: make_snapshot(tmp_path, PARTS, index, term) for index, term in ((30, 1), (4, 9), (200, 5), (31, 1))}
     oldest_first = [4, 30, 31, 200]
-    assert prune(tmp_path, keep) == [str(paths[index]) for index in oldest_first[:-keep]]
+    assert pruned(tmp_path, keep) == [str(paths[index]) for index in oldest_first[:-keep]]
     assert indices(tmp_path) == oldest_first[-keep:]
     for index in oldest_first[-keep:]:
         shutil.rmtree(paths[index])
@@ -133,7 +138,7 @@ def test_what_stays_is_the_end_of_the_sorted_list(places: set[tuple[int, int]], 
     with tempfile.TemporaryDirectory() as name:
         for index, term in places:
             make_snapshot(Path(name), [b"x"], index, term)
-        removed = prune(name, keep)
+        removed = pruned(name, keep)
         left = [(info.last_included.index, info.last_included.term) for info in valid_snapshots(name)]
         assert left == sorted(places)[-keep:]
         assert len(removed) + len(left) == len(places)
@@ -143,14 +148,14 @@ def test_what_stays_is_the_end_of_the_sorted_list(places: set[tuple[int, int]], 
 def test_at_least_one_snapshot_stays(tmp_path: Path, keep: int) -> None:
     make_snapshot(tmp_path, PARTS)
     with pytest.raises(ConfigError, match=f"keep = {keep}"):
-        prune(tmp_path, keep)
+        pruned(tmp_path, keep)
     assert indices(tmp_path) == [7]
 
 
 def test_what_a_removal_left_half_done_is_finished_by_the_next(tmp_path: Path) -> None:
     make_snapshot(tmp_path, PARTS).rename(tmp_path / ".removing-abc")
     (tmp_path / ".removing-abc" / "shard-000.mdb").unlink()
-    assert prune(tmp_path, 1) == []
+    assert pruned(tmp_path, 1) == []
     assert contents(tmp_path) == {}
 
 
@@ -166,12 +171,12 @@ def test_a_death_at_any_step_of_a_removal_leaves_each_snapshot_whole_or_unlisted
     folder = tmp_path / "there"
     found = set()
     shutil.copytree(tmp_path / "kept", folder)
-    for _ in deaths(lambda: prune(folder, 1)):
+    for _ in deaths(lambda: pruned(folder, 1)):
         visible = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         assert visible == {path.name for path in kept[-len(visible) :]}
         assert visible == {Path(info.path).name for info in valid_snapshots(folder)}
         found.add(len(visible))
-        prune(folder, 1)
+        pruned(folder, 1)
         assert [path.name for path in folder.iterdir()] == [kept[2].name]
         shutil.rmtree(folder)
         shutil.copytree(tmp_path / "kept", folder)

@@ -20,11 +20,12 @@ import pytest
 
 from engine import Engine, SnapshotError, run
 from engine import generations as generations_module
+from engine import install as install_module
 from engine.generations import Directory
-from engine.install import verify_snapshot
 from engine.manifest import read_manifest
 from engine.processes import Workers
 from engine.retention import Partial, valid_snapshots
+from engine.verify import verify_snapshot
 from shards.store import Loader
 from tests.kill_points import Points
 from tests.streams import Follower, entries
@@ -45,7 +46,7 @@ def arm(points: Points) -> None:
     points.wrap(Path, "mkdir", lambda path, *_, **__: f"making {path.name}", after=False)
     points.wrap(generations_module, "create_ring", lambda path, _: f"making {path}", after=False)
     points.wrap(generations_module, "create_decision", lambda *_: "making the decision record", after=False)
-    points.wrap(shutil, "copyfile", lambda file, _: f"copying {file.name}", after=False)
+    points.wrap(install_module, "read_part", lambda file, *_: f"copying {file.name}")
     points.wrap(Loader, "load", lambda *_: "loading", after=False)
     points.wrap(Loader, "finish", lambda *_: "finishing a shard")
     points.wrap(os, "rmdir", lambda path, **_: f"removing {path}", after=False)
@@ -170,7 +171,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 WORK: dict[str, tuple[Callable[[Child], Awaitable[None]], set[str]]] = {
     "create": (Child.create, {"before Pin to shard 1", "before Copy to shard 0"}),
-    "install": (Child.install, {"before renaming CURRENT.new to CURRENT", "after finishing a shard"}),
+    "install": (
+        Child.install,
+        {"after copying shard-001.mdb", "after finishing a shard", "before renaming CURRENT.new to CURRENT"},
+    ),
     "reset": (Child.reset, {"before renaming CURRENT.new to CURRENT", "before making the decision record"}),
     "reshard": (Child.reshard, {"before renaming CURRENT.new to CURRENT", "before loading"}),
 }

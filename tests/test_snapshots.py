@@ -355,3 +355,5 @@ async def test_the_metadata_of_the_last_snapshot_is_kept_as_the_contract_says(tm
         assert db.snapshot_metadata() == named
         await db.restore(tmp_path / "s")
         assert db.snapshot_metadata() == SnapshotMetadata(LogId(10, 1), checksum)
+    async with Engine(tmp_path / "data", config=CONFIG) as db:
+        assert db.snapshot_metadata() == SnapshotMetadata(LogId(10, 1), checksum), "what was installed"

@@ -134,6 +134,7 @@ def test_the_size_of_a_piece_has_limits(tmp_path: Path, piece_bytes: int) -> Non
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a bit flipped": lambda p: p.write_bytes(b"\1" + p.read_bytes()[1:]),
     "a byte cut off": lambda p: p.write_bytes(p.read_bytes()[:-1]),
+    "cut off between two pieces": lambda p: p.write_bytes(p.read_bytes()[: 2 * PIECE]),
     "a byte too many": lambda p: p.write_bytes(p.read_bytes() + b"\0"),
     "emptied": lambda p: p.write_bytes(b""),
     "missing": lambda p: p.unlink(),
@@ -288,6 +289,21 @@ def test_a_snapshot_that_is_there_already_stays_and_is_the_answer(tmp_path: Path
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
+def test_one_of_the_same_name_that_is_damaged_is_not_the_answer(tmp_path: Path) -> None:
+    pieces = pieces_in(tmp_path / "here")
+    part = assemble(pieces, tmp_path / "there") / "shard-001.mdb"
+    whole = part.read_bytes()
+    with SnapshotAssembler(tmp_path / "there") as assembler:
+        for piece in pieces:
+            assembler.add(piece)
+        part.write_bytes(whole[::-1])
+        with pytest.raises(TravelError, match=r"shard-001\.mdb is damaged"):
+            assembler.finish()
+        part.write_bytes(whole)
+        assembler.finish()
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
 def test_a_file_that_cannot_be_written_is_told_and_ends_the_assembly(tmp_path: Path) -> None:
     pieces = pieces_in(tmp_path / "here", [bytes(200 << 10)], 64 << 10)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -296,7 +312,7 @@ def test_a_file_that_cannot_be_written_is_told_and_ends_the_assembly(tmp_path: P
         try:
             assembler.add(pieces[0])
             assembler.add(pieces[1])
-            with pytest.raises(TravelError, match="make room") as caught:
+            with pytest.raises(TravelError, match="limit for file sizes") as caught:
                 assembler.add(pieces[2])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

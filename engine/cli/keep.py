@@ -25,8 +25,8 @@ from engine.cli.common import (
 )
 from engine.cli.progress import Progress
 from engine.errors import SnapshotDamagedError
-from engine.install import verify_snapshot
 from engine.reshard import reshard as convert
+from engine.verify import verify_snapshot
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
