@@ -1,8 +1,11 @@
 """Every limit and choice of an engine, named with its unit last, in one place.
 
 `EngineConfig` is the whole list: type, range, default and meaning of a setting stand at its field and nowhere else.
-Values come from a TOML file, then from `SHARDENGINE_*` environment variables, then from arguments; later wins. A
-value that cannot be is a `ConfigError` that names the key, the value, what was expected and where it came from.
+Values come from a TOML file, then from `SHARDENGINE_*` environment variables, then from arguments; later wins: that is
+what `load_config` does, what an engine without a configuration does, and what the command line does. A value that
+cannot be is a `ConfigError` that names the key, the value, what was expected and where it came from. A variable that
+is empty counts as not set; one that is called like no setting is not ours (orchestrators make such), and a warning
+names it once.
 
     ring_bytes = 33_554_432              # in a TOML file, at the top level
     SHARDENGINE_RING_BYTES=33_554_432    # in the environment
@@ -14,6 +17,8 @@ Three settings are remembered by the directory, and `shards` is implied by it: t
 from __future__ import annotations
 
 import difflib
+import functools
+import logging
 import os
 import re
 import tomllib
@@ -26,11 +31,16 @@ from msgspec import Meta
 from engine.errors import ConfigError
 from shards.puts import SWITCH as COMPILED_SWITCH
 
+log = logging.getLogger("shardengine")
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 
 ENV_PREFIX: Final = "SHARDENGINE_"
+
+DATA_VARIABLE: Final = "SHARDENGINE_DATA"
+"""No setting, but the directory that the command line takes where none is named."""
 
 BAD_ENTRY_DEFAULT: Final = "fail"
 KEY_BYTES_MAX_DEFAULT: Final = 480
@@ -148,13 +158,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise fault
 
 
-def load_config(path: str | os.PathLike[str]) -> EngineConfig:
-    """Read a TOML file of settings; the environment is not consulted.
+def load_config(path: str | os.PathLike[str] | None = None, **settings: object) -> EngineConfig:
+    """Settings from a TOML file, if one is named, then `SHARDENGINE_*` variables, then arguments; later wins.
+
+    An argument that is None counts as not given. `EngineConfig(...)` looks at nothing but its arguments.
 
     Raises:
-        ConfigError: the file cannot be read, is not TOML, or holds an unknown key or an impossible value.
+        ConfigError: the file cannot be read, is not TOML, or a source holds an unknown key or an impossible value.
     """
-    return resolve_config(path=path, environ={})
+    return resolve_config(path=path, overrides=settings)
 
 
 def resolve_config(
@@ -219,13 +231,32 @@ def _text_of(path: str | os.PathLike[str]) -> str:
 
 def _from_environment(environ: Mapping[str, str]) -> list[_Setting]:
     found: list[_Setting] = []
+    foreign: list[str] = []
+    kinds = _kinds()
     for name in sorted(environ):
-        if name.startswith(ENV_PREFIX) and name != COMPILED_SWITCH:
-            text = environ[name].strip()
-            if re.fullmatch(r"[+-]?\d+(_\d+)*", text):
-                text = text.replace("_", "")
-            found.append((name.removeprefix(ENV_PREFIX).lower(), text, f"environment variable {name}", False))
+        text = environ[name].strip()
+        key = name.removeprefix(ENV_PREFIX).lower()
+        if not name.startswith(ENV_PREFIX) or name in (COMPILED_SWITCH, DATA_VARIABLE) or not text:
+            continue
+        if key not in kinds:
+            foreign.append(name)
+            continue
+        if re.fullmatch(r"[+-]?\d+(_\d+)*", text):
+            text = text.replace("_", "")
+        found.append((key, text, f"environment variable {name}", False))
+    if foreign:
+        _warn_of(tuple(foreign))
     return found
+
+
+@functools.cache
+def _warn_of(names: tuple[str, ...]) -> None:
+    """Say once that these variables are no settings."""
+    told = []
+    for name in names:
+        near = difflib.get_close_matches(name.removeprefix(ENV_PREFIX).lower(), list(_kinds()), n=1, cutoff=0.75)
+        told.append(f"{name} (did you mean {ENV_PREFIX}{near[0].upper()}?)" if near else name)
+    log.warning("no setting is called so, ignored: %s", ", ".join(told))
 
 
 def _from_arguments(overrides: Mapping[str, object]) -> list[_Setting]:
@@ -261,13 +292,8 @@ def _expectation(kind: Any, error: msgspec.ValidationError) -> str:
 
 def _unknown(key: str, source: str) -> ConfigError:
     known = list(_kinds())
-    environment = source.startswith("environment")
-
-    def spell(name: str) -> str:
-        return ENV_PREFIX + name.upper() if environment else name
-
     near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {spell(near[0])}?" if near else f"the settings are {', '.join(map(spell, known))}"
+    hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}"
     return ConfigError(f"no setting is called {key} ({source})", hint=hint, key=key, source=source)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, load_config
 from engine.contract import ScanResult, SnapshotInfo, SnapshotMetadata, StartReport
 from engine.cut import Reads
 from engine.errors import (
@@ -65,7 +65,7 @@ class Engine(Shell):
         shards: worker processes, each with its own LMDB environment. None: what the directory has, else
             min(8, max(2, usable cores - 1)).
         machine: what the commands mean; a `Machine` subclass that other processes can import.
-        config: all other settings.
+        config: all other settings. None: those of `SHARDENGINE_*` variables, as `load_config()` reads them.
         reshard: when the directory has another number of shards, `start` converts it first.
 
     Raises ConfigError, or MachineImportError when workers could not import `machine`. Opens nothing.
@@ -80,7 +80,7 @@ class Engine(Shell):
         config: EngineConfig | None = None,
         reshard: bool = False,
     ) -> None:
-        config = config or EngineConfig()
+        config = config or load_config(shards=shards)
         if shards is not None:
             if config.shards not in (None, shards):
                 raise ConfigError(f"shards={shards}, but config says {config.shards}", key="shards", value=shards)

@@ -17,6 +17,7 @@ _ADVICE = {
     errno.EFBIG: "raise the limit for file sizes (ulimit -f)",
     errno.EMFILE: "raise the limit of open files (ulimit -n): a shard takes about ten",
     errno.ENFILE: "the system has too many open files: close some, or raise fs.file-max",
+    errno.EBADF: "it is closed, or not open for that: leave it open, or redirect it",
     errno.EACCES: "files and directories must be readable and writable for this user",
     errno.EPERM: "the system does not permit it to this user: see who owns the files, and what sandbox this runs in",
     errno.EROFS: "name a directory on a writable file system",

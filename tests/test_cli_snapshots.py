@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_snapshot_restores_into_another_shard_count_with_the_same_digest(data: Path, tmp_path: Path) -> None:
     taken = facts("snapshot", "--data", data)
     assert (taken["index"], taken["entries"], taken["shards"]) == (500, 500, 2)
-    assert taken in facts("snapshots", "--data", data)
+    assert taken in facts("snapshots", "--data", data)["snapshots"]
     assert facts("verify", "--snapshot", taken["path"])["ok"]
     other = tmp_path / "other"
     assert facts("restore", taken["path"], "--data", other, "--shards", 5)["entries"] == 500

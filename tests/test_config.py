@@ -9,11 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine import Engine
 from engine.config import (
     ENV_PREFIX,
     KEY_BYTES_MAX_DEFAULT,
     VALUE_BYTES_MAX_DEFAULT,
     EngineConfig,
+    _warn_of,
     load_config,
     resolve_config,
 )
@@ -114,10 +116,32 @@ def test_a_file_sets_what_it_names_and_nothing_else(tmp_path: Path) -> None:
     assert load_config(path) == EngineConfig(shards=3, ring_bytes=1 << 20, durability="power")
 
 
-def test_a_file_is_read_without_looking_at_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_reads_file_environment_and_arguments_and_a_plain_config_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "views_max = 2\nsnapshots_keep = 5\nshards = 3")
     monkeypatch.setenv(ENV_PREFIX + "SHARDS", "7")
-    assert load_config(write(tmp_path, "views_max = 2")).shards is None
-    assert resolve_config().shards == 7
+    monkeypatch.setenv(ENV_PREFIX + "SNAPSHOTS_KEEP", "6")
+    assert load_config() == EngineConfig(shards=7, snapshots_keep=6)
+    assert load_config(path) == EngineConfig(views_max=2, snapshots_keep=6, shards=7)
+    assert load_config(path, shards=4, views_max=None) == EngineConfig(views_max=2, snapshots_keep=6, shards=4)
+    assert EngineConfig().shards is None
+
+
+def test_an_engine_without_a_configuration_takes_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENV_PREFIX + "SHARDS", "3")
+    with_environment = Engine(tmp_path / "a")
+    with_environment.start()
+    shards = with_environment.stats()["shards"]
+    with_environment.stop()
+    with_environment.close_storage()
+    assert shards == 3
+    monkeypatch.setenv(ENV_PREFIX + "RING_BYTES", "lots")
+    with pytest.raises(ConfigError, match="environment variable SHARDENGINE_RING_BYTES"):
+        Engine(tmp_path / "b")
+    Engine(tmp_path / "b", config=EngineConfig())
 
 
 def test_later_sources_win_and_leave_the_rest(tmp_path: Path) -> None:
@@ -173,7 +197,7 @@ def test_environment_numbers_may_have_underscores(text: str, value: int) -> None
     assert resolve_config(environ={"SHARDENGINE_RING_BYTES": text}).ring_bytes == value
 
 
-@pytest.mark.parametrize("text", ["", "_1", "1__0", "64k", "sixty", "65536,0"])
+@pytest.mark.parametrize("text", ["_1", "1__0", "64k", "sixty", "65536,0"])
 def test_an_environment_number_that_is_none_is_refused_with_the_variable(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_config(environ={"SHARDENGINE_RING_BYTES": text})
@@ -181,11 +205,21 @@ def test_an_environment_number_that_is_none_is_refused_with_the_variable(text: s
     assert caught.value.key == "ring_bytes"
 
 
-def test_an_unknown_variable_is_an_error_that_suggests_the_nearest_variable() -> None:
-    with pytest.raises(ConfigError) as caught:
-        resolve_config(environ={"SHARDENGINE_RINGBYTES": "65536"})
-    assert caught.value.hint == "did you mean SHARDENGINE_RING_BYTES?"
-    assert caught.value.source == "environment variable SHARDENGINE_RINGBYTES"
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: str(field.name))
+def test_a_variable_that_is_empty_counts_as_not_set(field: msgspec.structs.FieldInfo) -> None:
+    variable = ENV_PREFIX + field.name.upper()
+    assert resolve_config(environ={variable: ""}) == resolve_config(environ={variable: " "}) == EngineConfig()
+
+
+def test_a_variable_that_is_called_like_no_setting_is_named_once_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    _warn_of.cache_clear()
+    foreign = {"SHARDENGINE_PORT": "tcp://10.0.0.1:80", "SHARDENGINE_SERVICE_HOST": "", "SHARDENGINE_RINGBYTES": "1"}
+    for _ in range(2):
+        assert resolve_config(environ={**foreign, "SHARDENGINE_DATA": "/var/lib/x"}) == EngineConfig()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    said = "SHARDENGINE_PORT, SHARDENGINE_RINGBYTES (did you mean SHARDENGINE_RING_BYTES?)"
+    assert record.getMessage() == f"no setting is called so, ignored: {said}"
 
 
 def test_a_contradiction_between_sources_names_both(tmp_path: Path) -> None:

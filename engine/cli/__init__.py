@@ -13,8 +13,11 @@
     shardengine reshard DIR --shards N                 another number of shards
 
 Each opens the directory for as long as it runs, so none works beside a live engine. Settings come from `--config
-FILE`, `SHARDENGINE_*` environment variables and options, later wins (`engine.config`). Facts go to standard output,
-as one JSON object with `--json` (`scan`: one object a line); progress and errors go to standard error.
+FILE`, `SHARDENGINE_*` environment variables and options, later wins (`engine.config`); `SHARDENGINE_DATA` stands in for
+`--data`. Facts go to standard output, as one JSON object with `--json` (`scan`: one object a line); progress, remarks
+and errors go to standard error, and `--quiet` leaves the errors.
+
+A command that opens a directory makes files in it, be it locks; so it refuses one that belongs to another user.
 
 Exit codes:
 
@@ -24,20 +27,25 @@ Exit codes:
     3    the engine could not: locked, full, damaged, another format; or the extra `cli` is not installed
     128+n  signal n stopped it: what was in flight was finished and the engine was stopped (Ctrl-C: 130)
 
-A command imports only the public names of `engine`, and `click` and `rich` come with the extra `shardengine[cli]`: the
-engine itself never imports this package.
+`click` and `rich` come with the extra `shardengine[cli]`: the engine itself never imports this package.
 
 Files, lowest first:
 
-    common.py     options, exit codes, output, opening an engine, stopping on a signal
+    streams.py    standard streams as they really are, and output
+    hints.py      what an error advises, in the words of the command line
+    common.py     options, exit codes, opening an engine, stopping on a signal
     progress.py   one line that says how far, how fast, how long still
     feed.py       chunks into an engine, several in flight, in order
+    source.py     a file, unpacked and decoded, as lines
+    loads.py      what was loaded before
     records.py    lines of a file into entries
     load.py       the command `load`
     corpus.py     the running Python's standard library as a log
     demo.py       the command `demo`
+    archives.py   where an exported snapshot goes to and comes from
     keep.py       the commands about snapshots and shard counts
-    show.py       the commands `get`, `scan`, `digest`, `stats`, `verify`
+    check.py      the command `verify`
+    show.py       the commands `get`, `scan`, `digest`, `stats`
     app.py        the command group
 """
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from importlib import metadata
 
 import click
+from click.shell_completion import shell_complete
 
-from engine.cli.common import COULD_NOT, DATA_SAYS_NO, DONE, WRONG_USE, DataSaysNoError, StoppedError, say
+from engine.cli.check import verify
+from engine.cli.common import COULD_NOT, DATA_SAYS_NO, DONE, WRONG_USE, DataSaysNoError, StoppedError
 from engine.cli.demo import demo
+from engine.cli.hints import for_machine, in_command_words
 from engine.cli.keep import export_, import_, reshard, restore, snapshot, snapshots
 from engine.cli.load import load
-from engine.cli.show import digest, get, scan, stats, verify
-from engine.errors import ConfigError, EngineError
+from engine.cli.show import digest, get, scan, stats
+from engine.cli.streams import abandon_output, named, occupy, say
+from engine.errors import ConfigError, EngineError, MachineMismatchError
+from ipc.errors import hint_for
+
+_COMPLETE = "_SHARDENGINE_COMPLETE"
+"""What a shell sets to ask for completions."""
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -48,19 +57,36 @@ def shardengine() -> None:
       shardengine demo
       shardengine load words.tsv --data words --shards 4
       shardengine get apple --data words
+      eval "$(_SHARDENGINE_COMPLETE=bash_source shardengine)"
     """
 
 
 def run_command(argv: list[str]) -> int:
     """Run the command that `argv` names. Every foreseen error becomes a line on standard error and an exit code."""
+    occupy()
+    if instruction := os.environ.get(_COMPLETE):
+        return shell_complete(shardengine, {}, "shardengine", _COMPLETE, instruction)
+    code = _run(argv)
+    try:
+        with named("standard output"):
+            sys.stdout.flush()
+    except BrokenPipeError:
+        code = _reader_gone()
+    except OSError as error:
+        abandon_output()
+        code = code or _refused(error)
+    return code
+
+
+def _run(argv: list[str]) -> int:
     try:
         with shardengine.make_context("shardengine", argv) as context:  # `main` would keep EPIPE and SIGINT to itself
             code = shardengine.invoke(context)
-        sys.stdout.flush()
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return WRONG_USE
     except ConfigError as error:
         return _report(error, WRONG_USE)
@@ -75,8 +101,7 @@ def run_command(argv: list[str]) -> int:
     except BrokenPipeError:
         return _reader_gone()
     except OSError as error:
-        say(f"error: {error}")
-        return COULD_NOT
+        return _refused(error)
     except Exception as error:  # a defect of ours is no excuse for a traceback
         say(f"error: defect: {type(error).__name__}: {error}")
         return COULD_NOT
@@ -85,9 +110,19 @@ def run_command(argv: list[str]) -> int:
 
 def _report(error: DataSaysNoError | StoppedError | EngineError, code: int) -> int:
     say(f"error: {error.message}")
-    if error.hint:
-        say(f"hint: {error.hint}")
+    hint = in_command_words(error.hint)
+    if isinstance(error, MachineMismatchError):
+        hint = for_machine(hint)
+    if hint:
+        say(f"hint: {hint}")
     return code
+
+
+def _refused(error: OSError) -> int:
+    said = error.strerror or str(error)
+    say(f"error: {said}" if error.filename is None else f"error: {os.fsdecode(error.filename)}: {said}")
+    say(f"hint: {hint_for(error)}")
+    return COULD_NOT
 
 
 def _interrupted() -> int:
@@ -96,6 +131,6 @@ def _interrupted() -> int:
 
 
 def _reader_gone() -> int:
-    """Whoever read standard output has enough; what is left in its buffer must not complain at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Whoever read standard output has enough."""
+    abandon_output()
     return 141

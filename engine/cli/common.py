@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import importlib
+import logging
 import os
+import pwd
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,17 +17,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import msgspec
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from engine import Engine
-from engine.config import EngineConfig, resolve_config
+from engine import Engine, EngineError, KeyValue, Machine
+from engine.cli.streams import say
+from engine.config import DATA_VARIABLE, EngineConfig, resolve_config
+from engine.generations import Directory, DirectoryConfig
 
 DONE, DATA_SAYS_NO, WRONG_USE, COULD_NOT = 0, 1, 2, 3
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_QUIET = "shardengine.quiet"
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -38,7 +43,38 @@ class DataSaysNoError(Exception):
 
 def data_option(*, required: bool = True, text: str = "The engine's directory.") -> Callable[[_Command], _Command]:
     folder = click.Path(file_okay=False, path_type=Path)
-    return click.option("--data", type=folder, required=required, metavar="DIR", help=text)
+    return click.option(
+        "--data", type=folder, required=required, metavar="DIR", envvar=DATA_VARIABLE, show_envvar=True, help=text
+    )
+
+
+class _MachineType(click.ParamType):  # type: ignore[type-arg]  # not generic in every release
+    """`module:Class`, looked for where Python looks, and then in the current directory."""
+
+    name = "machine"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> type[Machine]:
+        if isinstance(value, type):
+            return value
+        module, _, name = value.partition(":")
+        if not module or not name:
+            self.fail(f"{value!r} is no module:Class", param, ctx)
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+        try:
+            found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        except Exception as error:  # a module may raise anything
+            self.fail(f"{value!r} cannot be imported: {type(error).__name__}: {error}", param, ctx)
+        if not (isinstance(found, type) and issubclass(found, Machine)):
+            self.fail(f"{value!r} is no Machine", param, ctx)
+        return found
+
+
+def _quieted(ctx: click.Context, _: click.Parameter, quiet: bool) -> bool:
+    if quiet:
+        ctx.meta[_QUIET] = True
+        logging.getLogger("shardengine").setLevel(logging.ERROR)
+    return quiet
 
 
 config_option = click.option(
@@ -50,19 +86,68 @@ config_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 hex_option = click.option("--hex", "as_hex", is_flag=True, help="Keys and values are hexadecimal, not text.")
+quiet_option = click.option(
+    "--quiet", is_flag=True, is_eager=True, callback=_quieted, help="No progress, no remarks, no warnings."
+)
+shards_option = click.option(
+    "--shards", type=click.IntRange(1, 256), help="Shards of a new directory.  [default: by usable CPUs]"
+)
+machine_option = click.option(
+    "--machine",
+    type=_MachineType(),
+    default=lambda: KeyValue,
+    metavar="MODULE:CLASS",
+    help="What the directory's commands mean.  [default: the key-value machine]",
+)
+
+
+def remark(text: str) -> None:
+    """Something that a person may like to know; nothing with --quiet."""
+    if not click.get_current_context().meta.get(_QUIET):
+        say(text)
 
 
 def existing(data: Path) -> Path:
     """`data`, if an engine was ever created there: a command that reads must not create one."""
     if not (data / "config").is_file():
         raise click.UsageError(f"{data} holds no engine; name the directory that `shardengine load` created")
-    return data
+    return owned(data)
+
+
+def owned(data: Path) -> Path:
+    """`data`, unless it is somebody else's: the files made in it would be none that its owner can use. Reading makes
+    files, too: locks."""
+    try:
+        owner = data.stat().st_uid
+        read_only = bool(os.statvfs(data).f_flag & os.ST_RDONLY)
+    except FileNotFoundError:
+        return data
+    if owner == os.geteuid() or read_only:
+        return data
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"#{owner}"
+    raise EngineError(
+        f"{data} belongs to user {name} ({owner}), and this runs as user {os.geteuid()}: "
+        f"files that it makes there would be in {name}'s way",
+        hint=f"run it as that user: sudo -u {shlex.quote(name)} shardengine ...",
+        owner=owner,
+        user=os.geteuid(),
+    )
+
+
+def fixed_in(data: Path) -> DirectoryConfig:
+    """What is fixed for the state in the directory of a running engine: lineage, limits."""
+    generation = Directory(data).current()
+    assert generation is not None
+    return generation.info.config
 
 
 @contextmanager
-def opened(data: Path, config_file: Path | None) -> Iterator[Engine]:
+def opened(data: Path, machine: type[Machine], config_file: Path | None) -> Iterator[Engine]:
     """A started engine on an existing directory, stopped at the end."""
-    db = Engine(existing(data), config=resolve_config(path=config_file))
+    db = Engine(existing(data), machine=machine, config=resolve_config(path=config_file))
     db.start()
     try:
         yield db
@@ -92,39 +177,6 @@ def field(name: str, data: bytes, as_hex: bool) -> dict[str, str]:
         except UnicodeDecodeError:
             pass
     return {f"{name}_hex": data.hex()}
-
-
-def print_bytes(line: bytes) -> None:
-    """One line on standard output, untouched by any encoding."""
-    sys.stdout.buffer.write(line + b"\n")
-
-
-def print_json(facts: object) -> None:
-    print_bytes(msgspec.json.encode(facts))
-
-
-def say(text: str) -> None:
-    """A remark for the person at the terminal: standard error, so that facts can be piped."""
-    sys.stderr.write(text + "\n")  # looked up at each call: a live progress bar stands in for it
-
-
-def print_table(title: str, rows: Mapping[str, object]) -> None:
-    table = Table(title=escape(title), show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column(justify="right", overflow="fold")
-    for name, value in rows.items():
-        if value is not None:
-            table.add_row(name.replace("_", " "), escape(readable(value)))
-    console().print(table)
-
-
-def readable(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-
-
-def console() -> Console:
-    """Standard output for tables; a pipe gets room enough that nothing is cut."""
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 class StoppedError(Exception):

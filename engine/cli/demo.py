@@ -9,7 +9,6 @@ shard more, that is given the snapshot and the rest of the log.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import tempfile
@@ -28,25 +27,29 @@ from engine.cli.common import (
     DataSaysNoError,
     Stop,
     config_option,
-    data_option,
     json_option,
-    print_json,
-    print_table,
-    say,
+    owned,
+    quiet_option,
     settings,
     stopping_on_signals,
 )
 from engine.cli.corpus import Corpus
 from engine.cli.feed import Chunk, RefusedError, feed
 from engine.cli.progress import Progress
+from engine.cli.streams import print_json, print_table, say
 
 
 @click.command()
-@data_option(required=False, text="An empty directory to work in and keep.  [default: a temporary one, removed]")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="An empty directory to work in and keep.  [default: a temporary one, removed]",
+)
 @click.option("--shards", type=click.IntRange(2, 256), help="Shards.  [default: by usable CPUs, at least 2]")
 @click.option("--chunk", type=click.IntRange(1, 100_000), default=5000, show_default=True, help="Entries a chunk.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many lines.")
-@click.option("--quiet", is_flag=True, help="No progress, no remarks.")
+@quiet_option
 @config_option
 @json_option
 def demo(
@@ -72,11 +75,11 @@ def demo(
     """
     if data is not None and data.is_dir() and any(data.iterdir()):
         raise click.UsageError(f"{data} is not empty; the demonstration wants a directory of its own")
+    if data is not None:
+        owned(data)
     config = settings(config_file, {"shards": shards})
     if config.shards == 1:
         raise click.UsageError("the demonstration wants at least two shards; leave `shards` out or raise it")
-    if quiet:  # the engine warns of the death of a worker, which is on purpose here
-        logging.getLogger("shardengine").setLevel(logging.ERROR)
     show = Demo(Corpus(limit), chunk, quiet)
     facts = run(lambda: show.run(data, config))
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from engine import ApplyResult, Engine, Entry
 from engine.cli.common import Stop
@@ -14,7 +14,8 @@ IN_FLIGHT_CHUNKS = 4
 """Chunks sent and not yet answered: enough to keep every worker busy while the next ones are read."""
 
 
-class Chunk(NamedTuple):
+@dataclass(frozen=True)
+class Chunk:
     """Consecutive entries, and how far the input was read for them."""
 
     entries: list[Entry]

@@ -8,28 +8,29 @@ from typing import Any
 
 import click
 
-from engine import Engine, KeyValue, SnapshotInfo, export_snapshot, import_snapshot, run, valid_snapshots
+from engine import Engine, EngineConfig, SnapshotInfo, import_snapshot, run, valid_snapshots
+from engine.cli.archives import STREAM, archive, export_to
 from engine.cli.common import (
-    DATA_SAYS_NO,
     DONE,
     config_option,
     data_option,
     existing,
     json_option,
+    machine_option,
     opened,
-    print_bytes,
-    print_json,
-    print_table,
-    say,
+    owned,
+    quiet_option,
+    remark,
     settings,
+    shards_option,
 )
 from engine.cli.progress import Progress
-from engine.errors import SnapshotDamagedError
+from engine.cli.streams import print_json, print_table, print_text
 from engine.reshard import reshard as convert
-from engine.verify import verify_snapshot
+from shards.machine import Machine
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 
 
 def _facts(info: SnapshotInfo) -> dict[str, Any]:
@@ -48,14 +49,16 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
-        print_table(str(facts["path"]), {name: value for name, value in facts.items() if name != "path"})
+        print_table(str(facts["path"]), facts)
 
 
 @click.command()
 @data_option()
+@machine_option
+@quiet_option
 @config_option
 @json_option
-def snapshot(data: Path, config_file: Path | None, as_json: bool) -> int:
+def snapshot(data: Path, machine: type[Machine], quiet: bool, config_file: Path | None, as_json: bool) -> int:
     """Take a snapshot into the directory's own `snapshots/`, and remove all but the newest.
 
     \b
@@ -65,7 +68,7 @@ def snapshot(data: Path, config_file: Path | None, as_json: bool) -> int:
     """
 
     async def work() -> SnapshotInfo:
-        with opened(data, config_file) as db:
+        with opened(data, machine, config_file) as db:
             return await db.create_snapshot()
 
     _show(_facts(run(work)), as_json)
@@ -74,8 +77,9 @@ def snapshot(data: Path, config_file: Path | None, as_json: bool) -> int:
 
 @click.command()
 @data_option()
+@quiet_option
 @json_option
-def snapshots(data: Path, as_json: bool) -> int:
+def snapshots(data: Path, quiet: bool, as_json: bool) -> int:
     """List the valid snapshots of a directory, oldest first. Needs no engine, and disturbs none.
 
     \b
@@ -83,36 +87,51 @@ def snapshots(data: Path, as_json: bool) -> int:
       shardengine snapshots --data dir
       shardengine snapshots --data dir --json
     """
-    found = [_facts(info) for info in valid_snapshots(existing(data) / "snapshots")]
+    if not data.is_dir():
+        raise click.UsageError(f"{data} is no directory")
+    found = [_facts(info) for info in valid_snapshots(data / "snapshots")]
     if as_json:
-        print_json(found)
+        print_json({"snapshots": found})
     for facts in [] if as_json else found:
         _show(facts, False)
     return DONE
 
 
 @click.command()
-@click.argument("path", type=_FOLDER)
+@click.argument("path", type=click.Path(exists=True, allow_dash=True, path_type=Path))
 @data_option(text="The engine's directory; made when it is not there.")
-@click.option("--shards", type=click.IntRange(1, 256), help="Shards of a new directory.  [default: by usable CPUs]")
+@shards_option
 @click.option("--force", is_flag=True, help="Install it even when it is older than the current state.")
+@machine_option
+@quiet_option
 @config_option
 @json_option
-def restore(path: Path, data: Path, shards: int | None, force: bool, config_file: Path | None, as_json: bool) -> int:
+def restore(
+    path: Path,
+    data: Path,
+    shards: int | None,
+    force: bool,
+    machine: type[Machine],
+    quiet: bool,
+    config_file: Path | None,
+    as_json: bool,
+) -> int:
     """Replace the state of a directory by the snapshot at PATH, whatever number of shards it was taken with.
 
-    It is verified in full first. A crash leaves the old state or the new one.
+    PATH is a snapshot, or a file that `export` wrote ("-": standard input), which is unpacked among the directory's
+    snapshots first. It is verified in full. A crash leaves the old state or the new one.
 
     \b
     Examples:
       shardengine restore dir/snapshots/00000000000000010000-0000000001 --data other --shards 8
+      shardengine restore state.snapshot --data new
       shardengine restore old-snapshot --data dir --force
     """
-    config = settings(config_file, {"shards": shards} if shards is not None else {})
+    config = settings(config_file, {"shards": shards})
 
     async def work() -> dict[str, Any]:
-        async with Engine(data, config=config) as db:
-            await db.restore(path, force=force)
+        async with Engine(owned(data), config=config, machine=machine) as db:
+            await db.restore(path if path.is_dir() else _unpacked(path, data), force=force)
             at = db.last_applied()
             return {"path": str(data), "index": at.index, "term": at.term, "entries": len(db)}
 
@@ -120,46 +139,87 @@ def restore(path: Path, data: Path, shards: int | None, force: bool, config_file
     return DONE
 
 
+def _unpacked(file: Path, data: Path) -> Path:
+    with archive(file) as readable:
+        return import_snapshot(readable, data / "snapshots")
+
+
 @click.command("export")
 @click.argument("path", type=_FOLDER)
-@click.argument("file", type=_FILE)
-def export_(path: Path, file: Path) -> int:
-    """Write the snapshot at PATH as one FILE.
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
+@click.option("--force", is_flag=True, help="Replace FILE when it is there.")
+@quiet_option
+@json_option
+def export_(path: Path, file: Path, force: bool, quiet: bool, as_json: bool) -> int:
+    """Write the snapshot at PATH as one FILE, or to standard output for "-".
+
+    A file that is there is replaced with --force only; a pipe or a character device is written through; a symbolic
+    link is refused.
 
     \b
     Examples:
       shardengine export dir/snapshots/00000000000000010000-0000000001 state.snapshot
+      shardengine export dir/snapshots/00000000000000010000-0000000001 - | ssh host shardengine import - --data dir
     """
-    export_snapshot(path, file)
+    export_to(path, file, force=force)
+    if as_json and str(file) != STREAM:
+        print_json({"path": str(file)})
     return DONE
 
 
 @click.command("import")
 @click.argument("file", type=_FILE)
-@data_option()
+@data_option(text="The engine's directory; made when it is not there.")
+@shards_option
+@machine_option
+@quiet_option
+@config_option
 @json_option
-def import_(file: Path, data: Path, as_json: bool) -> int:
+def import_(
+    file: Path,
+    data: Path,
+    shards: int | None,
+    machine: type[Machine],
+    quiet: bool,
+    config_file: Path | None,
+    as_json: bool,
+) -> int:
     """Unpack FILE, which `export` wrote, among the snapshots of a directory, and print where it is.
+
+    The state stays as it is; `restore` installs it, and also takes FILE itself.
 
     \b
     Examples:
       shardengine import state.snapshot --data dir
     """
-    path = import_snapshot(file, existing(data) / "snapshots")
+    if not (owned(data) / "config").is_file():
+        _make(data, machine, settings(config_file, {"shards": shards}))
+    path = _unpacked(file, data)
     if as_json:
         print_json({"path": str(path)})
     else:
-        print_bytes(bytes(path))
+        print_text(str(path))
     return DONE
+
+
+def _make(data: Path, machine: type[Machine], config: EngineConfig) -> None:
+    """An empty state where no engine was."""
+    db = Engine(data, config=config, machine=machine)
+    db.start()
+    db.stop()
+    db.close_storage()
 
 
 @click.command()
 @click.argument("directory", type=_FOLDER)
 @click.option("--shards", type=click.IntRange(1, 256), required=True, help="Shards it shall have.")
-@click.option("--quiet", is_flag=True, help="No progress, no remarks.")
+@machine_option
+@quiet_option
 @config_option
 @json_option
-def reshard(directory: Path, shards: int, quiet: bool, config_file: Path | None, as_json: bool) -> int:
+def reshard(
+    directory: Path, shards: int, machine: type[Machine], quiet: bool, config_file: Path | None, as_json: bool
+) -> int:
     """Convert the stopped engine in DIRECTORY to another number of shards.
 
     The new state is built beside the old one, which needs as much room again, and takes its place at once.
@@ -178,28 +238,9 @@ def reshard(directory: Path, shards: int, quiet: bool, config_file: Path | None,
             progress.update(done - told, done)
             told = done
 
-        before = convert(existing(directory), shards, KeyValue, settings(config_file, {}), note)
+        before = convert(existing(directory), shards, machine, settings(config_file, {}), note)
     facts = {"path": str(directory), "shards": shards, "before": before, "records": told}
-    if not quiet:
-        say(f"{before} shards are {shards}: {told:,} records in {time.monotonic() - began:.1f} s")
+    remark(f"{before} shards are {shards}: {told:,} records in {time.monotonic() - began:.1f} s")
     if as_json:
         print_json(facts)
-    return DONE
-
-
-def verify_offline(path: Path, as_json: bool) -> int:
-    """Check a snapshot, page by page, without an engine."""
-    try:
-        manifest = verify_snapshot(path, deep=True)
-    except SnapshotDamagedError as error:
-        if as_json:
-            print_json({"ok": False, "findings": [error.message]})
-        else:
-            print_bytes(error.message.encode())
-        return DATA_SAYS_NO
-    if as_json:
-        last = manifest.last_included
-        print_json({"ok": True, "findings": [], "index": last.index, "term": last.term, "shards": manifest.shards})
-    else:
-        print_bytes(b"no damage found")
     return DONE

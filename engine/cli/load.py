@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +20,47 @@ from engine.cli.common import (
     Stop,
     config_option,
     data_option,
+    fixed_in,
     json_option,
-    print_json,
-    print_table,
+    machine_option,
+    owned,
+    quiet_option,
+    remark,
     settings,
+    shards_option,
     stopping_on_signals,
 )
 from engine.cli.feed import Chunk, RefusedError, feed
+from engine.cli.loads import Loads, Recognition
 from engine.cli.progress import Progress
-from engine.cli.records import PARSERS, BadRecordError, Records, Source
-from engine.config import VALUE_BYTES_MAX_DEFAULT
+from engine.cli.records import PARSERS, BadRecordError, Read, Records
+from engine.cli.source import Lines, Source
+from engine.cli.streams import print_json, print_table
 from engine.errors import BadEntryError
+from shards.machine import Machine
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the options say about how to read."""
+
+    form: str
+    chunk_entries: int
+    append: bool
+    last_line: bool
+    quiet: bool
 
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @data_option(text="The engine's directory; created when missing.")
-@click.option("--shards", type=click.IntRange(1, 256), help="Shards of a new directory.  [default: by usable CPUs]")
+@shards_option
 @click.option("--format", "form", type=click.Choice(list(PARSERS)), default="tsv", show_default=True, help="Of FILE.")
 @click.option("--chunk", type=click.IntRange(1, 1_000_000), default=5000, show_default=True, help="Entries a chunk.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--append", is_flag=True, help="Load all of FILE behind the log, also what was loaded before.")
+@click.option("--last-line", is_flag=True, help="Take the last line of a file although no newline ends it.")
+@machine_option
+@quiet_option
 @config_option
 @json_option
 def load(
@@ -46,15 +69,23 @@ def load(
     shards: int | None,
     form: str,
     chunk: int,
+    append: bool,
+    last_line: bool,
+    machine: type[Machine],
     quiet: bool,
     config_file: Path | None,
     as_json: bool,
 ) -> int:
     """Load FILE, or standard input for "-", into an engine.
 
-    Line N becomes the committed entry with index N; what the engine has already is read over, so the same command
-    after a kill, a full disk or Ctrl-C goes on where it ended and loads nothing twice. An empty line is an entry
-    without a command.
+    Every line becomes a committed entry, in order, behind what the directory holds. An empty line is an entry without
+    a command. The directory remembers what it was loaded from, by the lines themselves: FILE again, under whatever
+    name, after a kill, a full disk, Ctrl-C or when it has grown, goes on where it ended and loads nothing twice;
+    another FILE is put behind.
+
+    gzip, bzip2 and xz are unpacked; a byte order mark is left out, and UTF-16 and UTF-32 that begin with one are
+    understood. A last line of a file that no newline ends may still be written: it is not loaded, and the exit code
+    is 1. At the end of a pipe it is.
 
     tsv: KEY, a tab, VALUE; backslash-t, -n, -r and two backslashes stand for tab, newline, carriage return, backslash.
     jsonl: {"key": ..., "value": ...} or {"op": "delete", "key": ...}; key_hex and value_hex hold other bytes.
@@ -62,27 +93,27 @@ def load(
     \b
     Examples:
       shardengine load words.tsv --data /var/lib/words --shards 4
-      zcat dump.jsonl.gz | shardengine load - --format jsonl --data dump
+      zstdcat dump.jsonl.zst | shardengine load - --format jsonl --data dump
     """
     config = settings(config_file, {"shards": shards})
-    with _source(file, config) as source:
-        job = Load(source, form, chunk, quiet)
-        stop: Stop = run(lambda: job.run(data, config))
+    with _source(file) as source:
+        job = Load(source, Wanted(form, chunk, append, last_line, quiet))
+        stop: Stop = run(lambda: job.run(Engine(owned(data), config=config, machine=machine), data, config))
     if as_json:
         print_json(job.facts)
     else:
         print_table(f"loaded into {data}", job.facts)
-    stop.check(f"all lines up to {job.facts['index']} are loaded; the same command goes on from there")
+    stop.check(f"all lines up to {job.line} are loaded; the same command goes on from there")
+    job.check_end()
     return DONE
 
 
 @contextmanager
-def _source(file: Path, config: EngineConfig) -> Iterator[Source]:
+def _source(file: Path) -> Iterator[Source]:
     """The input, read unbuffered, so that no thread holds a lock that the end of the process waits for."""
     fd = os.dup(sys.stdin.fileno()) if str(file) == "-" else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # Six bytes are the longest way to write one: \u0000 in JSON.
-        source = Source(fd, 6 * (config.value_bytes_max or VALUE_BYTES_MAX_DEFAULT) + 65_536)
+        source = Source(fd, str(file))
         try:
             yield source
         finally:
@@ -92,65 +123,109 @@ def _source(file: Path, config: EngineConfig) -> Iterator[Source]:
 
 
 class Load:
-    """One run of the command: what it reads, how it reads it, and what became of it (`facts`)."""
+    """One run of the command: what it reads, how it reads it, and what became of it (`facts`, and `line`)."""
 
-    def __init__(self, source: Source, form: str, chunk_entries: int, quiet: bool) -> None:
+    def __init__(self, source: Source, wanted: Wanted) -> None:
         self._source = source
-        self._parse = PARSERS[form]
-        self._chunk_entries = chunk_entries
-        self._quiet = quiet
+        self._wanted = wanted
+        self._left_out = False
         self._rejected = 0
+        self.line = 0
+        """Lines of the input that are loaded."""
         self.facts: dict[str, Any] = {}
 
-    async def run(self, data: Path, config: EngineConfig) -> Stop:
+    async def run(self, engine: Engine, data: Path, config: EngineConfig) -> Stop:
         with stopping_on_signals(self._source.interrupt) as stop:
-            async with Engine(data, config=config) as db:
-                records = Records(
-                    self._source,
-                    self._parse,
-                    skip=db.last_applied().index,
-                    chunk_entries=self._chunk_entries,
-                    chunk_bytes=config.part_bytes_max // 2,
-                )
-                await self._feed(db, records, stop)
+            async with engine as db:
+                fixed = fixed_in(data)
+                # Six bytes are the longest way to write one: \u0000 in JSON.
+                lines = Lines(self._source, 6 * fixed.limits.value_bytes_max + 65_536)
+                loads = Loads(data, fixed.lineage, db.last_applied().index, durable=config.durability == "power")
+                await self._feed(db, lines, loads, config.part_bytes_max // 2, stop)
         return stop
 
-    async def _feed(self, db: Engine, records: Records, stop: Stop) -> None:
+    async def _feed(self, db: Engine, lines: Lines, loads: Loads, chunk_bytes: int, stop: Stop) -> None:
         before = db.last_applied().index
-        with Progress("load", self._source.bytes_total, quiet=self._quiet) as progress:
+        with Progress("load", self._source.bytes_total, quiet=self._wanted.quiet) as progress:
+            known = await asyncio.to_thread(_recognise, lines, [] if self._wanted.append else loads.stretches)
+            loads.begin(known.head)
+            progress.begin(self._source.bytes_read)
+            records = Records(
+                lines,
+                PARSERS[self._wanted.form],
+                before=known.prefix,
+                index=before,
+                chunk_entries=self._wanted.chunk_entries,
+                chunk_bytes=chunk_bytes,
+            )
+            source = self._source
+            records.open_end_taken = self._wanted.last_line or not source.is_file or bool(source.packing)
 
             def applied(chunk: Chunk, results: Sequence[ApplyResult]) -> None:
-                if not progress.entries:
-                    progress.begin(records.skipped_bytes)
                 self._rejected += sum(not result.succeeded for result in results)
                 progress.update(len(results), chunk.position)
 
             try:
-                await feed(db, iter(records), applied, stop)
+                await feed(db, _noted(records, loads), applied, stop)
             except RefusedError as refused:
-                await _keep_what_was_right(db, refused)
-        if records.line < before and not stop.asked:
-            raise DataSaysNoError(
-                f"the input ends at line {records.line}, but the directory stands at index {before}",
-                hint="it was loaded from another file: name that one, or another directory",
-            )
+                await _keep_what_was_right(db, refused, records, loads)
+            finally:
+                with suppress(OSError):  # the next run settles what this one could not
+                    loads.settle(db.last_applied().index)
+        index = db.last_applied().index
+        self.line = index - records.entries_behind
+        self._left_out = lines.open_end and not records.open_end_taken and not stop.asked
         self.facts = {
-            "records": db.last_applied().index - before,
-            "skipped": before,
+            "records": index - before,
+            "skipped": known.prefix.line,
             "rejected": self._rejected,
-            "index": db.last_applied().index,
+            "index": index,
             "entries": len(db),
             "seconds": round(progress.seconds, 3),
             "records_per_second": round(progress.rate),
         }
+        if not stop.asked:
+            self._remark(known.prefix.line, before, index)
+
+    def _remark(self, skipped: int, before: int, index: int) -> None:
+        if skipped and index == before:
+            remark(f"its {skipped:,} lines were loaded before; nothing to do")
+        elif skipped:
+            remark(f"its first {skipped:,} lines were loaded before; went on behind them")
+        elif before and index > before:
+            remark(f"put behind the log, which ended at index {before:,}")
+
+    def check_end(self) -> None:
+        """Raise DataSaysNoError if a last line was left out."""
+        if self._left_out:
+            raise DataSaysNoError(
+                f"line {self.line + 1} has no newline at its end: it may still be written, and is not loaded",
+                hint="run the same command when it is whole, or take it as it is with --last-line",
+            )
 
 
-async def _keep_what_was_right(db: Engine, refused: RefusedError) -> None:
+def _recognise(lines: Lines, stretches: list[Any]) -> Recognition:
+    try:
+        return Recognition(lines, stretches)
+    except ValueError as error:
+        raise DataSaysNoError(f"the input cannot be read: {error}") from None
+
+
+def _noted(records: Records, loads: Loads) -> Iterator[Chunk]:
+    """The chunks, each remembered before it is sent."""
+    for chunk in records:
+        loads.note(chunk.mark(len(chunk.lines)))
+        yield chunk
+
+
+async def _keep_what_was_right(db: Engine, refused: RefusedError, records: Records, loads: Loads) -> None:
     """A record that the engine refuses ends the load; the ones before it in its chunk are loaded."""
-    error = refused.error
-    line = error.facts.get("index") if isinstance(error, BadEntryError) else None
-    if not isinstance(error, BadEntryError) or line is None:
+    error, chunk = refused.error, refused.chunk
+    index = error.facts.get("index") if isinstance(error, BadEntryError) else None
+    if not isinstance(error, BadEntryError) or index is None:
         raise error
-    if right := [entry for entry in refused.chunk.entries if entry.index < line]:
+    assert isinstance(chunk, Read)
+    if right := [entry for entry in chunk.entries if entry.index < index]:
+        loads.note(chunk.mark(len(right)))
         await db.apply_chunk(right)
-    raise BadRecordError(line, error.facts.get("reason", error.message)) from error
+    raise BadRecordError(index - records.entries_behind, error.facts.get("reason", error.message)) from error

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
+from engine.cli.streams import say
+
 PLAIN_INTERVAL_S = 2.0
 """Where standard error is no terminal, a line is written this often."""
 
@@ -65,7 +67,7 @@ class Progress:
             self._bar.update(self._task, completed=position, words=self._words(position))
         elif not self._quiet and time.monotonic() - self._said >= PLAIN_INTERVAL_S:
             self._said = time.monotonic()
-            sys.stderr.write(f"{self._label}: {self._words(position)}\n")
+            say(f"{self._label}: {self._words(position)}")
 
     @property
     def seconds(self) -> float:

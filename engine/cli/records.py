@@ -1,7 +1,7 @@
 """Lines of a file into entries.
 
-Line N of the input is log index N, so a load can be resumed and an error can name the line. An empty line is an
-entry without a command: it moves the index and nothing else.
+Every line is an entry, in order, so that a load can go on where it ended and an error can name the line. An empty line
+is an entry without a command: it moves the index and nothing else.
 
 tsv: `key TAB value`. In both, backslash-t, backslash-n, backslash-r and two backslashes stand for a tab, a newline, a
 carriage return and a backslash; any other byte stands for itself. A line may end in CR LF.
@@ -12,22 +12,21 @@ give the bytes in hexadecimal. `scan --json` prints this form.
 
 from __future__ import annotations
 
-import os
+import json
 import re
-import select
-import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from engine import Delete, Entry, Put, encode
 from engine.cli.common import DataSaysNoError
 from engine.cli.feed import Chunk
-
-READ_BYTES = 1 << 18
-LINE_BYTES_MIN = 1 << 20
-"""A line may always be this long; longer ones only where the value limit asks for it."""
+from engine.cli.loads import Mark, Prefix
+from engine.cli.source import Lines
 
 TERM = 1
 """All loaded entries belong to one term: nobody votes here."""
@@ -47,117 +46,87 @@ class BadRecordError(DataSaysNoError):
         self.line = line
 
 
-class Source:
-    """The lines of a file descriptor, in blocks. `interrupt()` ends the input, and a thread's wait for it."""
+@dataclass(frozen=True)
+class Read(Chunk):
+    """A chunk with the lines that it was made of, one an entry, and what of the input lies before them."""
 
-    def __init__(self, fd: int, line_bytes_max: int) -> None:
-        self.bytes_read = 0
-        self.interrupted = False
-        found = os.fstat(fd)
-        self.bytes_total = found.st_size if stat.S_ISREG(found.st_mode) else None
-        self._fd = fd
-        self._line_bytes_max = max(line_bytes_max, LINE_BYTES_MIN)
-        self._rest: list[bytes] = []
-        self._rest_bytes = 0
-        self._wake_receive, self._wake_send = os.pipe()
+    lines: list[bytes]
+    before: Prefix
 
-    def close(self) -> None:
-        os.close(self._wake_receive)
-        os.close(self._wake_send)
-
-    def interrupt(self) -> None:
-        self.interrupted = True
-        os.write(self._wake_send, b"!")
-
-    def has_more(self) -> bool:
-        """Whether reading would not wait (true at the end, too)."""
-        return bool(select.select([self._fd], [], [], 0)[0])
-
-    def lines(self) -> list[bytes]:
-        """The next complete lines, without newlines; empty at the end. The last line needs no newline.
-
-        Raises:
-            ValueError: a line is longer than allowed.
-        """
-        while block := self._read():
-            head, newline, tail = block.rpartition(b"\n")
-            if newline:
-                whole = b"".join((*self._rest, head))
-                self._rest, self._rest_bytes = [tail], len(tail)
-                return whole.split(b"\n")
-            self._rest.append(block)
-            self._rest_bytes += len(block)
-            if self._rest_bytes > self._line_bytes_max:
-                raise ValueError(f"longer than {self._line_bytes_max} bytes")
-        rest, self._rest = b"".join(self._rest), []
-        return [rest] if rest and not self.interrupted else []
-
-    def _read(self) -> bytes:
-        ready, _, _ = select.select([self._fd, self._wake_receive], [], [])
-        if self.interrupted or self._wake_receive in ready:
-            return b""
-        block = os.read(self._fd, READ_BYTES)
-        self.bytes_read += len(block)
-        return block
+    def mark(self, count: int) -> Mark:
+        """The one behind its first `count` lines."""
+        prefix = self.before.copy()
+        prefix.add(self.lines[:count])
+        return Mark(self.entries[count - 1].index, prefix.line, prefix.digest())
 
 
 class Records:
-    """The entries of a source as chunks, from the line after `skip` on. Iterate once."""
+    """What is left of an input as chunks. Iterate once."""
 
-    def __init__(self, source: Source, parse: Parser, *, skip: int, chunk_entries: int, chunk_bytes: int) -> None:
-        self.line = 0
+    def __init__(
+        self, lines: Lines, parse: Parser, *, before: Prefix, index: int, chunk_entries: int, chunk_bytes: int
+    ) -> None:
+        """`before` was read already; the log ends at `index`."""
+        self.line = before.line
         """Lines read so far."""
-        self.skipped_bytes = 0
-        """How far the input was read when the first line that counts appeared."""
-        self._source = source
+        self.entries_behind = index - before.line
+        """Line N becomes the entry at index N + this."""
+        self.open_end_taken = True
+        """Whether a last line without a newline is a record; else it stays where it is."""
+        self._prefix = before.copy()
+        self._lines = lines
         self._parse = parse
-        self._skip = skip
         self._chunk_entries = chunk_entries
         self._chunk_bytes = chunk_bytes
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def __iter__(self) -> Iterator[Read]:
         entries: list[Entry] = []
+        lines: list[bytes] = []
         size = 0
-        for data in self._data():
+        for line, data in self._data():
+            if entries and (not isinstance(data, bytes) or size + len(data) > self._chunk_bytes):
+                yield self._chunk(entries, lines)
+                entries, lines, size = [], [], 0
             if isinstance(data, BadRecordError):
-                if entries:
-                    yield Chunk(entries, self._source.bytes_read)
                 raise data
-            if data is not None:
-                entries.append(Entry(self.line, TERM, data))
-                size += len(data)
-            full = len(entries) >= self._chunk_entries or size >= self._chunk_bytes
-            if entries and (full or data is None):
-                yield Chunk(entries, self._source.bytes_read)
-                entries, size = [], 0
+            if data is None:
+                continue
+            entries.append(Entry(self.entries_behind + self.line, TERM, data))
+            lines.append(line)
+            size += len(data)
+            if len(entries) >= self._chunk_entries:
+                yield self._chunk(entries, lines)
+                entries, lines, size = [], [], 0
         if entries:
-            yield Chunk(entries, self._source.bytes_read)
+            yield self._chunk(entries, lines)
 
-    def _data(self) -> Iterator[bytes | BadRecordError | None]:
-        """The data of each entry; None where the input pauses; a bad record last."""
+    def _chunk(self, entries: list[Entry], lines: list[bytes]) -> Read:
+        before = self._prefix.copy()
+        self._prefix.add(lines)
+        return Read(entries, self._lines.source.bytes_read, lines, before)
+
+    def _data(self) -> Iterator[tuple[bytes, bytes | BadRecordError | None]]:
+        """Each line and the data of its entry; None where the input pauses; a bad record last."""
         while True:
             try:
-                lines = self._source.lines()
+                lines = self._lines.next()
             except ValueError as error:
-                yield BadRecordError(self.line + 1, str(error))
+                yield b"", BadRecordError(self.line + 1, str(error))
                 return
+            if self._lines.open_end and not self.open_end_taken:
+                lines = lines[:-1]
             if not lines:
                 return
-            behind = self._skip - self.line
-            if behind >= len(lines):
-                self.line += len(lines)
-                self.skipped_bytes = self._source.bytes_read
-                continue
-            for line in lines[max(behind, 0) :]:
-                self.line = max(self.line, self._skip) + 1
+            for line in lines:
+                self.line += 1
                 try:
                     data = self._parse(line) if line else b""
                 except ValueError as error:
-                    yield BadRecordError(self.line, str(error))
+                    yield line, BadRecordError(self.line, str(error))
                     return
-                yield data
-            if not self._source.has_more():
-                yield None
+                yield line, data
+            if not self._lines.has_more():
+                yield b"", None
 
 
 _TSV_ESCAPE = re.compile(rb"\\(.?)", re.DOTALL)
@@ -193,11 +162,11 @@ def format_tsv(key: bytes, value: bytes) -> bytes:
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    op: Literal["put", "delete"] = "put"
-    key: str | None = None
-    key_hex: str | None = None
-    value: str | None = None
-    value_hex: str | None = None
+    op: Literal["put", "delete"] | UnsetType = UNSET
+    key: str | UnsetType = UNSET
+    key_hex: str | UnsetType = UNSET
+    value: str | UnsetType = UNSET
+    value_hex: str | UnsetType = UNSET
 
 
 _decode_line = msgspec.json.Decoder(_Line).decode
@@ -210,6 +179,7 @@ def parse_jsonl(line: bytes) -> bytes:
         record = _decode_line(line)
     except msgspec.MsgspecError as error:
         raise ValueError(str(error)) from None
+    _refuse_twins(line, record)
     key = _either("key", record.key, record.key_hex)
     if key is None:
         raise ValueError("no `key`")
@@ -223,13 +193,24 @@ def parse_jsonl(line: bytes) -> bytes:
     return encode(Put(key, value))
 
 
-def _either(name: str, text: str | None, as_hex: str | None) -> bytes | None:
-    if text is not None:
-        if as_hex is not None:
+def _refuse_twins(line: bytes, record: _Line) -> None:
+    """Of members that come twice a decoder keeps one, and nobody knows which was meant. Names and values are strings
+    all, so four quotes a member say that there are no others; only where more are, it is looked into."""
+    members = sum(part is not UNSET for part in (record.op, record.key, record.key_hex, record.value, record.value_hex))
+    if line.count(b'"') == 4 * members:
+        return
+    names = Counter(name for name, _ in json.loads(line, object_pairs_hook=list))
+    if twins := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"`{twins[0]}` comes twice")
+
+
+def _either(name: str, text: str | UnsetType, as_hex: str | UnsetType) -> bytes | None:
+    if text is not UNSET:
+        if as_hex is not UNSET:
             raise ValueError(f"both `{name}` and `{name}_hex`")
         return text.encode()
     try:
-        return None if as_hex is None else bytes.fromhex(as_hex)
+        return None if as_hex is UNSET else bytes.fromhex(as_hex)
     except ValueError:
         raise ValueError(f"`{name}_hex` is not hexadecimal") from None
 

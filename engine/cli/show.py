@@ -1,7 +1,8 @@
-"""The commands that print what a directory holds: `get`, `scan`, `digest`, `stats`, `verify`."""
+"""The commands that print what a directory holds: `get`, `scan`, `digest`, `stats`."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,23 @@ import click
 
 from engine import Engine, run
 from engine.cli.common import (
-    DATA_SAYS_NO,
     DONE,
     DataSaysNoError,
     config_option,
     data_option,
-    existing,
     field,
     hex_option,
     json_option,
+    machine_option,
     opened,
-    print_bytes,
-    print_json,
-    print_table,
-    readable,
-    say,
+    quiet_option,
+    remark,
     to_bytes,
 )
-from engine.cli.keep import verify_offline
 from engine.cli.records import format_tsv
+from engine.cli.source import text_mark
+from engine.cli.streams import print_bytes, print_json, print_table, readable
+from shards.machine import Machine
 
 PAGE_ENTRIES = 1000
 """How many records a scan holds in memory at once."""
@@ -38,9 +37,19 @@ PAGE_ENTRIES = 1000
 @click.argument("key")
 @data_option()
 @hex_option
+@machine_option
+@quiet_option
 @config_option
 @json_option
-def get(key: str, data: Path, as_hex: bool, config_file: Path | None, as_json: bool) -> int:
+def get(
+    key: str,
+    data: Path,
+    as_hex: bool,
+    machine: type[Machine],
+    quiet: bool,
+    config_file: Path | None,
+    as_json: bool,
+) -> int:
     """Print the value of KEY; exit code 1 when there is none.
 
     \b
@@ -49,7 +58,7 @@ def get(key: str, data: Path, as_hex: bool, config_file: Path | None, as_json: b
       shardengine get 00ff --hex --data words --json
     """
     wanted = to_bytes(key, as_hex, "KEY")
-    with opened(data, config_file) as db:
+    with opened(data, machine, config_file) as db:
         value = db.get(wanted)
         index = db.last_applied().index
     if as_json:
@@ -69,6 +78,8 @@ def get(key: str, data: Path, as_hex: bool, config_file: Path | None, as_json: b
 @click.option("--start-after", metavar="KEY", help="Begin behind this key.")
 @click.option("--reverse", is_flag=True, help="Highest key first.")
 @hex_option
+@machine_option
+@quiet_option
 @config_option
 @json_option
 def scan(
@@ -78,6 +89,8 @@ def scan(
     start_after: str | None,
     reverse: bool,
     as_hex: bool,
+    machine: type[Machine],
+    quiet: bool,
     config_file: Path | None,
     as_json: bool,
 ) -> int:
@@ -93,20 +106,43 @@ def scan(
       shardengine scan --data dir --json > all.jsonl
     """
     after = None if start_after is None else to_bytes(start_after, as_hex, "--start-after")
-    with opened(data, config_file) as db:
-        pages = _pages(db, to_bytes(prefix, as_hex, "PREFIX"), limit, after, reverse)
-        for entries, more in pages:
+    start = to_bytes(prefix, as_hex, "PREFIX")
+    first = True
+    with opened(data, machine, config_file) as db:
+        for entries, more in _pages(db, start, limit, after, reverse):
             for key, value in entries:
                 if as_json:
                     print_json({**field("key", key, as_hex), **field("value", value, as_hex)})
                 elif as_hex:
                     print_bytes(f"{key.hex()}\t{value.hex()}".encode())
                 else:
-                    print_bytes(format_tsv(key, value))
+                    line = format_tsv(key, value)
+                    print_bytes(text_mark(line) + line if first else line)
+                first = False
             if more:
-                last = entries[-1][0].hex() if as_hex else entries[-1][0].decode(errors="replace")
-                say(f"more follows; to go on: --start-after {last}")
+                form = [flag for flag, wanted in (("--reverse", reverse), ("--json", as_json)) if wanted]
+                hint = _to_go_on(start, entries[-1][0], [f"--limit={limit}", *form], as_hex)
+                remark(f"more follows; to go on: shardengine scan {shlex.quote(f'--data={data}')} {hint}")
     return DONE
+
+
+def _to_go_on(prefix: bytes, last: bytes, options: list[str], as_hex: bool) -> str:
+    """Arguments that a shell takes as they are printed; in hexadecimal when a key is no plain text."""
+    if as_hex or not (_is_plain(prefix) and _is_plain(last)):
+        words = [*options, "--hex", "--start-after", last.hex(), *([prefix.hex()] if prefix else [])]
+    else:
+        after = last.decode()
+        start = ["--start-after", after] if not after.startswith("-") else [f"--start-after={after}"]
+        words = [*options, *start, *(["--", prefix.decode()] if prefix else [])]
+    return shlex.join(words)
+
+
+def _is_plain(key: bytes) -> bool:
+    """Whether it can be shown, copied and typed."""
+    try:
+        return key.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def _pages(
@@ -126,9 +162,11 @@ def _pages(
 
 @click.command()
 @data_option()
+@machine_option
+@quiet_option
 @config_option
 @json_option
-def digest(data: Path, config_file: Path | None, as_json: bool) -> int:
+def digest(data: Path, machine: type[Machine], quiet: bool, config_file: Path | None, as_json: bool) -> int:
     """Print the digest of all records.
 
     It is equal for the same log, whatever the number of shards and the size of chunks.
@@ -140,7 +178,7 @@ def digest(data: Path, config_file: Path | None, as_json: bool) -> int:
     """
 
     async def work() -> dict[str, Any]:
-        with opened(data, config_file) as db:
+        with opened(data, machine, config_file) as db:
             found = await db.digest()
             at = db.last_applied()
             return {"digest": found.hex(), "index": at.index, "term": at.term, "entries": len(db)}
@@ -155,9 +193,11 @@ def digest(data: Path, config_file: Path | None, as_json: bool) -> int:
 
 @click.command()
 @data_option()
+@machine_option
+@quiet_option
 @config_option
 @json_option
-def stats(data: Path, config_file: Path | None, as_json: bool) -> int:
+def stats(data: Path, machine: type[Machine], quiet: bool, config_file: Path | None, as_json: bool) -> int:
     """Print shards, indices, sizes and workers.
 
     \b
@@ -165,7 +205,7 @@ def stats(data: Path, config_file: Path | None, as_json: bool) -> int:
       shardengine stats --data dir
       shardengine stats --data dir --json
     """
-    with opened(data, config_file) as db:
+    with opened(data, machine, config_file) as db:
         facts = db.stats()
     if as_json:
         print_json(facts)
@@ -191,39 +231,3 @@ def _words(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {readable(item)}" for name, item in value.items())
     return readable(value)
-
-
-@click.command()
-@data_option(required=False)
-@click.option(
-    "--snapshot", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A snapshot instead of an engine."
-)
-@json_option
-def verify(data: Path | None, snapshot: Path | None, as_json: bool) -> int:
-    """Check the files of a stopped engine, or of a snapshot.
-
-    Reads all shards page by page, their own record of where they stand, and the decision record, each against the
-    others; of a snapshot its manifest and parts. Changes nothing. Exit code 1 when something is damaged.
-
-    \b
-    Examples:
-      shardengine verify --data dir
-      shardengine verify --snapshot dir/snapshots/00000000000000010000-0000000001 --json
-    """
-    from engine.verify import verify_directory
-
-    if (data is None) == (snapshot is None):
-        raise click.UsageError("name one of --data and --snapshot")
-    if snapshot is not None:
-        return verify_offline(snapshot, as_json)
-    assert data is not None
-    findings = verify_directory(existing(data))
-    if as_json:
-        print_json({"ok": not findings, "findings": findings})
-    elif not findings:
-        print_bytes(b"no damage found")
-    else:
-        for finding in findings:
-            where = "directory" if finding.shard is None else f"shard {finding.shard}"
-            print_bytes(f"{where}: {finding.problem}".encode())
-    return DATA_SAYS_NO if findings else DONE

@@ -1,0 +1,85 @@
+"""Where an exported snapshot is written to and read from: a file, a pipe, a device, a standard stream."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from engine import export_snapshot
+
+STREAM = "-"
+"""What stands for standard output, or standard input."""
+
+
+def export_to(path: Path, file: Path, *, force: bool) -> None:
+    """Write the snapshot at `path` to `file`: as a new file, or through a pipe or device that is there.
+
+    A stream gets it from a temporary file, so nothing of a snapshot that is damaged is sent. Raises UsageError where
+    something would be replaced.
+    """
+    if str(file) == STREAM:
+        if sys.stdout.isatty():
+            raise click.UsageError("standard output is a terminal: send it through a pipe, or name a FILE")
+        _export_through(path, sys.stdout.buffer)
+    elif _is_stream(file):
+        with open(os.open(file, os.O_WRONLY | os.O_CLOEXEC), "wb") as stream:
+            _export_through(path, stream)
+    else:
+        _refuse_to_replace(file, force)
+        export_snapshot(path, file)
+
+
+def _export_through(path: Path, stream: BinaryIO) -> None:
+    with tempfile.TemporaryDirectory(prefix="shardengine-export-") as folder:
+        whole = Path(folder, "snapshot")
+        export_snapshot(path, whole)
+        with whole.open("rb") as content:
+            shutil.copyfileobj(content, stream, 1 << 20)
+        stream.flush()
+
+
+def _is_stream(file: Path) -> bool:
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def _refuse_to_replace(file: Path, force: bool) -> None:
+    try:
+        mode = file.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise click.UsageError(f"{file} is a symbolic link; name the file itself, or - for standard output")
+    if not stat.S_ISREG(mode):
+        raise click.UsageError(f"{file} is no file, pipe or character device")
+    if not force:
+        raise click.UsageError(f"{file} is there already; --force replaces it")
+
+
+@contextmanager
+def archive(file: Path) -> Iterator[Path]:
+    """`file` as one that can be read as often as it takes: what comes from a stream is put into a temporary one."""
+    if str(file) != STREAM and not _is_stream(file):
+        yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="shardengine-import-") as folder:
+        whole = Path(folder, "snapshot")
+        with whole.open("wb") as content:
+            if str(file) == STREAM:
+                shutil.copyfileobj(sys.stdin.buffer, content, 1 << 20)
+            else:
+                with file.open("rb") as stream:
+                    shutil.copyfileobj(stream, content, 1 << 20)
+        yield whole
