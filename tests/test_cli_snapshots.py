@@ -112,3 +112,63 @@ def test_an_older_snapshot_wants_force(data: Path, tmp_path: Path) -> None:
 )
 def test_wrong_use_is_exit_code_two(arguments: tuple[str, ...]) -> None:
     assert "Error" in shardengine(*arguments, code=2)
+
+
+def test_export_writes_through_pipes_and_devices_and_replaces_nothing_unasked(data: Path, tmp_path: Path) -> None:
+    taken, file = facts("snapshot", "--data", data)["path"], tmp_path / "file"
+    assert facts("export", taken, file) == {"path": str(file)}
+    content = file.read_bytes()
+    file.write_bytes(b"precious")
+    assert "--force" in shardengine("export", taken, file, code=2)
+    assert file.read_bytes() == b"precious"
+    shardengine("export", taken, file, "--force")
+    assert file.read_bytes() == content
+    link, fifo, null = tmp_path / "link", tmp_path / "fifo", Path("/dev/null")
+    link.symlink_to("file")
+    assert "symbolic link" in shardengine("export", taken, link, "--force", code=2)
+    assert link.is_symlink()
+    os.mkfifo(fifo)
+    with subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE) as reader:
+        shardengine("export", taken, fifo, "--force")
+        assert reader.communicate(timeout=100)[0] == content
+    assert fifo.is_fifo()
+    before = null.stat()
+    shardengine("export", taken, null, "--force")
+    assert (null.stat().st_rdev, null.stat().st_ino) == (before.st_rdev, before.st_ino)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "file", "link"]
+
+
+def test_a_dash_is_a_standard_stream_and_never_a_file(data: Path, tmp_path: Path) -> None:
+    taken = facts("snapshot", "--data", data)["path"]
+    program = 'cd "$2"; "$0" -m engine export "$1" - | "$0" -m engine restore - --data new --shards 3 --json'
+    done = subprocess.run(
+        ["/bin/sh", "-c", program, sys.executable, taken, tmp_path],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["entries"] == 500
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_an_exported_file_is_verified_imported_and_restored_where_no_engine_was(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    shardengine("export", facts("snapshot", "--data", data)["path"], file)
+    assert facts("verify", file) == {"ok": True, "findings": [], "index": 500, "term": 1, "shards": 2}
+    path = facts("import", file, "--data", tmp_path / "imported", "--shards", 3)["path"]
+    assert facts("verify", path)["ok"]
+    assert facts("stats", "--data", tmp_path / "imported")["entries"] == 0
+    (tmp_path / "empty").mkdir()
+    assert facts("restore", file, "--data", tmp_path / "empty", "--shards", 3)["entries"] == 500
+    assert facts("digest", "--data", tmp_path / "empty") == facts("digest", "--data", data)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    damaged = json.loads(shardengine("verify", file, "--json", code=1))
+    assert (damaged["ok"], damaged["findings"][0]["shard"]) == (False, None)
+    file.write_bytes(bytes(content[:-100]))
+    assert not json.loads(shardengine("verify", file, "--json", code=1))["ok"]
+    assert "holds no engine" in shardengine("verify", tmp_path, code=2)
