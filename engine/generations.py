@@ -3,6 +3,7 @@
     DIR/  LOCK  CURRENT  config  run-mark  worker.log
           gen-000001/  GENERATION  decision  shard-000/{data.mdb lock.mdb owner ring}  shard-001/...
           snapshots/  snapshot-metadata
+          loads                      what `shardengine load` took, and of what
           set-aside-gen-000001/      a generation that could not be trusted after a power loss; never deleted
 
 `CURRENT` names the live generation and is renamed into place last: a crash leaves the old one or the new one. A
