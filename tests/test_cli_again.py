@@ -15,7 +15,9 @@ import pytest
 from engine.cli import loads as memory
 from engine.cli.common import DataSaysNoError
 from engine.cli.feed import IN_FLIGHT_CHUNKS
+from engine.cli.load import _noted
 from engine.cli.loads import Loads, Mark, Prefix, Recognition
+from engine.cli.records import Records, parse_tsv
 from engine.cli.source import Lines, Source
 from engine.errors import FormatError
 from tests.commands import cli, records, running
@@ -176,6 +178,18 @@ def test_a_last_line_without_a_newline_is_known_again_with_one(tmp_path: Path) -
     reader.load(b"a\tb\nc\td", chunk=9)
     assert reader.load(b"a\tb\nc\td\ne\tf\n", chunk=9) == 2
     assert reader.log == [b"a\tb", b"c\td", b"e\tf"]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_chunk_is_remembered_before_it_is_sent(tmp_path: Path, durable: bool) -> None:
+    with reading(tmp_path / "input", text("a", 10)) as lines:
+        loads = Loads(tmp_path, "lineage", 7, durable=durable)
+        loads.begin(None)
+        records_of = Records(lines, parse_tsv, before=Prefix(), index=7, chunk_entries=4, chunk_bytes=1 << 20)
+        for chunk in _noted(records_of, loads):
+            end = chunk.entries[-1].index
+            (stretch,) = Loads(tmp_path, "lineage", end, durable=durable).stretches
+            assert (stretch.marks[-1].index, stretch.marks[-1].line) == (end, end - 7)
 
 
 # --- the command --------------------------------------------------------------------------------------------------
