@@ -15,6 +15,7 @@ from typing import BinaryIO
 import click
 
 from engine import export_snapshot
+from engine.cli.streams import named
 
 STREAM = "-"
 """What stands for standard output, or standard input."""
@@ -78,7 +79,8 @@ def archive(file: Path) -> Iterator[Path]:
         whole = Path(folder, "snapshot")
         with whole.open("wb") as content:
             if str(file) == STREAM:
-                shutil.copyfileobj(sys.stdin.buffer, content, 1 << 20)
+                with named("standard input"):
+                    shutil.copyfileobj(sys.stdin.buffer, content, 1 << 20)
             else:
                 with file.open("rb") as stream:
                     shutil.copyfileobj(stream, content, 1 << 20)
