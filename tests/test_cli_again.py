@@ -240,6 +240,8 @@ def test_an_unterminated_last_line_of_a_file_is_told_and_taken_on_request_only(t
     path.write_bytes(b"a\t1\nb\t2\nc\tthree\nd\tfour")
     taken = cli("load", path, "--data", data, "--last-line", "--json")
     assert (taken.code, taken.facts["skipped"], taken.facts["records"]) == (0, 2, 2)
+    again = cli("load", path, "--data", data, "--json")
+    assert (again.code, again.facts["records"], again.facts["skipped"]) == (0, 0, 4)
     path.write_bytes(b"a\t1\nb\t2\nc\tthree\nd\tfour\n")
     assert cli("load", path, "--data", data, "--json").facts["records"] == 0
     assert cli("load", "-", "--data", data, "--json", stdin="x\t1\ny\t2").facts["records"] == 2

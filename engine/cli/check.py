@@ -47,17 +47,14 @@ def verify(
     if len(named) != 1:
         raise click.UsageError("name one thing to verify: PATH, or --data")
     (found,) = named
-    if data is None and (not found.is_dir() or (found / MANIFEST).exists()):
-        facts = _snapshot_facts(found)
-    else:
-        facts = _directory_facts(existing(found))
+    is_directory = data is not None or (found.is_dir() and not (found / MANIFEST).exists())
+    facts = _directory_facts(existing(found)) if is_directory else _snapshot_facts(found)
     if as_json:
         print_json(facts)
     elif facts["ok"]:
         print_text("no damage found")
     for finding in [] if as_json else facts["findings"]:
-        shard = finding["shard"]
-        print_text(finding["problem"] if data is None else f"{_where(shard)}: {finding['problem']}")
+        print_text(f"{_where(finding['shard'])}: {finding['problem']}" if is_directory else finding["problem"])
     return DONE if facts["ok"] else DATA_SAYS_NO
 
 

@@ -31,7 +31,7 @@ from engine.cli.common import (
     stopping_on_signals,
 )
 from engine.cli.feed import Chunk, RefusedError, feed
-from engine.cli.loads import Loads, Recognition
+from engine.cli.loads import Loads, Recognition, Stretch
 from engine.cli.progress import Progress
 from engine.cli.records import PARSERS, BadRecordError, Read, Records
 from engine.cli.source import Lines, Source
@@ -150,16 +150,7 @@ class Load:
             known = await asyncio.to_thread(_recognise, lines, [] if self._wanted.append else loads.stretches)
             loads.begin(known.head)
             progress.begin(self._source.bytes_read)
-            records = Records(
-                lines,
-                PARSERS[self._wanted.form],
-                before=known.prefix,
-                index=before,
-                chunk_entries=self._wanted.chunk_entries,
-                chunk_bytes=chunk_bytes,
-            )
-            source = self._source
-            records.open_end_taken = self._wanted.last_line or not source.is_file or bool(source.packing)
+            records = self._records(lines, known, before, chunk_bytes)
 
             def applied(chunk: Chunk, results: Sequence[ApplyResult]) -> None:
                 self._rejected += sum(not result.succeeded for result in results)
@@ -174,7 +165,6 @@ class Load:
                     loads.settle(db.last_applied().index)
         index = db.last_applied().index
         self.line = index - records.entries_behind
-        self._left_out = lines.open_end and not records.open_end_taken and not stop.asked
         self.facts = {
             "records": index - before,
             "skipped": known.prefix.line,
@@ -185,7 +175,21 @@ class Load:
             "records_per_second": round(progress.rate),
         }
         if not stop.asked:
+            self._left_out = records.left_out
             self._remark(known.prefix.line, before, index)
+
+    def _records(self, lines: Lines, known: Recognition, index: int, chunk_bytes: int) -> Records:
+        wanted, source = self._wanted, self._source
+        records = Records(
+            lines,
+            PARSERS[wanted.form],
+            before=known.prefix,
+            index=index,
+            chunk_entries=wanted.chunk_entries,
+            chunk_bytes=chunk_bytes,
+        )
+        records.open_end_taken = wanted.last_line or not source.is_file or bool(source.packing)
+        return records
 
     def _remark(self, skipped: int, before: int, index: int) -> None:
         if skipped and index == before:
@@ -204,7 +208,7 @@ class Load:
             )
 
 
-def _recognise(lines: Lines, stretches: list[Any]) -> Recognition:
+def _recognise(lines: Lines, stretches: list[Stretch]) -> Recognition:
     try:
         return Recognition(lines, stretches)
     except ValueError as error:

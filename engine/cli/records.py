@@ -72,7 +72,8 @@ class Records:
         self.entries_behind = index - before.line
         """Line N becomes the entry at index N + this."""
         self.open_end_taken = True
-        """Whether a last line without a newline is a record; else it stays where it is."""
+        """Whether a last line without a newline is a record; else it stays where it is, and `left_out` says so."""
+        self.left_out = False
         self._prefix = before.copy()
         self._lines = lines
         self._parse = parse
@@ -113,8 +114,9 @@ class Records:
             except ValueError as error:
                 yield b"", BadRecordError(self.line + 1, str(error))
                 return
-            if self._lines.open_end and not self.open_end_taken:
+            if lines and self._lines.open_end and not self.open_end_taken:
                 lines = lines[:-1]
+                self.left_out = True
             if not lines:
                 return
             for line in lines:
