@@ -13,6 +13,7 @@ import itertools
 import lzma
 import os
 import select
+import shlex
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -148,7 +149,7 @@ class Source:
         head = _head(stored, _PACKED)
         for magic, (packing, tool) in _UNREAD.items():
             if head.startswith(magic):
-                raise self._unreadable(f"compressed with {packing}", f"{tool} {self._name}")
+                raise self._unreadable(f"compressed with {packing}", tool)
         blocks: Iterator[bytes] = itertools.chain((head,), stored)
         for magic, (packing, unpacker) in _PACKINGS.items():
             if head.startswith(magic):
@@ -184,7 +185,7 @@ class Source:
                 break
         else:
             if wide := _wide(head):
-                raise self._unreadable(f"{wide} without a byte order mark", f"iconv -f {wide} -t UTF-8 {self._name}")
+                raise self._unreadable(f"{wide} without a byte order mark", f"iconv -f {wide} -t UTF-8")
         blocks = (block for block in itertools.chain((head,), blocks) if block)
         if encoding in ("", "utf-8"):
             yield from blocks
@@ -199,7 +200,9 @@ class Source:
                 yield text.encode()
 
     def _unreadable(self, what: str, command: str) -> DataSaysNoError:
-        return DataSaysNoError(f"{self._name}: {what}", hint=f"{command} | shardengine load -")
+        return DataSaysNoError(
+            f"{self._name}: {what}", hint=f"{command} {shlex.quote(self._name)} | shardengine load -"
+        )
 
     def _read(self) -> bytes:
         ready = self._ready(None)
