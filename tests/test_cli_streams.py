@@ -240,6 +240,8 @@ def test_a_command_of_another_user_than_the_directorys_is_refused_and_makes_noth
         assert "hint: run it as that user: sudo -u " in ran.err
     assert {path: path.stat().st_mtime_ns for path in (data, *data.rglob("*"))} == before
     assert list(new.iterdir()) == []
+    os.chown(data, 0, 0)  # a mount that root made, for instance
+    assert "belongs to user" in cli("get", "a", "--data", data).err
     assert cli("snapshots", "--data", data).code == 0  # reads, and makes nothing
 
 

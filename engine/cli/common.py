@@ -115,14 +115,14 @@ def existing(data: Path) -> Path:
 
 
 def owned(data: Path) -> Path:
-    """`data`, unless it is somebody else's: the files made in it would be none that its owner can use. Reading makes
-    files, too: locks."""
-    try:
-        owner = data.stat().st_uid
-        read_only = bool(os.statvfs(data).f_flag & os.ST_RDONLY)
-    except FileNotFoundError:
+    """`data`, unless the engine in it is somebody else's: the files made there would be none that its owner can use.
+    Reading makes files, too: locks. An empty directory that root made may be for us."""
+    if not data.exists():
         return data
-    if owner == os.geteuid() or read_only:
+    engine = (data / "config").exists()
+    owner = (data / "config" if engine else data).stat().st_uid
+    ours = owner == os.geteuid() or (owner == 0 and not engine)
+    if ours or os.statvfs(data).f_flag & os.ST_RDONLY:
         return data
     try:
         name = pwd.getpwuid(owner).pw_name

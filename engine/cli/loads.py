@@ -11,7 +11,6 @@ tells others from it early.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from engine.cli.common import DataSaysNoError
 from engine.cli.feed import IN_FLIGHT_CHUNKS
 from engine.cli.source import Lines
 from engine.errors import FormatError
-from engine.files import read_json, write_json
+from engine.files import read_json, replace_file, write_whole
 from shards.digest import hasher128
 
 STRETCHES_MAX = 1000
@@ -96,25 +95,23 @@ class Loads:
         return self._memory.stretches
 
     def begin(self, head: Mark | None) -> None:
-        """A new stretch; with the head of the one that it goes on."""
+        """A new stretch; with the head of the one that it goes on. Of those before it, where they ended is enough."""
+        for stretch in self.stretches:
+            stretch.marks = stretch.marks[-1:]
         self.stretches.append(Stretch(head))
 
     def note(self, mark: Mark) -> None:
         """Before the chunk that ends at `mark` is sent."""
         self.stretches[-1].add(mark)
         if self._durable:
-            write_json(self._path, self._memory)
-            return
-        beside = self._path.with_name("loads.new")  # a process's death leaves the one or the other
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(self._memory))
-        beside.rename(self._path)
+            write_whole(self._path, msgspec.json.encode(self._memory))
+        else:  # a process's death leaves the one or the other
+            replace_file(self._path, msgspec.json.encode(self._memory), synced=False)
 
     def settle(self, index: int) -> None:
         """The log ends at `index`: forget chunks that did not come so far. Returns when all is on the disk."""
         self._cut(index)
-        write_json(self._path, self._memory)
+        write_whole(self._path, msgspec.json.encode(self._memory))
 
 
 class Prefix:
