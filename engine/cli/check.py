@@ -11,11 +11,12 @@ from click.core import ParameterSource
 
 from engine import import_snapshot
 from engine.cli.archives import archive
-from engine.cli.common import DATA_SAYS_NO, DONE, data_option, existing, json_option, quiet_option
+from engine.cli.common import DATA_SAYS_NO, DONE, MachineType, data_option, existing, json_option, quiet_option
 from engine.cli.streams import print_json, print_text
 from engine.errors import SnapshotDamagedError, TravelError
-from engine.install import verify_snapshot
 from engine.manifest import MANIFEST
+from engine.verify import verify_directory, verify_snapshot
+from shards.machine import Machine
 
 _PATH = click.Path(exists=True, allow_dash=True, path_type=Path)
 
@@ -24,11 +25,18 @@ _PATH = click.Path(exists=True, allow_dash=True, path_type=Path)
 @click.argument("path", type=_PATH, required=False)
 @data_option(required=False)
 @click.option("--snapshot", type=_PATH, help="The same as PATH.")
+@click.option("--machine", type=MachineType(), metavar="MODULE:CLASS", help="What says on which shard a key belongs.")
 @quiet_option
 @json_option
 @click.pass_context
 def verify(
-    ctx: click.Context, path: Path | None, data: Path | None, snapshot: Path | None, quiet: bool, as_json: bool
+    ctx: click.Context,
+    path: Path | None,
+    data: Path | None,
+    snapshot: Path | None,
+    machine: type[Machine] | None,
+    quiet: bool,
+    as_json: bool,
 ) -> int:
     """Check the files of a stopped engine, of a snapshot, or a FILE that `export` wrote.
 
@@ -48,7 +56,7 @@ def verify(
         raise click.UsageError("name one thing to verify: PATH, or --data")
     (found,) = named
     is_directory = data is not None or (found.is_dir() and not (found / MANIFEST).exists())
-    facts = _directory_facts(existing(found)) if is_directory else _snapshot_facts(found)
+    facts = _directory_facts(existing(found), machine) if is_directory else _snapshot_facts(found, machine)
     if as_json:
         print_json(facts)
     elif facts["ok"]:
@@ -62,20 +70,18 @@ def _where(shard: int | None) -> str:
     return "directory" if shard is None else f"shard {shard}"
 
 
-def _directory_facts(data: Path) -> dict[str, Any]:
-    from engine.verify import verify_directory
-
-    findings = [{"shard": found.shard, "problem": found.problem} for found in verify_directory(data)]
+def _directory_facts(data: Path, machine: type[Machine] | None) -> dict[str, Any]:
+    findings = [{"shard": found.shard, "problem": found.problem} for found in verify_directory(data, machine)]
     return {"ok": not findings, "findings": findings}
 
 
-def _snapshot_facts(path: Path) -> dict[str, Any]:
+def _snapshot_facts(path: Path, machine: type[Machine] | None) -> dict[str, Any]:
     try:
         if path.is_dir():
-            manifest = verify_snapshot(path, deep=True)
+            manifest = verify_snapshot(path, deep=True, machine=machine)
         else:
             with archive(path) as file, tempfile.TemporaryDirectory(prefix="shardengine-verify-") as folder:
-                manifest = verify_snapshot(import_snapshot(file, folder), deep=True)
+                manifest = verify_snapshot(import_snapshot(file, folder), deep=True, machine=machine)
     except (SnapshotDamagedError, TravelError) as error:
         if error.facts.get("errno"):  # the system refused: nothing is known of the snapshot
             raise

@@ -48,7 +48,7 @@ def data_option(*, required: bool = True, text: str = "The engine's directory.")
     )
 
 
-class _MachineType(click.ParamType):  # type: ignore[type-arg]  # not generic in every release
+class MachineType(click.ParamType):  # type: ignore[type-arg]  # not generic in every release
     """`module:Class`, looked for where Python looks, and then in the current directory."""
 
     name = "machine"
@@ -94,7 +94,7 @@ shards_option = click.option(
 )
 machine_option = click.option(
     "--machine",
-    type=_MachineType(),
+    type=MachineType(),
     default=lambda: KeyValue,
     metavar="MODULE:CLASS",
     help="What the directory's commands mean.  [default: the key-value machine]",
