@@ -177,6 +177,7 @@ def test_a_directory_of_another_machine_opens_with_that_machine(tmp_path: Path) 
     args: tuple[object, ...] = ("--data", tmp_path / "data", "--machine", "mine:Outer.Mine")
     assert cli("load", "-", *args, "--shards", 2, stdin="a\t1\n", **there).code == 0
     assert cli("get", "a", *args, **there).out == "1\n"
+    assert cli("verify", *args, **there).out == "no damage found\n"
     without = cli("get", "a", *args[:2])
     assert (without.code, "--machine MODULE:CLASS" in without.err) == (3, True)
     for wrong in ("mine", "mine:Absent", "absent:Mine", "mine:Outer", "os:path"):
