@@ -106,7 +106,9 @@ class Snapshots:
             make_directories(directory)
             foreign = sorted(os.listdir(directory))
         except OSError as error:
-            raise _unwritable(directory, error) from error
+            raise SnapshotError(
+                f"cannot write a snapshot into {directory}: {error}", hint=hint_for(error), path=str(directory)
+            ) from error
         if foreign:
             raise SnapshotError(
                 f"{directory} is not empty: it holds {foreign[0]!r}", hint="name a new directory", path=str(directory)
