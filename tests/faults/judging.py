@@ -1,0 +1,277 @@
+"""One cell of the matrix of tests/test_faults.py: a life in which calls fail, and what was wrong with it.
+
+Whatever fails, these hold: a step ends, well or with an EngineError; reads give the model's state at the end of a
+chunk, with all that was acknowledged; without faults the engine that says that it runs takes chunks, and one that does
+not can be started again; nothing is left open; `durable()` never falls, never rises after a failed sync, and a machine
+that goes down comes back with at least that.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from engine import Engine, EngineError, StartReport, StateUntrustedError, run
+from engine.verify import verify_directory
+from tests.directories import reboot
+from tests.faults.control import CALLS, EVER, PROCESSES, SHORT, STARTS_MAX, Faults, Rule
+from tests.faults.life import PREPARED, SEED, Acknowledged, Ended, Frame, Left, Orders, Outcome, Seen, Sent, config
+from tests.killing import ROOT, environment
+from tests.streams import Follower, entries
+
+WATCHDOG_S = 40.0
+SYNCS = ("fsync", "fdatasync", "msync")
+SYNCED = ("flush", "snapshot", "install", "stop")  # phases that promise what a failed sync cannot keep
+_decode: Callable[[bytes], Frame] = msgspec.json.Decoder(Frame).decode
+Mode = Literal["process", "power"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A life in mode `durability`, with faults in `phase`. No rule: calls are only counted."""
+
+    durability: Mode
+    phase: str
+    rule: Rule | None = None
+
+    @property
+    def syncs(self) -> bool:
+        return self.rule is not None and self.rule.call in SYNCS
+
+    def __str__(self) -> str:
+        if self.rule is None:
+            return f"{self.durability}: {self.phase}, counted"
+        rule = self.rule
+        error = "short" if rule.error == SHORT else errno.errorcode[rule.error]
+        which = f"{rule.first} and later" if rule.last == EVER else f"{rule.first}"
+        return f"{self.durability}, {self.phase}: {rule.process}, {rule.call} {which}: {error} (seed {SEED})"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a life said, and left. `status`: None when it had to be killed. `failed`: the file of the first call that
+    was failed, if it was made on one."""
+
+    frames: list[Frame]
+    status: int | None
+    errors: str
+    fired: int
+    failed: str
+    stormed: bool
+    hits: dict[tuple[str, str], int]
+
+
+def prepare(directory: Path, durability: Mode) -> None:
+    """Make the directory that lives begin with: entries, a snapshot of them, a clean stop."""
+
+    async def fill(db: Engine) -> None:
+        await db.apply_chunk(entries(SEED, 1, PREPARED))
+        await db.create_snapshot()
+
+    _opened(directory, durability, fill)
+
+
+def _opened(directory: Path, durability: Mode, use: Callable[[Engine], Awaitable[None]]) -> StartReport:
+    """Open, use, close. Returns what the start reported."""
+    db = Engine(directory, shards=2, config=config(durability))
+
+    async def main() -> StartReport:
+        report = db.start()
+        try:
+            await use(db)
+        finally:
+            await db.aclose()
+        return report
+
+    report: StartReport = run(main)
+    return report
+
+
+def live(cell: Cell, place: Path, shim: Path) -> Trace:
+    """Run the life of `cell` in `place`, which holds its `data`. It is killed, whole, when it does not end."""
+    orders = Orders(str(place / "data"), cell.phase, cell.durability, cell.syncs)
+    with Faults.create(place / "control", place) as faults, (place / "stderr").open("wb") as log:
+        if cell.rule is not None:
+            faults.arm(cell.rule)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.life", msgspec.json.encode(orders).decode()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=ROOT,
+            env=environment(**faults.preloaded(shim)),
+            start_new_session=True,
+        )
+        try:
+            said, status = process.communicate(timeout=WATCHDOG_S)[0], process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            said, status = process.communicate()[0], None
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        hits = {(who, call): faults.hits(cell.phase, who, call) for who in PROCESSES for call in CALLS}
+        errors = (place / "stderr").read_text(errors="replace")[-1500:]
+        frames = [_decode(line) for line in said.splitlines() if line.endswith(b"}")]
+        return Trace(frames, status, errors, faults.fired, faults.failed, faults.stormed, hits)
+
+
+@cache
+def model_at(index: int) -> tuple[bytes, int]:
+    """Digest and count of the model behind entry `index`."""
+    follower = Follower(SEED)
+    follower.advance(index)
+    return follower.digest(), len(follower.records)
+
+
+class Verdict:
+    """Goes through what a life said. `wrong` is what it did that it must not."""
+
+    def __init__(self, cell: Cell, trace: Trace) -> None:
+        self._cell = cell
+        self._failing = cell.syncs and trace.fired > 0
+        self._running = False
+        self._faulted = False
+        self.acknowledged = 0 if cell.phase == "create" else PREPARED
+        self._ends = {self.acknowledged}
+        self.durable = 0
+        self.restarted = False
+        self.wrong: list[str] = []
+        for frame in trace.frames:
+            self._take(frame)
+        if trace.stormed:
+            self.wrong.append(f"more than {STARTS_MAX} processes were begun")
+        if trace.status is None or trace.status == 1:
+            self.wrong.append(f"it hangs: {trace.errors}")
+        elif trace.status or not trace.frames or not isinstance(trace.frames[-1], Ended):
+            self.wrong.append(f"it ended with status {trace.status}: {trace.errors}")
+
+    def _take(self, frame: Frame) -> None:
+        match frame:
+            case Sent(last):
+                self._ends.add(last)
+            case Acknowledged(last):
+                self.acknowledged = last
+            case Outcome():
+                self._judge_outcome(frame)
+                self._running = frame.running
+                self.restarted = self.restarted or frame.step == "another start"
+                self._faulted = self._faulted or frame.step == self._cell.phase
+            case Seen():
+                self.judge_state(f"after {frame.step}", frame.index, frame.count, frame.digest)
+                if frame.durable is not None:
+                    self._judge_durable(frame.step, frame.durable)
+            case Left(step, what) if what:
+                self.wrong.append(f"{step} left open: {', '.join(what)}")
+
+    def _judge_outcome(self, outcome: Outcome) -> None:
+        step, error = outcome.step, outcome.error
+        if not outcome.named:
+            self.wrong.append(f"{step}: {error}, no EngineError: {outcome.text}")
+        elif error and not self._may_fail(outcome):
+            self.wrong.append(f"{step}, without faults: {error}: {outcome.text}")
+        elif not error and step == self._cell.phase in SYNCED and self._failing:
+            self.wrong.append(f"{step} ended well though a sync failed")
+
+    def _may_fail(self, outcome: Outcome) -> bool:
+        if outcome.step == self._cell.phase:
+            return True
+        if outcome.step == "another start":
+            return self._failing and outcome.error == "StateUntrustedError"
+        if outcome.step in ("flush after", "close"):
+            return self._failing or not self._running
+        return outcome.step == "after" and not outcome.running
+
+    def _judge_durable(self, step: str, durable: int) -> None:
+        if durable < self.durable:
+            self.wrong.append(f"durable() fell from {self.durable} to {durable} after {step}")
+        if durable > self.durable and self._faulted and self._failing and not self.restarted:
+            self.wrong.append(f"durable() rose from {self.durable} to {durable} after {step}, behind a failed sync")
+        self.durable = max(self.durable, durable)
+
+    def judge_state(self, when: str, index: int, count: int, digest: bytes) -> None:
+        """The state that is read is the model's, at the end of a chunk, with all that was acknowledged."""
+        if index < self.acknowledged:
+            self.wrong.append(f"{when}: {self.acknowledged} was acknowledged, the state ends at {index}")
+        if index not in self._ends:
+            self.wrong.append(f"{when}: {index} is in the middle of a chunk")
+        if (digest, count) != model_at(index):
+            self.wrong.append(f"{when}: the state at {index} is not the model's")
+
+    # ---- what the directory is worth -----------------------------------------------------------------------------
+
+    def judge_reboot(self, directory: Path) -> None:
+        """The machine goes down: what was called durable comes back."""
+        if not (directory / "run-mark").exists():
+            return
+        reboot(directory)
+
+        async def look(db: Engine) -> None:
+            index = db.last_applied().index
+            least = self.acknowledged if self._cell.durability == "power" else self.durable
+            if index < least:
+                self.wrong.append(f"after a reboot: durable was {self.durable}, the state ends at {index}")
+            if (await db.digest(), len(db)) != model_at(index):
+                self.wrong.append(f"after a reboot: the state at {index} is not the model's")
+
+        try:
+            outcome = _opened(directory, self._cell.durability, look).outcome
+        except StateUntrustedError:
+            outcome = "refused"
+            if self.durable:
+                self.wrong.append(f"after a reboot: durable was {self.durable}, the state is refused")
+        except EngineError as error:
+            outcome = ""
+            self.wrong.append(f"after a reboot: {type(error).__name__}: {error}")
+        if outcome == "opened" and self._failing and self._faulted and not self.restarted:
+            self.wrong.append("after a reboot the files are trusted, though a sync failed")
+
+    def judge_directory(self, directory: Path) -> None:
+        """Without faults the directory opens, holds what it must, takes a chunk, and is whole."""
+
+        async def look(db: Engine) -> None:
+            index = db.last_applied().index
+            if not self._failing:
+                self.judge_state("opened again", index, len(db), await db.digest())
+            await db.apply_chunk(entries(SEED, index + 1, index + 2))
+
+        try:
+            _opened(directory, self._cell.durability, look)
+            self.wrong += [f"at rest: {finding}" for finding in verify_directory(directory)]
+        except StateUntrustedError as error:
+            if not self._failing:
+                self.wrong.append(f"opened again: {error}")
+        except EngineError as error:
+            self.wrong.append(f"opened again: {type(error).__name__}: {error}")
+
+
+def findings(cell: Cell, trace: Trace, place: Path) -> Iterator[str]:
+    """All that is wrong with a life and with what it left in `place`, each with the name of its cell."""
+    verdict = Verdict(cell, trace)
+    data = place / "data"
+    if data.is_dir():
+        rebooted = place / "rebooted"
+        subprocess.run(["cp", "-r", "--sparse=always", data, rebooted], check=True, timeout=WATCHDOG_S)
+        verdict.judge_reboot(rebooted)
+        verdict.judge_directory(data)
+    where = f" [{Path(trace.failed).relative_to(place)}]" if trace.failed else ""
+    return (f"{cell}{where}: {wrong}" for wrong in verdict.wrong)
+
+
+def renew(place: Path, prepared: Path | None) -> None:
+    """An empty `place`, or one with a copy of the prepared directory."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    if prepared is not None:
+        shutil.copytree(prepared, place / "data")
