@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.control import CALLS, EVER, SHORT, Rule, build
+from tests.faults.control import CALLS, EVER, SHORT, Rule, Zygote, build
 from tests.faults.judging import Cell, Mode, findings, live, prepare, renew
+from tests.killing import ROOT, environment
 
 PHASES = ("create", "start", "apply", "flush", "snapshot", "install", "respawn", "stop")
 
@@ -88,11 +89,11 @@ def rows() -> Iterator[tuple[Mode, str, str, str]]:
 
 
 class Stage:
-    """What lives begin with: the shim, the prepared directories, and how often each call is made."""
+    """What lives begin with: the zygote, the prepared directories, and how often each call is made."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self.shim = build(directory)
+        self.zygote = Zygote(build(directory), "tests.faults.life", ROOT, environment())
         self.prepared = cache(self._prepare)
         self.hits = cache(self._count)
 
@@ -103,19 +104,21 @@ class Stage:
     def live(self, cell: Cell, place: Path) -> list[str]:
         """What is wrong with the life of `cell`."""
         renew(place, None if cell.phase == "create" else self.prepared(cell.durability))
-        return list(findings(cell, live(cell, place, self.shim), place))
+        return list(findings(cell, live(cell, place, self.zygote), place))
 
     def _count(self, mode: Mode, phase: str) -> Mapping[tuple[str, str], int]:
         place, cell = self._directory / "counted", Cell(mode, phase)
         renew(place, None if phase == "create" else self.prepared(mode))
-        trace = live(cell, place, self.shim)
+        trace = live(cell, place, self.zygote)
         assert trace.status == 0, f"{cell}: {trace.errors}"
         return trace.hits
 
 
 @pytest.fixture(scope="session")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    return Stage(tmp_path_factory.mktemp("stage"))
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    stage = Stage(tmp_path_factory.mktemp("stage"))
+    yield stage
+    stage.zygote.close()
 
 
 def cells(mode: Mode, phase: str, process: str, call: str, hits: int) -> Iterator[Cell]:

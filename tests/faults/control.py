@@ -1,11 +1,18 @@
 """The control of tests/faults/shim.c: build it, preload it, say which calls fail, read what was called.
 
-with Faults.create(path, scope) as faults:          # a new control file
-    faults.arm(Rule("apply", "worker 0", "fdatasync", 3, 3, errno.EIO))
-    subprocess.Popen(..., env={**environment(), **faults.preloaded(shim)})
-with Faults.of_environment() as faults:             # in the process under test
-    faults.enter("apply")                           # from here on calls count, and the chosen ones fail
-    faults.leave()
+In the suite:
+
+    zygote = Zygote(build(directory), "tests.faults.life", ROOT, environment())
+    with Faults.create(place) as faults:
+        faults.arm(Rule("apply", "worker 0", "msync", 3, 3, errno.EIO))
+        status = zygote.run(place, orders, timeout_s)
+
+In the process under test, which calls `serve(life)`:
+
+    def life(place, orders):
+        with Faults(place) as faults:
+            faults.enter("apply")  # from here on calls count, and the chosen ones fail
+            faults.leave()
 """
 
 from __future__ import annotations
@@ -14,8 +21,12 @@ import ctypes
 import mmap
 import os
 import re
+import select
+import signal
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +40,7 @@ PROCESSES = ("host", "worker 0", "worker 1")
 EVER = (1 << 63) - 1
 SHORT = 1000  # in place of an errno: a write that takes half
 STARTS_MAX = 60
-_VARIABLE = "FAULTS_CONTROL"
+_CONTROL, _VARIABLE = "control", "FAULTS_CONTROL"
 _PHASES, _PROCESSES, _TEXT = 16, 16, 1024  # as in shim.c
 
 
@@ -73,26 +84,21 @@ def build(directory: Path) -> Path:
 
 
 class Faults:
-    """A control file, mapped."""
+    """The control file of a place, mapped."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with path.open("r+b") as file:
+    def __init__(self, place: Path) -> None:
+        with (place / _CONTROL).open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), ctypes.sizeof(_Control))
         self._control: Any = _Control.from_buffer(self._map)
 
     @classmethod
-    def create(cls, path: Path, scope: Path) -> Faults:
-        """A control file that fails nothing; files below `scope` count."""
-        path.write_bytes(bytes(ctypes.sizeof(_Control)))
-        faults = cls(path)
-        faults._control.scope = os.fsencode(scope.resolve()) + b"/"
+    def create(cls, place: Path) -> Faults:
+        """A control file that fails nothing; files below `place` count."""
+        (place / _CONTROL).write_bytes(bytes(ctypes.sizeof(_Control)))
+        faults = cls(place)
+        faults._control.scope = os.fsencode(place.resolve()) + b"/"
         faults._control.starts_max = STARTS_MAX
         return faults
-
-    @classmethod
-    def of_environment(cls) -> Faults:
-        return cls(Path(os.environ[_VARIABLE]))
 
     def __enter__(self) -> Faults:
         return self
@@ -101,12 +107,9 @@ class Faults:
         self._control = None
         self._map.close()
 
-    def preloaded(self, shim: Path) -> Mapping[str, str]:
-        """The variables that put a process, and all it starts, under this control."""
-        return {"LD_PRELOAD": str(shim), _VARIABLE: str(self._path)}
-
     def arm(self, rule: Rule) -> None:
-        numbers = _Rule(
+        """From now on `rule` holds, and no other."""
+        self._control.rule = _Rule(
             PHASES.index(rule.phase),
             PROCESSES.index(rule.process),
             CALLS.index(rule.call),
@@ -114,7 +117,6 @@ class Faults:
             rule.last,
             rule.error,
         )
-        self._control.rule = numbers
 
     def enter(self, phase: str) -> None:
         self._control.phase = PHASES.index(phase)
@@ -124,6 +126,7 @@ class Faults:
         self._control.phase = 0
 
     def hits(self, phase: str, process: str, call: str) -> int:
+        """How often `process` made `call` in `phase`."""
         return int(self._control.hits[PHASES.index(phase)][PROCESSES.index(process)][CALLS.index(call)])
 
     @property
@@ -140,3 +143,66 @@ class Faults:
     def stormed(self) -> bool:
         """True when more processes were begun than any sound life needs; those beyond ended at once."""
         return int(self._control.starts) > int(self._control.starts_max)
+
+
+# ---- processes under control -----------------------------------------------------------------------------------------
+
+
+class Zygote:
+    """A preloaded interpreter that has imported `module`, and forks a child for each life: that saves its imports."""
+
+    def __init__(self, shim: Path, module: str, directory: Path, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=directory,
+            env={**environment, "LD_PRELOAD": str(shim)},
+            start_new_session=True,
+        )
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+    def run(self, place: Path, orders: str, timeout_s: float) -> int | None:
+        """Live by `orders`, a line, under the control file in `place`. What is said goes to `said` and `stderr` there.
+
+        Returns the exit status, None when the life took longer than `timeout_s`. No process of it is left.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{place}\t{orders}\n".encode())
+        self._process.stdin.flush()
+        child = int(self._process.stdout.readline())
+        in_time = select.select([self._process.stdout], [], [], timeout_s)[0]
+        if not in_time:
+            os.killpg(child, signal.SIGKILL)
+        status = int(self._process.stdout.readline())
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        return status if in_time else None
+
+
+def serve(life: Callable[[Path, str], None]) -> None:
+    """Be a zygote's interpreter. Returns in each child when its life is over, and at the end of the input."""
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            place, _, orders = line.rstrip("\n").partition("\t")
+            _begin(Path(place))
+            life(Path(place), orders)
+            return
+        os.write(1, b"%d\n" % child)
+        _, status = os.waitpid(child, 0)
+        os.write(1, b"%d\n" % os.waitstatus_to_exitcode(status))
+
+
+def _begin(place: Path) -> None:
+    """Be a process group, with output of its own, under the control file in `place`."""
+    os.setsid()
+    for descriptor, name in enumerate((Path("/dev/null"), place / "said", place / "stderr")):
+        file = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
+        os.dup2(file, descriptor)
+        os.close(file)
+    control = os.fsencode(place / _CONTROL)
+    os.environ[_VARIABLE] = os.fsdecode(control)
+    ctypes.CDLL(None).faults_begin(control)

@@ -9,13 +9,9 @@ that goes down comes back with at least that.
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,13 +22,13 @@ import msgspec
 from engine import Engine, EngineError, StartReport, StateUntrustedError, run
 from engine.verify import verify_directory
 from tests.directories import reboot
-from tests.faults.control import CALLS, EVER, PROCESSES, SHORT, STARTS_MAX, Faults, Rule
+from tests.faults.control import CALLS, EVER, PROCESSES, SHORT, STARTS_MAX, Faults, Rule, Zygote
 from tests.faults.life import PREPARED, SEED, Acknowledged, Ended, Frame, Left, Orders, Outcome, Seen, Sent, config
-from tests.killing import ROOT, environment
 from tests.streams import Follower, entries
 
 WATCHDOG_S = 40.0
 SYNCS = ("fsync", "fdatasync", "msync")
+REBOOTED = (*SYNCS, "write", "rename")  # after the others a machine that goes down finds what it ever does
 SYNCED = ("flush", "snapshot", "install", "stop")  # phases that promise what a failed sync cannot keep
 _decode: Callable[[bytes], Frame] = msgspec.json.Decoder(Frame).decode
 Mode = Literal["process", "power"]
@@ -99,31 +95,16 @@ def _opened(directory: Path, durability: Mode, use: Callable[[Engine], Awaitable
     return report
 
 
-def live(cell: Cell, place: Path, shim: Path) -> Trace:
-    """Run the life of `cell` in `place`, which holds its `data`. It is killed, whole, when it does not end."""
-    orders = Orders(str(place / "data"), cell.phase, cell.durability, cell.syncs)
-    with Faults.create(place / "control", place) as faults, (place / "stderr").open("wb") as log:
+def live(cell: Cell, place: Path, zygote: Zygote) -> Trace:
+    """Run the life of `cell` in `place`, which holds its `data`."""
+    orders = msgspec.json.encode(Orders(cell.phase, cell.durability, cell.syncs)).decode()
+    with Faults.create(place) as faults:
         if cell.rule is not None:
             faults.arm(cell.rule)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.life", msgspec.json.encode(orders).decode()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            cwd=ROOT,
-            env=environment(**faults.preloaded(shim)),
-            start_new_session=True,
-        )
-        try:
-            said, status = process.communicate(timeout=WATCHDOG_S)[0], process.returncode
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            said, status = process.communicate()[0], None
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        status = zygote.run(place, orders, WATCHDOG_S)
         hits = {(who, call): faults.hits(cell.phase, who, call) for who in PROCESSES for call in CALLS}
         errors = (place / "stderr").read_text(errors="replace")[-1500:]
-        frames = [_decode(line) for line in said.splitlines() if line.endswith(b"}")]
+        frames = [_decode(line) for line in (place / "said").read_bytes().splitlines() if line.endswith(b"}")]
         return Trace(frames, status, errors, faults.fired, faults.failed, faults.stormed, hits)
 
 
@@ -261,9 +242,10 @@ def findings(cell: Cell, trace: Trace, place: Path) -> Iterator[str]:
     verdict = Verdict(cell, trace)
     data = place / "data"
     if data.is_dir():
-        rebooted = place / "rebooted"
-        subprocess.run(["cp", "-r", "--sparse=always", data, rebooted], check=True, timeout=WATCHDOG_S)
-        verdict.judge_reboot(rebooted)
+        if cell.rule is not None and cell.rule.call in REBOOTED:
+            rebooted = place / "rebooted"
+            subprocess.run(["cp", "-r", "--sparse=always", data, rebooted], check=True, timeout=WATCHDOG_S)
+            verdict.judge_reboot(rebooted)
         verdict.judge_directory(data)
     where = f" [{Path(trace.failed).relative_to(place)}]" if trace.failed else ""
     return (f"{cell}{where}: {wrong}" for wrong in verdict.wrong)

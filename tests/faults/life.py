@@ -1,4 +1,4 @@
-"""The life of an engine in which a call fails: `python -m tests.faults.life ORDERS`, preloaded with the shim.
+"""The life of an engine in which calls fail, in a child of a `control.Zygote`.
 
 It opens a directory, comes to the phase that it was told, and lives through that with the faults armed; then without:
 it feeds and flushes if the engine says that it runs, stops, and starts again where that is a question. All that it
@@ -11,7 +11,6 @@ import asyncio
 import faulthandler
 import os
 import signal
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from engine import Engine, EngineConfig, EngineError, run
-from tests.faults.control import Faults
+from tests.faults.control import Faults, serve
 from tests.streams import entries
 
 SEED = 7
@@ -29,13 +28,13 @@ PREPARED = 80  # entries in the directory that a life begins with, and in its sn
 SIZES = {"apply": (1, 1, 2, 30), "respawn": (1, 4), "": (2,), "after": (1, 3)}
 HOLD_S = 4.0  # then the faults are lifted: who retries has had his tries
 LIMIT_S = 15.0
+LAST_WORDS_S = 35.0
 ATTEMPTS = 5
 
 
 class Orders(msgspec.Struct, frozen=True):
-    """Live in `directory`; the faults are in `phase`. With `once` nothing is started again at the end."""
+    """The faults are in `phase`. With `once` nothing is started again at the end."""
 
-    directory: str
     phase: str
     durability: Literal["process", "power"]
     once: bool
@@ -119,11 +118,11 @@ def holdings() -> Counter[str]:
 class Life:
     """One engine, and the steps of its life. No step raises; each says how it ended."""
 
-    def __init__(self, orders: Orders, faults: Faults) -> None:
+    def __init__(self, place: Path, orders: Orders, faults: Faults) -> None:
         self._orders = orders
         self._faults = faults
         self._held = holdings()
-        self.db = Engine(orders.directory, shards=2, config=config(orders.durability))
+        self.db = Engine(place / "data", shards=2, config=config(orders.durability))
         self.sound = True
 
     async def step(self, name: str, work: Callable[[], Awaitable[None]]) -> bool:
@@ -236,13 +235,20 @@ class Life:
             self.look_for_leaks("another close")
 
 
-async def main(orders: Orders) -> None:
-    await asyncio.to_thread(int)  # what the loop opens for its first thread is no leak
-    with Faults.of_environment() as faults:
-        await Life(orders, faults).live()
-    say(Ended())
+def main(place: Path, text: str) -> None:
+    orders = msgspec.json.decode(text, type=Orders)
+
+    async def life() -> None:
+        await asyncio.to_thread(int)  # what the loop opens for its first thread is no leak
+        with Faults(place) as faults:
+            await Life(place, orders, faults).live()
+        say(Ended())
+
+    faulthandler.dump_traceback_later(LAST_WORDS_S, exit=True)
+    run(life)
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(3 * LIMIT_S - 5, exit=True)
-    run(main(msgspec.json.decode(sys.argv[1], type=Orders)))
+    import uvloop  # noqa: F401  # so that no child has to
+
+    serve(main)

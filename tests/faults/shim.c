@@ -72,12 +72,12 @@ static uint64_t which_process(void)
     return 1 + (told ? strtoull(told + 13, NULL, 10) : json ? strtoull(json + 8, NULL, 10) : 0) % (PROCESSES - 1);
 }
 
-__attribute__((constructor)) static void begin(void)
+/* From here on this process is under control. Also called by a forked child that executes nothing. */
+void faults_begin(const char *path)
 {
-    const char *path = getenv("FAULTS_CONTROL");
-    int descriptor = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
+    int descriptor = open(path, O_RDWR | O_CLOEXEC);
     if (descriptor < 0)
-        return;
+        return; /* the life is over */
     void *map = mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
     close(descriptor);
     if (map == MAP_FAILED)
@@ -87,6 +87,12 @@ __attribute__((constructor)) static void begin(void)
     control = map;
     if (atomic_fetch_add(&control->starts, 1) >= control->starts_max)
         _exit(STORM_EXIT);
+}
+
+__attribute__((constructor)) static void begin(void)
+{
+    if (getenv("FAULTS_CONTROL"))
+        faults_begin(getenv("FAULTS_CONTROL"));
 }
 
 /* ---- whether a call fails -------------------------------------------------------------------------------------- */
