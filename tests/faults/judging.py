@@ -21,9 +21,23 @@ import msgspec
 
 from engine import Engine, EngineError, StartReport, StateUntrustedError, run
 from engine.verify import verify_directory
-from tests.directories import reboot
+from tests.directories import in_another_process, reboot
 from tests.faults.control import CALLS, EVER, PROCESSES, SHORT, STARTS_MAX, Faults, Rule, Zygote
-from tests.faults.life import PREPARED, SEED, Acknowledged, Ended, Frame, Left, Orders, Outcome, Seen, Sent, config
+from tests.faults.life import (
+    DECIDED,
+    PREPARED,
+    SEED,
+    STARTS,
+    Acknowledged,
+    Ended,
+    Frame,
+    Left,
+    Orders,
+    Outcome,
+    Seen,
+    Sent,
+    config,
+)
 from tests.streams import Follower, entries
 
 WATCHDOG_S = 40.0
@@ -69,14 +83,39 @@ class Trace:
     hits: dict[tuple[str, str], int]
 
 
-def prepare(directory: Path, durability: Mode) -> None:
-    """Make the directory that lives begin with: entries, a snapshot of them, a clean stop."""
+def prepare(directory: Path, durability: Mode, phase: str) -> None:
+    """Make the directory that a life begins with: entries, a snapshot of them, a clean stop. Or, for "recover", more
+    entries that went down with the machine; for "redo", more that are decided and committed nowhere."""
 
     async def fill(db: Engine) -> None:
         await db.apply_chunk(entries(SEED, 1, PREPARED))
         await db.create_snapshot()
 
+    if phase == "create":
+        return
     _opened(directory, durability, fill)
+    if phase in ("recover", "redo"):
+        in_another_process(
+            """
+            from engine.commit import Commit
+            from tests.faults.life import DECIDED, PREPARED, SEED, config
+            from tests.streams import entries
+
+            async def main():
+                db = Engine(sys.argv[1], config=config("process"))
+                db.start()
+                if sys.argv[2] == "redo":
+                    Commit.recorded = lambda self, number: os._exit(0)
+                await db.apply_chunk(entries(SEED, PREPARED + 1, DECIDED))
+                os._exit(0)
+
+            run(main)
+            """,
+            directory,
+            phase,
+        )
+    if phase == "recover":
+        reboot(directory)
 
 
 def _opened(directory: Path, durability: Mode, use: Callable[[Engine], Awaitable[None]]) -> StartReport:
@@ -121,22 +160,22 @@ class Verdict:
 
     def __init__(self, cell: Cell, trace: Trace) -> None:
         self._cell = cell
-        self._failing = cell.syncs and trace.fired > 0
+        # a start that fails has begun no run
+        self._failing = cell.syncs and cell.phase not in STARTS and trace.fired > 0
         self._running = False
         self._faulted = False
-        self.acknowledged = 0 if cell.phase == "create" else PREPARED
+        self.acknowledged = {"create": 0, "redo": DECIDED}.get(cell.phase, PREPARED)
         self._ends = {self.acknowledged}
-        self.durable = 0
+        self.durable = min(self.acknowledged, PREPARED)
         self.restarted = False
         self.wrong: list[str] = []
         for frame in trace.frames:
             self._take(frame)
         if trace.stormed:
             self.wrong.append(f"more than {STARTS_MAX} processes were begun")
-        if trace.status is None or trace.status == 1:
-            self.wrong.append(f"it hangs: {trace.errors}")
-        elif trace.status or not trace.frames or not isinstance(trace.frames[-1], Ended):
-            self.wrong.append(f"it ended with status {trace.status}: {trace.errors}")
+        if not trace.frames or not isinstance(trace.frames[-1], Ended):
+            how = "it had to be killed" if trace.status is None else f"it ended with status {trace.status}"
+            self.wrong.append(f"{how}: {trace.errors}")
 
     def _take(self, frame: Frame) -> None:
         match frame:
@@ -244,16 +283,21 @@ def findings(cell: Cell, trace: Trace, place: Path) -> Iterator[str]:
     if data.is_dir():
         if cell.rule is not None and cell.rule.call in REBOOTED:
             rebooted = place / "rebooted"
-            subprocess.run(["cp", "-r", "--sparse=always", data, rebooted], check=True, timeout=WATCHDOG_S)
+            copy(data, rebooted)
             verdict.judge_reboot(rebooted)
         verdict.judge_directory(data)
     where = f" [{Path(trace.failed).relative_to(place)}]" if trace.failed else ""
-    return (f"{cell}{where}: {wrong}" for wrong in verdict.wrong)
+    return (f"{cell}{where}: {wrong}".replace(f"{place}/", "") for wrong in verdict.wrong)
 
 
-def renew(place: Path, prepared: Path | None) -> None:
-    """An empty `place`, or one with a copy of the prepared directory."""
+def renew(place: Path, prepared: Path) -> None:
+    """An empty `place`, with a copy of the prepared directory if there is one."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    if prepared is not None:
-        shutil.copytree(prepared, place / "data")
+    if prepared.exists():
+        copy(prepared, place / "data")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a directory whose files may be mostly holes."""
+    subprocess.run(["cp", "-r", "--sparse=always", source, target], check=True, timeout=WATCHDOG_S)

@@ -25,6 +25,8 @@ from tests.streams import entries
 
 SEED = 7
 PREPARED = 80  # entries in the directory that a life begins with, and in its snapshot
+DECIDED = 120  # up to here, where the last life ended behind a decision
+STARTS = ("create", "start", "recover", "redo")
 SIZES = {"apply": (1, 1, 2, 30), "respawn": (1, 4), "": (2,), "after": (1, 3)}
 HOLD_S = 4.0  # then the faults are lifted: who retries has had his tries
 LIMIT_S = 15.0
@@ -123,6 +125,7 @@ class Life:
         self._faults = faults
         self._held = holdings()
         self.db = Engine(place / "data", shards=2, config=config(orders.durability))
+        self._newest = ""
         self.sound = True
 
     async def step(self, name: str, work: Callable[[], Awaitable[None]]) -> bool:
@@ -187,10 +190,10 @@ class Life:
                 await asyncio.sleep(0)
 
     async def snapshot(self) -> None:
-        await self.db.create_snapshot()
+        self._newest = (await self.db.create_snapshot()).path
 
     async def install(self) -> None:
-        await self.db.restore(self.db.snapshots()[-1].path)
+        await self.db.restore(self._newest)
 
     async def respawn(self) -> None:
         os.kill(self.db.stats()["workers"][0]["pid"], signal.SIGKILL)
@@ -216,7 +219,7 @@ class Life:
             await self.step(name, work)
 
     async def live(self) -> None:
-        first = "create" if self._orders.phase == "create" else "start"
+        first = self._orders.phase if self._orders.phase in STARTS else "start"
         started = await self.step(first, self.start)
         if not started:
             self.look_for_leaks(first)
