@@ -40,6 +40,7 @@ PROCESSES = ("host", "worker 0", "worker 1")
 EVER = (1 << 63) - 1
 SHORT = 1000  # in place of an errno: a write that takes half
 STARTS_MAX = 60
+DISK = "disk"
 _CONTROL, _VARIABLE = "control", "FAULTS_CONTROL"
 _PHASES, _PROCESSES, _TEXT = 16, 16, 1024  # as in shim.c
 
@@ -93,10 +94,10 @@ class Faults:
 
     @classmethod
     def create(cls, place: Path) -> Faults:
-        """A control file that fails nothing; files below `place` count."""
+        """A control file that fails nothing; what is on the disk counts, `disk` in `place`."""
         (place / _CONTROL).write_bytes(bytes(ctypes.sizeof(_Control)))
         faults = cls(place)
-        faults._control.scope = os.fsencode(place.resolve()) + b"/"
+        faults._control.scope = os.fsencode((place / DISK).resolve())
         faults._control.starts_max = STARTS_MAX
         return faults
 

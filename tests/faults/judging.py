@@ -22,7 +22,7 @@ import msgspec
 from engine import Engine, EngineError, StartReport, StateUntrustedError, run
 from engine.verify import verify_directory
 from tests.directories import in_another_process, reboot
-from tests.faults.control import CALLS, EVER, PROCESSES, SHORT, STARTS_MAX, Faults, Rule, Zygote
+from tests.faults.control import CALLS, DISK, EVER, PROCESSES, SHORT, STARTS_MAX, Faults, Rule, Zygote
 from tests.faults.life import (
     DECIDED,
     PREPARED,
@@ -135,7 +135,7 @@ def _opened(directory: Path, durability: Mode, use: Callable[[Engine], Awaitable
 
 
 def live(cell: Cell, place: Path, zygote: Zygote) -> Trace:
-    """Run the life of `cell` in `place`, which holds its `data`."""
+    """Run the life of `cell` in `place`, on whose disk its directory lies."""
     orders = msgspec.json.encode(Orders(cell.phase, cell.durability, cell.syncs)).decode()
     with Faults.create(place) as faults:
         if cell.rule is not None:
@@ -279,23 +279,23 @@ class Verdict:
 def findings(cell: Cell, trace: Trace, place: Path) -> Iterator[str]:
     """All that is wrong with a life and with what it left in `place`, each with the name of its cell."""
     verdict = Verdict(cell, trace)
-    data = place / "data"
+    data = place / DISK / "data"
     if data.is_dir():
         if cell.rule is not None and cell.rule.call in REBOOTED:
             rebooted = place / "rebooted"
             copy(data, rebooted)
             verdict.judge_reboot(rebooted)
         verdict.judge_directory(data)
-    where = f" [{Path(trace.failed).relative_to(place)}]" if trace.failed else ""
-    return (f"{cell}{where}: {wrong}".replace(f"{place}/", "") for wrong in verdict.wrong)
+    where = f" [{trace.failed}]" if trace.failed else ""
+    return (f"{cell}{where}: {wrong}".replace(f"{place / DISK}/", "") for wrong in verdict.wrong)
 
 
 def renew(place: Path, prepared: Path) -> None:
     """An empty `place`, with a copy of the prepared directory if there is one."""
     shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    (place / DISK).mkdir(parents=True)
     if prepared.exists():
-        copy(prepared, place / "data")
+        copy(prepared, place / DISK / "data")
 
 
 def copy(source: Path, target: Path) -> None:

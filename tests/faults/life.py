@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from engine import Engine, EngineConfig, EngineError, run
-from tests.faults.control import Faults, serve
+from tests.faults.control import DISK, Faults, serve
 from tests.streams import entries
 
 SEED = 7
@@ -124,7 +124,7 @@ class Life:
         self._orders = orders
         self._faults = faults
         self._held = holdings()
-        self.db = Engine(place / "data", shards=2, config=config(orders.durability))
+        self.db = Engine(place / DISK / "data", shards=2, config=config(orders.durability))
         self._newest = ""
         self.sound = True
 
