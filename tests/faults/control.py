@@ -22,6 +22,7 @@ import mmap
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ PROCESSES = ("host", "worker 0", "worker 1")
 EVER = (1 << 63) - 1
 SHORT = 1000  # in place of an errno: a write that takes half
 STARTS_MAX = 60
-DISK = "disk"
+DISK, IMAGE = "disk", "image"
 _CONTROL, _VARIABLE = "control", "FAULTS_CONTROL"
 _PHASES, _PROCESSES, _TEXT = 16, 16, 1024  # as in shim.c
 
@@ -67,6 +68,8 @@ class _Control(ctypes.Structure):
     _fields_: ClassVar[Any] = [
         ("scope", ctypes.c_char * _TEXT),
         ("failed", ctypes.c_char * _TEXT),
+        ("image", ctypes.c_char * _TEXT),
+        ("imaging", ctypes.c_uint64),
         ("phase", ctypes.c_uint64),
         ("starts", ctypes.c_uint64),
         ("starts_max", ctypes.c_uint64),
@@ -98,6 +101,7 @@ class Faults:
         (place / _CONTROL).write_bytes(bytes(ctypes.sizeof(_Control)))
         faults = cls(place)
         faults._control.scope = os.fsencode((place / DISK).resolve())
+        faults._control.image = os.fsencode((place / IMAGE).resolve())
         faults._control.starts_max = STARTS_MAX
         return faults
 
@@ -126,6 +130,18 @@ class Faults:
         """From now on calls pass, uncounted."""
         self._control.phase = 0
 
+    def image(self, disk: Path) -> None:
+        """From now on keep what a power loss would leave: what is there now, and what is synced."""
+        self._control.imaging = 1
+        for path in (disk, *disk.rglob("*")):
+            descriptor = os.open(path, os.O_RDONLY)
+            ctypes.CDLL(None).faults_image(descriptor)
+            os.close(descriptor)
+
+    def lose_power(self) -> None:
+        """What is synced from now on comes too late for the image."""
+        self._control.imaging = 0
+
     def hits(self, phase: str, process: str, call: str) -> int:
         """How often `process` made `call` in `phase`."""
         return int(self._control.hits[PHASES.index(phase)][PROCESSES.index(process)][CALLS.index(call)])
@@ -144,6 +160,24 @@ class Faults:
     def stormed(self) -> bool:
         """True when more processes were begun than any sound life needs; those beyond ended at once."""
         return int(self._control.starts) > int(self._control.starts_max)
+
+
+def image_of(place: Path, target: Path) -> None:
+    """Make `target` what the disk of `place` holds after a power loss."""
+    _restore(place / IMAGE / "root.dir", target)
+
+
+def _restore(names: Path, target: Path) -> None:
+    target.mkdir()
+    for line in names.read_text().splitlines() if names.exists() else []:
+        kind, key, name = line.split(" ", 2)
+        content = names.with_name(key)
+        if kind == "d":
+            _restore(names.with_name(f"{key}.dir"), target / name)
+        elif content.exists():
+            shutil.copyfile(content, target / name)
+        else:
+            (target / name).touch()  # its name came to the disk, its content did not
 
 
 # ---- processes under control -----------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import msgspec
 from engine import Engine, EngineError, StartReport, StateUntrustedError, run
 from engine.verify import verify_directory
 from tests.directories import in_another_process, reboot
-from tests.faults.control import CALLS, DISK, EVER, PROCESSES, SHORT, STARTS_MAX, Faults, Rule, Zygote
+from tests.faults.control import CALLS, DISK, EVER, IMAGE, PROCESSES, SHORT, STARTS_MAX, Faults, Rule, Zygote, image_of
 from tests.faults.life import (
     DECIDED,
     PREPARED,
@@ -167,6 +167,7 @@ class Verdict:
         self.acknowledged = {"create": 0, "redo": DECIDED}.get(cell.phase, PREPARED)
         self._ends = {self.acknowledged}
         self.durable = min(self.acknowledged, PREPARED)
+        self._promised = 0  # survives a power loss, until the next write
         self.restarted = False
         self.wrong: list[str] = []
         for frame in trace.frames:
@@ -181,11 +182,14 @@ class Verdict:
         match frame:
             case Sent(last):
                 self._ends.add(last)
+                self._promised = 0
             case Acknowledged(last):
                 self.acknowledged = last
             case Outcome():
                 self._judge_outcome(frame)
                 self._running = frame.running
+                if frame.step in ("flush", "flush after", "stop") and not frame.error:
+                    self._promised = self.acknowledged
                 self.restarted = self.restarted or frame.step == "another start"
                 self._faulted = self._faulted or frame.step == self._cell.phase
             case Seen():
@@ -209,7 +213,7 @@ class Verdict:
             return True
         if outcome.step == "another start":
             return self._failing and outcome.error == "StateUntrustedError"
-        if outcome.step in ("flush after", "close"):
+        if outcome.step in ("flush after", "snapshot after", "close"):
             return self._failing or not self._running
         return outcome.step == "after" and not outcome.running
 
@@ -232,16 +236,15 @@ class Verdict:
     # ---- what the directory is worth -----------------------------------------------------------------------------
 
     def judge_reboot(self, directory: Path) -> None:
-        """The machine goes down: what was called durable comes back."""
-        if not (directory / "run-mark").exists():
-            return
-        reboot(directory)
+        """The machine goes down before the engine is closed: what was called durable comes back."""
+        least = self.acknowledged if self._cell.durability == "power" else max(self.durable, self._promised)
+        if (directory / "run-mark").exists():
+            reboot(directory)
 
         async def look(db: Engine) -> None:
             index = db.last_applied().index
-            least = self.acknowledged if self._cell.durability == "power" else self.durable
             if index < least:
-                self.wrong.append(f"after a reboot: durable was {self.durable}, the state ends at {index}")
+                self.wrong.append(f"after a reboot: {least} was durable, the state ends at {index}")
             if (await db.digest(), len(db)) != model_at(index):
                 self.wrong.append(f"after a reboot: the state at {index} is not the model's")
 
@@ -249,8 +252,8 @@ class Verdict:
             outcome = _opened(directory, self._cell.durability, look).outcome
         except StateUntrustedError:
             outcome = "refused"
-            if self.durable:
-                self.wrong.append(f"after a reboot: durable was {self.durable}, the state is refused")
+            if least:
+                self.wrong.append(f"after a reboot: {least} was durable, the state is refused")
         except EngineError as error:
             outcome = ""
             self.wrong.append(f"after a reboot: {type(error).__name__}: {error}")
@@ -282,9 +285,8 @@ def findings(cell: Cell, trace: Trace, place: Path) -> Iterator[str]:
     data = place / DISK / "data"
     if data.is_dir():
         if cell.rule is not None and cell.rule.call in REBOOTED:
-            rebooted = place / "rebooted"
-            copy(data, rebooted)
-            verdict.judge_reboot(rebooted)
+            image_of(place, place / "after")
+            verdict.judge_reboot(place / "after" / "data")
         verdict.judge_directory(data)
     where = f" [{trace.failed}]" if trace.failed else ""
     return (f"{cell}{where}: {wrong}".replace(f"{place / DISK}/", "") for wrong in verdict.wrong)
@@ -294,6 +296,7 @@ def renew(place: Path, prepared: Path) -> None:
     """An empty `place`, with a copy of the prepared directory if there is one."""
     shutil.rmtree(place, ignore_errors=True)
     (place / DISK).mkdir(parents=True)
+    (place / IMAGE).mkdir()
     if prepared.exists():
         copy(prepared, place / DISK / "data")
 

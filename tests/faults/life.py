@@ -228,8 +228,12 @@ class Life:
             await self.phase()
         if self.db.is_running():
             await self.step("after", self.insist)
-            await self.step("flush after", self.db.flush_async)
+            if first == "create":  # else there is a snapshot that a power loss leaves
+                await self.step("snapshot after", self.snapshot)
+            else:
+                await self.step("flush after", self.db.flush_async)
         sound = self.sound
+        self._faults.lose_power()
         await self.step("close", self.db.aclose)
         self.look_for_leaks("close")
         if not (sound and self.sound) and not self._orders.once:
@@ -244,6 +248,7 @@ def main(place: Path, text: str) -> None:
     async def life() -> None:
         await asyncio.to_thread(int)  # what the loop opens for its first thread is no leak
         with Faults(place) as faults:
+            faults.image(place / DISK)
             await Life(place, orders, faults).live()
         say(Ended())
 

@@ -9,6 +9,7 @@
  * A call that fails is not made. A forked child, before it executes a program, passes everything but that.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -41,7 +42,8 @@ enum { PHASES = 16, PROCESSES = 16, SHORT = 1000, TEXT = 1024, STORM_EXIT = 97 }
 struct control {
     char scope[TEXT];
     char failed[TEXT]; /* what the first failed call was made on */
-    _Atomic uint64_t phase, starts, starts_max, fired;
+    char image[TEXT];  /* where what is synced is kept; see image.h */
+    _Atomic uint64_t imaging, phase, starts, starts_max, fired;
     struct { uint64_t phase, process, call, first, last, error; } rule;
     _Atomic uint64_t hits[PHASES][PROCESSES][CALLS_COUNT];
 };
@@ -49,6 +51,7 @@ struct control {
 static struct control *control;
 static uint64_t process;
 static pid_t self;
+static __thread int inside; /* calls of our own pass */
 
 #define REAL(name) \
     static __typeof__(name) *real; \
@@ -112,7 +115,7 @@ static int judge(int call, const char *what)
     return (int)control->rule.error;
 }
 
-static int ours(void) { return control && getpid() == self; }
+static int ours(void) { return control && !inside && getpid() == self; }
 
 static int in_scope(const char *path) { return strncmp(path, control->scope, strlen(control->scope)) == 0; }
 
@@ -152,6 +155,27 @@ static int judge_path(int call, int directory, const char *path)
     errno = before;
     return in_scope(name) ? judge(call, name) : 0;
 }
+
+#include "image.h"
+
+static int imaged(void) { return ours() && atomic_load(&control->imaging); }
+
+/* After a sync, made or failed: what it did to what a power loss would leave. */
+static int synced(int descriptor, int result)
+{
+    char name[PATH_MAX];
+    int before = errno;
+    if (imaged() && (name_of(descriptor, name), in_scope(name))) {
+        inside = 1;
+        image_file(descriptor, result);
+        inside = 0;
+    }
+    errno = before;
+    return result;
+}
+
+/* What is there before a life begins counts as synced. */
+void faults_image(int descriptor) { synced(descriptor, 0); }
 
 #define FAIL(error, value) \
     do { \
@@ -210,8 +234,16 @@ ON_DESCRIPTOR(ssize_t, read, read, (int descriptor, void *data, size_t size), (d
 ON_DESCRIPTOR(ssize_t, pread, read, (int descriptor, void *data, size_t size, off_t at), (descriptor, data, size, at))
 ON_DESCRIPTOR(ssize_t, pread64, read, (int descriptor, void *data, size_t size, off64_t at),
               (descriptor, data, size, at))
-ON_DESCRIPTOR(int, fsync, fsync, (int descriptor), (descriptor))
-ON_DESCRIPTOR(int, fdatasync, fdatasync, (int descriptor), (descriptor))
+#define SYNC(name) \
+    int name(int descriptor) \
+    { \
+        REAL(name); \
+        FAIL(judge_file(CALL_##name, descriptor), synced(descriptor, -1)); \
+        return synced(descriptor, real(descriptor)); \
+    }
+
+SYNC(fsync)
+SYNC(fdatasync)
 ON_DESCRIPTOR(int, ftruncate, truncate, (int descriptor, off_t size), (descriptor, size))
 ON_DESCRIPTOR(int, ftruncate64, truncate, (int descriptor, off64_t size), (descriptor, size))
 ON_DESCRIPTOR(int, fallocate, fallocate, (int descriptor, int mode, off_t at, off_t size), (descriptor, mode, at, size))
@@ -232,7 +264,6 @@ ON_PATH(unlinkat, unlink, in, (int in, const char *path, int flags), (in, path, 
 ON_PATH(link, link, AT_FDCWD, (const char *path, const char *to), (path, to))
 ON_PATH(linkat, link, from, (int from, const char *path, int into, const char *to, int flags),
         (from, path, into, to, flags))
-ON_NOTHING(int, msync, msync, (void *at, size_t size, int flags), (at, size, flags))
 ON_NOTHING(int, socketpair, socketpair, (int domain, int type, int protocol, int pair[2]),
            (domain, type, protocol, pair))
 ON_NOTHING(int, pipe, pipe, (int pair[2]), (pair))
@@ -241,6 +272,19 @@ ON_NOTHING(ssize_t, send, send, (int to, const void *data, size_t size, int flag
 ON_NOTHING(ssize_t, sendmsg, send, (int to, const struct msghdr *message, int flags), (to, message, flags))
 ON_NOTHING(ssize_t, recv, recv, (int from, void *data, size_t size, int flags), (from, data, size, flags))
 ON_NOTHING(ssize_t, recvmsg, recv, (int from, struct msghdr *message, int flags), (from, message, flags))
+
+int msync(void *at, size_t size, int flags)
+{
+    REAL(msync);
+    int told = judge_call(CALL_msync), result = told ? -1 : real(at, size, flags), before = told ? told : errno;
+    if (imaged()) {
+        inside = 1;
+        image_mapped(at, size, result);
+        inside = 0;
+    }
+    errno = before;
+    return result;
+}
 
 /* A mode, or a pointer to a lock, may follow; taking what is not there is harmless on the ABIs we run on. */
 #define OPEN(name, directory, declared, passed) \
@@ -304,7 +348,10 @@ ANSWERING(posix_spawn, judge_call(CALL_fork),
         REAL(name); \
         if (!(flags & MAP_ANONYMOUS)) \
             FAIL(judge_file(CALL_mmap, descriptor), MAP_FAILED); \
-        return real(at, size, allowed, flags, descriptor, from); \
+        void *map = real(at, size, allowed, flags, descriptor, from); \
+        if (map != MAP_FAILED && imaged() && (flags & MAP_SHARED) && (allowed & PROT_WRITE)) \
+            note_map(map, size, from, descriptor); \
+        return map; \
     }
 
 MMAP(mmap, off_t)
