@@ -1,13 +1,14 @@
 """Every system call of the host and of a worker fails, in every phase of an engine's life: tests/faults/shim.c fails
 it, tests/faults/life.py lives through it, tests/faults/judging.py says what must hold all the same.
 
-A first life in which nothing fails counts the calls; then each row of the table gives lives in which the first, the
-last, or one between fails, or, for some, all from the first on.
+A first life in which nothing fails counts the calls; then each row of the table gives lives in which the first fails,
+the last, or, for some, all from the first on.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -53,25 +54,28 @@ ERRORS: Mapping[str, tuple[int, ...]] = {
     "pwrite": (errno.EIO, SHORT, errno.ENOSPC),
     "fsync": (errno.EIO, errno.ENOSPC),
     "fdatasync": (errno.EIO, errno.ENOSPC),
-    "msync": (errno.EIO,),
+    "msync": (errno.EIO, errno.ENOSPC),
     "fallocate": (errno.ENOSPC, errno.EINTR, errno.EIO),
     "truncate": (errno.EIO, errno.ENOSPC),
     "rename": (errno.EIO, errno.ENOSPC),
     "mkdir": (errno.ENOSPC, errno.EIO),
-    "unlink": (errno.EIO,),
+    "unlink": (errno.EIO, errno.EACCES),
     "mmap": (errno.ENOMEM, errno.EAGAIN),
     "lock": (errno.ENOLCK, errno.EINTR),
     "socketpair": (errno.EMFILE, errno.ENOMEM),
     "pipe": (errno.EMFILE, errno.ENFILE),
     "fork": (errno.EAGAIN, errno.ENOMEM),
     "exec": (errno.ENOENT, errno.ENOMEM),
-    "thread": (errno.EAGAIN,),
+    "thread": (errno.EAGAIN, errno.ENOMEM),
     "send": (errno.ENOBUFS, errno.EINTR),
     "recv": (errno.ECONNRESET, errno.ENOMEM),
 }
 LASTING = ("open", "fsync", "fdatasync", "msync", "fallocate", "mmap", "socketpair", "pipe", "fork", "exec", "thread")
+LASTED = ("start", "respawn")  # phases in which these may go on failing
 SYNCING = ("fsync", "fdatasync", "msync", "pwrite")  # what mode "power" does in another way
+POWERED = ("apply", "respawn", "stop")  # phases in which it does
 RACING = ("recv", "thread")  # a worker makes them as the phase ends, or behind it
+DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 WORKERS = {"h": "host", "w": "worker 0"}
 
 
@@ -90,7 +94,7 @@ def rows() -> Iterator[tuple[Mode, str, str, str]]:
         for who in [WORKERS[letter] for letter in mark if letter in WORKERS]:
             if "*" not in mark:
                 yield "process", phase, who, call
-            if call in SYNCING and phase not in STARTS:
+            if call in SYNCING and phase in (PHASES if DEEP and phase not in STARTS else POWERED):
                 yield "power", phase, who, call
 
 
@@ -127,11 +131,15 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 def cells(mode: Mode, phase: str, process: str, call: str, hits: int) -> Iterator[Cell]:
-    """The lives of one row: its first call fails, its last, one between; and all of them, where that may go on."""
+    """The lives of one row: its first call fails, its last, and, where that may be, all of them. The profile "deep" has
+    each of them fail, in every way."""
     errors = ERRORS[call]
-    for at, hit in enumerate(sorted({1, (hits + 1) // 2, hits})):
-        yield Cell(mode, phase, Rule(phase, process, call, hit, hit, errors[at % len(errors)]))
-    if call in LASTING:
+    chosen = [(hit, errors[at]) for at, hit in enumerate(sorted({1, hits}))]
+    if DEEP:
+        chosen = [(hit, error) for hit in range(1, hits + 1) for error in errors]
+    for hit, error in chosen:
+        yield Cell(mode, phase, Rule(phase, process, call, hit, hit, error))
+    if call in LASTING and (DEEP or phase in LASTED):
         yield Cell(mode, phase, Rule(phase, process, call, 1, EVER, errors[0]))
 
 

@@ -172,6 +172,8 @@ class Verdict:
         self.wrong: list[str] = []
         for frame in trace.frames:
             self._take(frame)
+        if not trace.fired and cell.rule is not None and cell.rule.first == 1:
+            self.wrong.append("the call was not made")
         if trace.stormed:
             self.wrong.append(f"more than {STARTS_MAX} processes were begun")
         if not trace.frames or not isinstance(trace.frames[-1], Ended):
