@@ -143,6 +143,7 @@ def cells(mode: Mode, phase: str, process: str, call: str, hits: int) -> Iterato
         yield Cell(mode, phase, Rule(phase, process, call, 1, EVER, errors[0]))
 
 
+@pytest.mark.timeout(3_600 if DEEP else 240)
 @pytest.mark.parametrize(("mode", "phase", "process", "call"), list(rows()))
 def test_a_call_that_fails_ends_in_a_named_error_or_a_retry_and_loses_nothing(
     tmp_path: Path, stage: Stage, mode: Mode, phase: str, process: str, call: str
