@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.faults.control import EVER, PHASES, SHORT, Rule, Zygote, build
+from tests.faults.control import EVER, PHASES, SHORT, Faults, Rule, Zygote, build, image_of
 from tests.faults.judging import Cell, Mode, Trace, findings, live, prepare, renew
 from tests.faults.life import STARTS
 from tests.killing import ROOT, environment
@@ -103,7 +106,8 @@ class Stage:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self.zygote = Zygote(build(directory), "tests.faults.life", ROOT, environment())
+        self.shim = build(directory)
+        self.zygote = Zygote(self.shim, "tests.faults.life", ROOT, environment())
         self._prepared = cache(self._prepare)
         self.hits = cache(self._count)
 
@@ -166,3 +170,48 @@ def test_the_table_names_every_call_that_is_made(stage: Stage, phase: str) -> No
             named = set(mark) & set(WORKERS)
             assert named <= made and (made == named or "+" in mark), f"{call} is made by {made}, not {mark}"
     assert {call for call, _, _ in marks()} >= {call for _, call in hits if hits["host", call]}
+
+
+@pytest.mark.parametrize("call", ["fsync", "msync"])
+def test_a_power_loss_leaves_what_was_synced_without_the_pages_of_a_failed_sync(
+    tmp_path: Path, stage: Stage, call: str
+) -> None:
+    program = """
+        import mmap, os, sys
+        from pathlib import Path
+        from tests.faults.control import DISK, Faults
+
+        place, call = Path(sys.argv[1]), sys.argv[2]
+        with Faults(place) as faults:
+            faults.image(place / DISK)
+            file = os.open(place / DISK / "file", os.O_RDWR | os.O_CREAT)
+            os.truncate(file, 3 * 4096)
+            pages = mmap.mmap(file, 3 * 4096)
+
+            def sync(page, letter):
+                pages[page * 4096 : (page + 1) * 4096] = letter[:1] * 4096
+                pages.flush() if call == "msync" else os.fsync(file)
+
+            directory = os.open(place / DISK, os.O_RDONLY)
+            sync(0, b"a")
+            os.fsync(directory)
+            (place / DISK / "too late").touch()
+            faults.enter("apply")
+            try:
+                sync(0, b"lost")
+            except OSError:
+                sync(1, b"b")
+                faults.lose_power()
+                sync(2, b"c")
+    """
+    renew(tmp_path, tmp_path / "nothing")
+    with Faults.create(tmp_path) as faults:
+        faults.arm(Rule("apply", "host", call, 1, 1, errno.EIO))
+        variables = environment(**faults.preloaded(tmp_path, stage.shim))
+        arguments = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path), call]
+        subprocess.run(arguments, env=variables, check=True, timeout=60)
+        assert (faults.fired, faults.hits("apply", "host", call)) == (1, 3)
+    image_of(tmp_path, tmp_path / "after")
+    assert [path.name for path in (tmp_path / "after").iterdir()] == ["file"]
+    content = (tmp_path / "after" / "file").read_bytes()
+    assert content == b"a" * 4096 + b"b" * 4096 + bytes(4096)

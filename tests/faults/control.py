@@ -105,6 +105,11 @@ class Faults:
         faults._control.starts_max = STARTS_MAX
         return faults
 
+    @staticmethod
+    def preloaded(place: Path, shim: Path) -> Mapping[str, str]:
+        """The variables that put a process, and all it starts, under the control file in `place`."""
+        return {"LD_PRELOAD": str(shim), _VARIABLE: str(place / _CONTROL)}
+
     def __enter__(self) -> Faults:
         return self
 
