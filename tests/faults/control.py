@@ -36,7 +36,7 @@ from typing import Any, ClassVar
 SOURCE = Path(__file__).with_name("shim.c")
 _LISTED = SOURCE.read_text().partition("#define CALLS")[2].partition("#define X")[0]
 CALLS = re.findall(r"X\((\w+)\)", _LISTED)
-PHASES = ("", "create", "start", "recover", "redo", "apply", "flush", "snapshot", "install", "respawn", "stop")
+PHASES = ("", "create", "start", "recover", "redo", "apply", "flush", "snapshot", "install", "respawn", "stop", "open")
 PROCESSES = ("host", "worker 0", "worker 1")
 EVER = (1 << 63) - 1
 SHORT = 1000  # in place of an errno: a write that takes half
@@ -240,7 +240,7 @@ def _begin(place: Path) -> None:
     """Be a process group, with output of its own, under the control file in `place`."""
     os.setsid()
     for descriptor, name in enumerate((Path("/dev/null"), place / "said", place / "stderr")):
-        file = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(file, descriptor)
         os.close(file)
     control = os.fsencode(place / _CONTROL)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import shutil
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from engine import Engine, EngineError, StartReport, StateUntrustedError, run
+from engine import Engine, run
 from engine.verify import verify_directory
 from tests.directories import in_another_process, reboot
 from tests.faults.control import CALLS, DISK, EVER, IMAGE, PROCESSES, SHORT, STARTS_MAX, Faults, Rule, Zygote, image_of
@@ -32,6 +32,7 @@ from tests.faults.life import (
     Ended,
     Frame,
     Left,
+    Opened,
     Orders,
     Outcome,
     Seen,
@@ -87,13 +88,14 @@ def prepare(directory: Path, durability: Mode, phase: str) -> None:
     """Make the directory that a life begins with: entries, a snapshot of them, a clean stop. Or, for "recover", more
     entries that went down with the machine; for "redo", more that are decided and committed nowhere."""
 
-    async def fill(db: Engine) -> None:
-        await db.apply_chunk(entries(SEED, 1, PREPARED))
-        await db.create_snapshot()
+    async def fill() -> None:
+        async with Engine(directory, shards=2, config=config(durability)) as db:
+            await db.apply_chunk(entries(SEED, 1, PREPARED))
+            await db.create_snapshot()
 
     if phase == "create":
         return
-    _opened(directory, durability, fill)
+    run(fill)
     if phase in ("recover", "redo"):
         in_another_process(
             """
@@ -116,22 +118,6 @@ def prepare(directory: Path, durability: Mode, phase: str) -> None:
         )
     if phase == "recover":
         reboot(directory)
-
-
-def _opened(directory: Path, durability: Mode, use: Callable[[Engine], Awaitable[None]]) -> StartReport:
-    """Open, use, close. Returns what the start reported."""
-    db = Engine(directory, shards=2, config=config(durability))
-
-    async def main() -> StartReport:
-        report = db.start()
-        try:
-            await use(db)
-        finally:
-            await db.aclose()
-        return report
-
-    report: StartReport = run(main)
-    return report
 
 
 def live(cell: Cell, place: Path, zygote: Zygote) -> Trace:
@@ -172,8 +158,6 @@ class Verdict:
         self.wrong: list[str] = []
         for frame in trace.frames:
             self._take(frame)
-        if not trace.fired and cell.rule is not None and cell.rule.first == 1:
-            self.wrong.append("the call was not made")
         if trace.stormed:
             self.wrong.append(f"more than {STARTS_MAX} processes were begun")
         if not trace.frames or not isinstance(trace.frames[-1], Ended):
@@ -237,61 +221,54 @@ class Verdict:
 
     # ---- what the directory is worth -----------------------------------------------------------------------------
 
-    def judge_reboot(self, directory: Path) -> None:
-        """The machine goes down before the engine is closed: what was called durable comes back."""
+    def judge_reboot(self, trace: Trace) -> None:
+        """The machine went down before the engine was closed: what was called durable comes back."""
         least = self.acknowledged if self._cell.durability == "power" else max(self.durable, self._promised)
-        if (directory / "run-mark").exists():
-            reboot(directory)
+        for frame in trace.frames:
+            match frame:
+                case Outcome("open", "StateUntrustedError") if not least:
+                    pass
+                case Outcome("open" as step, error, text=text) | Outcome("fed" as step, error, text=text) if error:
+                    self.wrong.append(f"after a power loss {least} was durable, but {step}: {error}: {text}")
+                case Opened("opened") if self._failing and self._faulted and not self.restarted:
+                    self.wrong.append("after a power loss the files are trusted, though a sync failed")
+                case Seen("open", index=index) if index < least:
+                    self.wrong.append(f"after a power loss {least} was durable, the state ends at {index}")
+                case Seen("open", index=index) if (frame.digest, frame.count) != model_at(index):
+                    self.wrong.append(f"after a power loss the state at {index} is not the model's")
+        if trace.status:
+            self.wrong.append(f"after a power loss its files kill the engine: status {trace.status}")
 
-        async def look(db: Engine) -> None:
-            index = db.last_applied().index
-            if index < least:
-                self.wrong.append(f"after a reboot: {least} was durable, the state ends at {index}")
-            if (await db.digest(), len(db)) != model_at(index):
-                self.wrong.append(f"after a reboot: the state at {index} is not the model's")
-
-        try:
-            outcome = _opened(directory, self._cell.durability, look).outcome
-        except StateUntrustedError:
-            outcome = "refused"
-            if least:
-                self.wrong.append(f"after a reboot: {least} was durable, the state is refused")
-        except EngineError as error:
-            outcome = ""
-            self.wrong.append(f"after a reboot: {type(error).__name__}: {error}")
-        if outcome == "opened" and self._failing and self._faulted and not self.restarted:
-            self.wrong.append("after a reboot the files are trusted, though a sync failed")
-
-    def judge_directory(self, directory: Path) -> None:
+    def judge_directory(self, trace: Trace, directory: Path) -> None:
         """Without faults the directory opens, holds what it must, takes a chunk, and is whole."""
-
-        async def look(db: Engine) -> None:
-            index = db.last_applied().index
-            if not self._failing:
-                self.judge_state("opened again", index, len(db), await db.digest())
-            await db.apply_chunk(entries(SEED, index + 1, index + 2))
-
-        try:
-            _opened(directory, self._cell.durability, look)
-            self.wrong += [f"at rest: {finding}" for finding in verify_directory(directory)]
-        except StateUntrustedError as error:
-            if not self._failing:
-                self.wrong.append(f"opened again: {error}")
-        except EngineError as error:
-            self.wrong.append(f"opened again: {type(error).__name__}: {error}")
+        for frame in trace.frames:
+            match frame:
+                case Outcome("open", "StateUntrustedError") if self._failing:
+                    pass
+                case Outcome(step, error, text=text) if error:
+                    self.wrong.append(f"opened again, {step}: {error}: {text}")
+                case Seen("open") if not self._failing:
+                    self.judge_state("opened again", frame.index, frame.count, frame.digest)
+        if trace.status:
+            self.wrong.append(f"opened again, it ends with status {trace.status}: {trace.errors}")
+        self.wrong += [f"at rest: {finding.problem}" for finding in verify_directory(directory)]
 
 
-def findings(cell: Cell, trace: Trace, place: Path) -> Iterator[str]:
+def findings(cell: Cell, trace: Trace, place: Path, zygote: Zygote) -> list[str]:
     """All that is wrong with a life and with what it left in `place`, each with the name of its cell."""
     verdict = Verdict(cell, trace)
-    data = place / DISK / "data"
+    data, looking = place / DISK / "data", Cell(cell.durability, "open")
+    if cell.rule is not None and cell.rule.call in REBOOTED:
+        after = place / "after"
+        after.mkdir()
+        image_of(place, after / DISK)
+        if (after / DISK / "data" / "run-mark").exists():
+            reboot(after / DISK / "data")
+        verdict.judge_reboot(live(looking, after, zygote))
     if data.is_dir():
-        if cell.rule is not None and cell.rule.call in REBOOTED:
-            image_of(place, place / "after")
-            verdict.judge_reboot(place / "after" / "data")
-        verdict.judge_directory(data)
+        verdict.judge_directory(live(looking, place, zygote), data)
     where = f" [{trace.failed}]" if trace.failed else ""
-    return (f"{cell}{where}: {wrong}".replace(f"{place / DISK}/", "") for wrong in verdict.wrong)
+    return [f"{cell}{where}: {wrong}".replace(f"{place / DISK}/", "") for wrong in verdict.wrong]
 
 
 def renew(place: Path, prepared: Path) -> None:

@@ -24,10 +24,10 @@ from tests.faults.control import DISK, Faults, serve
 from tests.streams import entries
 
 SEED = 7
-PREPARED = 80  # entries in the directory that a life begins with, and in its snapshot
-DECIDED = 120  # up to here, where the last life ended behind a decision
+PREPARED = 1500  # entries in the directory that a life begins with, and in its snapshot
+DECIDED = 1540  # up to here, where the last life ended behind a decision
 STARTS = ("create", "start", "recover", "redo")
-SIZES = {"apply": (1, 1, 2, 30), "respawn": (1, 4), "": (2,), "after": (1, 3)}
+SIZES = {"apply": (1, 1, 2, 30), "respawn": (1, 4), "": (6,), "after": (1, 3)}
 HOLD_S = 4.0  # then the faults are lifted: who retries has had his tries
 LIMIT_S = 15.0
 LAST_WORDS_S = 35.0
@@ -85,7 +85,13 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
-Frame = Sent | Acknowledged | Outcome | Seen | Left | Ended
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    """What a start reported."""
+
+    outcome: str
+
+
+Frame = Opened | Sent | Acknowledged | Outcome | Seen | Left | Ended
 
 
 def config(durability: Literal["process", "power"]) -> EngineConfig:
@@ -168,7 +174,7 @@ class Life:
     # ---- steps ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        self.db.start()
+        say(Opened(self.db.start().outcome))
 
     async def feed(self, sizes: Sequence[int]) -> None:
         index = self.db.last_applied().index
@@ -218,7 +224,14 @@ class Life:
                 await self.step("before", self.snapshot)
             await self.step(name, work)
 
+    async def look_in(self) -> None:
+        """Nothing fails: open, feed, close."""
+        if await self.step("open", self.start):
+            await self.step("fed", lambda: self.feed(SIZES[""]))
+        await self.step("close", self.db.aclose)
+
     async def live(self) -> None:
+        """Come to the phase that is named, live through it, and see what is left."""
         first = self._orders.phase if self._orders.phase in STARTS else "start"
         started = await self.step(first, self.start)
         if not started:
@@ -248,8 +261,12 @@ def main(place: Path, text: str) -> None:
     async def life() -> None:
         await asyncio.to_thread(int)  # what the loop opens for its first thread is no leak
         with Faults(place) as faults:
-            faults.image(place / DISK)
-            await Life(place, orders, faults).live()
+            life = Life(place, orders, faults)
+            if orders.phase == "open":
+                await life.look_in()
+            else:
+                faults.image(place / DISK)
+                await life.live()
         say(Ended())
 
     faulthandler.dump_traceback_later(LAST_WORDS_S, exit=True)
