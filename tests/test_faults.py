@@ -70,8 +70,8 @@ ERRORS: Mapping[str, tuple[int, ...]] = {
     "fork": (errno.EAGAIN, errno.ENOMEM),
     "exec": (errno.ENOENT, errno.ENOMEM),
     "thread": (errno.EAGAIN, errno.ENOMEM),
-    "send": (errno.ENOBUFS, errno.EINTR),
-    "recv": (errno.ECONNRESET, errno.ENOMEM),
+    "send": (errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EINTR),
+    "recv": (errno.ECONNRESET, errno.ENOMEM, errno.EINTR),
 }
 LASTING = ("open", "fsync", "fdatasync", "msync", "fallocate", "mmap", "socketpair", "pipe", "fork", "exec", "thread")
 LASTED = ("start", "respawn")  # phases in which these may go on failing

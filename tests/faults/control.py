@@ -82,7 +82,7 @@ class _Control(ctypes.Structure):
 def build(directory: Path) -> Path:
     """Compile the shim into `directory`. Returns the library."""
     library = directory / "shim.so"
-    command = ["cc", "-std=gnu11", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(library), str(SOURCE)]
+    command = ["cc", "-std=gnu11", "-O2", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-o", str(library), str(SOURCE)]
     subprocess.run([*command, "-ldl", "-pthread"], check=True, timeout=60)
     return library
 
