@@ -45,6 +45,7 @@ Files, lowest first:
     flushing.py     making all that is published durable
     coordinator.py  chunks in, actions carried out, results out
     install.py      from a snapshot or a generation to a new generation
+    compacting.py   the same state in a new generation, without gaps
     snapshots.py    writing snapshots into place, checking and keeping them
     resources.py    what the host allows: cores, limits
     opening.py      from a path to a locked, trusted directory

@@ -129,7 +129,7 @@ class Delivery:
         """One result for each entry, in order. Raises the error of the first chunk that failed."""
         for chunk in self.chunks:
             if chunk.error is not None:
-                raise chunk.error
+                raise chunk.error.again()
         if not self.known and len(self.chunks) == 1 and self.chunks[0].first == self.first:
             chunk = self.chunks[0]
             assert chunk.results is not None

@@ -159,7 +159,7 @@ class Coordinator:
     def accept(self, entries: Sequence[Entry]) -> Delivery:
         """Take a chunk, whole or not at all. Raises when it does not fit the log, or holds bad data."""
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.again()
         form = normalised(entries, self.tail.clock)
         known = self.tail.check(form)
         if not known:
@@ -517,7 +517,7 @@ class Coordinator:
     def snapshot(self, request: Request) -> None:
         """Begin a snapshot; see `Pinning.request`. Raises the engine's failure when there is one."""
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.again()
         self.pinning.request(request, self.applied, self._in_flight())
         self._proceed()
 
@@ -527,6 +527,6 @@ class Coordinator:
         """Make all that is published durable; then call `done`, with an error when it failed. No group opens
         meanwhile."""
         if self.failure is not None:
-            done(self.failure)
+            done(self.failure.again())
         else:
             self.flushing.request(done)

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +92,7 @@ class Engine(Shell):
         self._machine = machine
         self._reshard = reshard
         self._reads: Reads | None = None
-        self._views: set[View] = set()
+        self._views: weakref.WeakSet[View] = weakref.WeakSet()
         self._draining = False
         self._taking = False
         self._snapshots = Snapshots(self._path, machine, config)
@@ -164,6 +165,13 @@ class Engine(Shell):
             runtime.opened.lock.close()
             self._release_waiting(EngineStoppedError("the engine stopped"))
 
+    def _stop_quietly(self) -> None:
+        """For the interpreter's end, where nobody catches anything."""
+        try:
+            self.stop()
+        except Exception as error:
+            log.error("%s: stopped unclean as the interpreter ended: %s", self._path, error)
+
     async def aclose(self) -> None:
         """Let what is in flight finish without blocking the loop, then `stop` and `close_storage`."""
         self._check_thread()
@@ -184,8 +192,6 @@ class Engine(Shell):
         self._check_thread()
         if self._runtime is not None:
             raise EngineStateError("the engine runs", hint="stop() it first")
-        for view in list(self._views):
-            view.close("its engine's storage was closed")
         if self._reads is not None:
             self._reads.close()
             self._reads = None
@@ -266,18 +272,14 @@ class Engine(Shell):
     def view(self) -> View:
         """Keep the state at `last_applied()` for repeatable reads. Raises TooManyViewsError at `views_max`."""
         reads = self._open_reads()
-        if len(self._views) >= self._config.views_max:
-            raise TooManyViewsError(
-                f"{len(self._views)} views are open", hint="close views, or raise views_max", limit=len(self._views)
-            )
-        view = View(reads.pin(), time.monotonic(), self._drop_view)
+        if (count := self._views_open()) >= self._config.views_max:
+            raise TooManyViewsError(f"{count} views are open", hint="close views, or raise views_max", limit=count)
+        view = View(reads.pin(), time.monotonic())
         self._views.add(view)
         return view
 
-    def _drop_view(self, view: View) -> None:
-        self._views.discard(view)
-        if self._reads is not None:
-            self._reads.unpin(view.cut)
+    def _views_open(self) -> int:
+        return sum([not view.closed for view in self._views])
 
     def __len__(self) -> int:
         """Live records at `last_applied()`."""
@@ -333,15 +335,18 @@ class Engine(Shell):
 
     async def digest(self) -> bytes:
         """16 bytes that are the same for the same live records, whatever the shard count. Reads all of them, in
-        slices, at one index; applies go on meanwhile."""
+        slices, at one index, however long that takes; applies go on meanwhile. Raises ViewClosedError when the storage
+        is closed, or the state replaced, before its end."""
         self._check_thread()
-        with self.view() as view:
+        cut = self._open_reads().pin()
+        try:
             total = 0
-            for part in view.cut.digest_slices():
+            for part in cut.digest_slices():
                 total += part
                 await self._breathe()
-                view.check_open()
             return (total % DIGEST_MODULUS).to_bytes(16, "big")
+        finally:
+            cut.hand_back()
 
     def stats(self) -> dict[str, Any]:
         """Facts about this moment, as plain values. Looks at the directory's files."""
@@ -356,12 +361,13 @@ class Engine(Shell):
             "last_applied": {"index": applied.index, "term": applied.term},
             "durable": {"index": durable.index, "term": durable.term},
             "entries": len(self),
+            "filesystem": runtime.filesystem,
             "bytes_on_disk": runtime.opened.directory.bytes_on_disk(),
             "groups": coordinator.applied.group,
             "in_flight_chunks": coordinator.in_flight_chunks,
             "in_flight_bytes": coordinator.in_flight_bytes,
             "waiting_calls": len(self._room),
-            "views": len(self._views),
+            "views": self._views_open(),
             "pinned_cuts": runtime.reads.pinned,
             "sync_failed": runtime.mark.failure,
             "failure": None if coordinator.failure is None else str(coordinator.failure),
@@ -499,6 +505,16 @@ class Engine(Shell):
         with self._taking_one():
             await self._replace(runtime, runtime.build_empty)
 
+    async def compact(self) -> None:
+        """Give back the disk, and the map, that deleted and rewritten records left: the state is copied without gaps
+        into a new generation, and moved over to, as an install does. Views end.
+
+        Takes disk for the copy. Raises StoreFullError when there is none, SnapshotInProgressError; state and index are
+        untouched then, as they are by a crash at any point.
+        """
+        runtime = self._bind()
+        await self._replace(runtime, runtime.build_compacted)
+
     async def _replace(self, runtime: Runtime, build: Callable[[], Generation]) -> None:
         """Let what is in flight finish, build another generation, and move over to it."""
         runtime.anchors.check()
@@ -537,13 +553,11 @@ class Engine(Shell):
             if old.opened.directory.names(generation):
                 old.coordinator.fail(DirectoryChangedError("the next start opens another state", hint="start again"))
             raise
-        for view in list(self._views):
-            view.close("the state it showed was replaced as a whole")
         before, self._reads = old.reads, new.reads
         self._run(new)
         old.coordinator.flushing.end(None)  # the new generation is durable as a whole
         old.abandon()
-        before.close()
+        before.close("the state it showed was replaced as a whole")
         if unsynced is None:
             old.opened.generation.remove()
         else:  # CURRENT may yet name it again
@@ -614,9 +628,8 @@ def _make_way(path: Path) -> None:
 
 def _at_exit() -> None:
     """Leaving the interpreter flushes, as dropping the machine does in the contract."""
-    for engine in list(shells):
-        if isinstance(engine, Engine) and engine._runtime is not None and not engine._forked:
-            engine.stop()
+    for engine in [shell for shell in shells if isinstance(shell, Engine)]:
+        engine._leave(engine._stop_quietly)
 
 
 atexit.register(_at_exit)

@@ -37,6 +37,8 @@ _LOCAL_ONLY = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs", "afs"}
 )
 
+_COPY_ON_WRITE = frozenset({"btrfs", "zfs", "bcachefs", "nilfs2"})
+
 
 def disk_error(what: str, error: OSError, **facts: Any) -> StoreError:
     """What the system said about files, as an error that names `what` and says what to do."""
@@ -261,6 +263,12 @@ def _unescaped(name: bytes) -> bytes:
     r"""A name as the kernel writes it: blanks and backslashes as \ooo, every other byte as it is."""
     head, *rest = name.split(b"\\")
     return head + b"".join([bytes([int(part[:3], 8)]) + part[3:] for part in rest])
+
+
+def reserved_disk_holds(kind: str) -> bool:
+    """False for file systems that write every block to a new place, so that disk reserved for a file promises nothing
+    to who overwrites it: on a full disk a store through a map is a SIGBUS."""
+    return kind not in _COPY_ON_WRITE
 
 
 def refuse_network_filesystem(path: Path) -> None:

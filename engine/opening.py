@@ -24,7 +24,7 @@ from engine.snapshots import restore_newest
 from ipc.files import check_owner
 from shards.machine import Machine
 from shards.placement import SLOTS
-from shards.store import FORMAT, PAGE_BYTES
+from shards.store import FORMAT, PAGE_BYTES, check_library
 from shards.types import Limits
 
 
@@ -54,6 +54,7 @@ def open_directory(path: Path, machine: type[Machine], config: EngineConfig) -> 
     Raises EngineLockedError, FormatError, MachineMismatchError, ShardCountMismatchError, ConfigError, or
     StateUntrustedError; the lock is free then.
     """
+    check_library()
     check_resource_limits(config, config.shards or 1)
     make_directories(path)
     refuse_network_filesystem(path)

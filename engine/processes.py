@@ -34,7 +34,11 @@ class Workers:
         """`specs` lack the descriptors; `error_log` takes the workers' standard error."""
         self._specs = specs
         self._log = open_file(error_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._parent = os.pidfd_open(os.getpid())
+        try:
+            self._parent = os.pidfd_open(os.getpid())
+        except OSError:
+            os.close(self._log)
+            raise
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * len(specs)
         self.links: list[links.Link | None] = [None] * len(specs)
         self.starts = [0] * len(specs)
@@ -53,6 +57,9 @@ class Workers:
                 stderr=self._log,
                 pass_fds=(theirs.fileno(), self._parent),
             )
+        except BaseException:
+            ours.close()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             theirs.close()
@@ -78,6 +85,11 @@ class Workers:
         process = self._processes[shard]
         if process is not None:
             process.kill()
+
+    def kill_all(self) -> None:
+        """SIGKILL to every worker. Any thread."""
+        for shard in range(len(self._specs)):
+            self.kill(shard)
 
     def reap(self, shard: int) -> None:
         """Kill what may still run, wait for its end, close its link."""

@@ -46,10 +46,13 @@ def convert(
             runtime = Runtime(opened, machine, config)
             runtime.start()
             opened = dataclasses.replace(opened, outcome=runtime.outcome)
-            entries = runtime.reads.cut.count()
-            runtime.reads.close()
-            position, term_runs = runtime.coordinator.applied, list(runtime.coordinator.tail.term_runs)
-            runtime.stop()
+            try:
+                entries = runtime.reads.cut.count()
+                position, term_runs = runtime.coordinator.applied, list(runtime.coordinator.tail.term_runs)
+                runtime.stop()
+            finally:
+                runtime.abandon()
+                runtime.reads.close()
             generation = opened.generation
             origin = Origin(
                 [generation.shard(shard) / "data.mdb" for shard in range(before)],

@@ -20,6 +20,7 @@ import msgspec
 
 from engine.anchors import Anchors
 from engine.commit import Commit
+from engine.compacting import compacted
 from engine.config import EngineConfig
 from engine.coordinator import Coordinator
 from engine.cut import Reads
@@ -32,7 +33,7 @@ from engine.errors import (
     SyncFailedError,
     WorkerFailedError,
 )
-from engine.files import sync_directory
+from engine.files import filesystem_of, reserved_disk_holds, sync_directory
 from engine.flushing import Done
 from engine.generations import DirectoryConfig, Generation, new_lineage
 from engine.install import Origin, Snapshot, Target, build, take
@@ -110,6 +111,11 @@ class Runtime:
         fixed = msgspec.structs.replace(self.fixed, lineage=new_lineage())
         return self.opened.directory.create(self.shards, fixed, half_bytes(self.config))
 
+    def build_compacted(self) -> Generation:
+        """A new generation with the state of now. Blocks; any thread. See `compacting.compacted`."""
+        runs = self.coordinator.tail.kept_runs(self.last_applied.index)
+        return compacted(self.opened.directory, self.reads, runs, self.fixed, self._target)
+
     # ---- start ---------------------------------------------------------------------------------------------------
 
     def start(self, before: RunMark | None = None) -> None:
@@ -119,6 +125,7 @@ class Runtime:
         no process and no descriptor, and the files as they were.
         """
         try:
+            self._look_at_filesystem()
             recovery = self._judge()
             path = self.opened.directory.path
             self.anchors = Anchors([path / "LOCK", *self._generation.guards])
@@ -130,8 +137,21 @@ class Runtime:
             self._adopt_mark()
             self._remember_version()
         except BaseException:
+            if self._reading:
+                self.reads.close()
             self._open.close()
             raise
+
+    def _look_at_filesystem(self) -> None:
+        self.filesystem = filesystem_of(self.opened.directory.path.resolve())
+        self._maps_hold = reserved_disk_holds(self.filesystem)
+        if not self._maps_hold:
+            log.warning(
+                "%s lies on %s, which promises nothing for reserved disk: on a full disk a worker may die of SIGBUS, "
+                "and be started again; nothing that was acknowledged is lost. Keep disk free, or use ext4 or xfs",
+                self.opened.directory.path,
+                self.filesystem,
+            )
 
     def _judge(self) -> Recovery:
         """Read record and positions. No predecessor writes any more: `open_directory` has waited for their end."""
@@ -180,7 +200,7 @@ class Runtime:
 
     def _open_ring(self, shard: int, recovery: Recovery) -> RingWriter:
         path = self._generation.shard(shard) / "ring"
-        ring = RingWriter(path)
+        ring = RingWriter(path, through_map=self._maps_hold)
         if recovery.redo is not None:
             extent = self._decision.record.participants.get(shard)
             if extent is not None and checksum(ring.view(extent.offset, extent.length)) != extent.checksum:
@@ -203,7 +223,7 @@ class Runtime:
         create_ring(beside, half_bytes(self.config))
         beside.rename(path)
         sync_directory(path.parent)
-        return RingWriter(path)
+        return RingWriter(path, through_map=self._maps_hold)
 
     def _start_workers(self, recovery: Recovery) -> None:
         self.workers = Workers([self._spec(shard) for shard in range(self.shards)], self._log_path)
@@ -264,17 +284,9 @@ class Runtime:
         )
 
     def _open_reads(self, position: Position) -> None:
-        stores: list[ReadStore] = []
-        try:
-            for shard in range(self.shards):
-                stores.append(self._read_store(shard))
-            check_samples(stores, self._machine())
-            self.reads = Reads(stores, position, self.splitter.owner)
-        except EngineError:
-            for store in stores:
-                store.close()
-            raise
+        self.reads = Reads(self._read_store, self.shards, position, self.splitter.owner)
         self._reading = True
+        check_samples(self.reads.stores, self._machine())
         self.coordinator.attach(self.reads)
 
     def _adopt_mark(self) -> None:
@@ -305,7 +317,7 @@ class Runtime:
         self.request_flush(answers.append)
         self.pump(lambda: bool(answers), None)
         if answers and answers[0] is not None:
-            raise answers[0]
+            raise answers[0].again()
 
     # ---- drive ---------------------------------------------------------------------------------------------------
 
@@ -320,7 +332,10 @@ class Runtime:
             return
         try:
             if (message := link.receive()) is not None:
-                self.coordinator.on_answer(shard, wire.decode_answer(message))
+                answer = wire.decode_answer(message)
+                if self._reading and isinstance(answer, wire.Hello):
+                    self.reads.worker_came(shard)
+                self.coordinator.on_answer(shard, answer)
         except LinkClosedError:
             self._bury(shard)
         except Exception as error:
@@ -335,7 +350,7 @@ class Runtime:
         pid = self.workers.pid(shard)
         self.workers.reap(shard)
         if self._reading:
-            self.reads.clear_dead_readers(shard)
+            self.reads.worker_ended(shard)
         if self.coordinator.on_link_end(shard):
             log.warning("the worker of shard %d (process %s) died; starting another", shard, pid)
             if self._in_place():
@@ -347,6 +362,9 @@ class Runtime:
             if link is not None:
                 with suppress(LinkClosedError):
                     link.flush()
+        if self._reading:
+            self.reads.keep_locks()
+            self.reads.take_back()
         self.coordinator.tick(time.monotonic(), self.config.worker_timeout_ms / 1000)
         self._notice_sync_failure()
         if next(self._ticks) % _TICKS_A_LOOK == 0:
@@ -372,7 +390,7 @@ class Runtime:
         deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
         while not until():
             if self.coordinator.failure is not None:
-                raise self.coordinator.failure
+                raise self.coordinator.failure.again()
             if deadline is not None and time.monotonic() > deadline:
                 return False
             self.poll(TICK_MS)

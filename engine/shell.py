@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import inspect
+import logging
 import os
 import threading
 import time
@@ -28,6 +30,7 @@ from shards.types import Entry
 T = TypeVar("T")
 
 _NOBODY = -1
+log = logging.getLogger("shardengine")
 shells: weakref.WeakSet[Shell] = weakref.WeakSet()
 
 
@@ -41,6 +44,7 @@ class Shell:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._thread = threading.get_ident()
+        self._owner = threading.current_thread()
         self._forked = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -91,7 +95,7 @@ class Shell:
             return runtime
         runtime = self._running()
         if self._loop is not None:
-            raise WrongLoopError("the engine belongs to another event loop until stop()", hint="stop() it there")
+            raise _wrong_loop(self._loop)
         self._loop = loop
         self._watch(runtime, loop)
         self._timer = loop.call_later(TICK_MS / 1000, self._tick)
@@ -131,6 +135,29 @@ class Shell:
 
     def _on_tick(self, now: float) -> None:
         """For the engine: time passes (`now` in seconds)."""
+
+    def _leave(self, stop: Callable[[], None]) -> None:
+        """The interpreter ends, in this thread, and the engine runs: `stop` it where it may be stopped. Where that
+        cannot be had, its owner being busy with something else, its workers are killed, and the run stays unclean."""
+        runtime, loop = self._runtime, self._loop
+        if runtime is None or self._forked:
+            return
+        if threading.get_ident() == self._thread or not self._owner.is_alive():
+            self._thread = threading.get_ident()
+            stop()
+            return
+        stopped = threading.Event()
+
+        def stop_there() -> None:
+            stop()
+            stopped.set()
+
+        if loop is not None and loop.is_running():
+            loop.call_soon_threadsafe(stop_there)
+            stopped.wait(2 * self._config.stop_timeout_ms / 1000)
+        if not stopped.is_set():
+            log.warning("an engine was left running in thread %s: its workers are killed", self._owner.name)
+            runtime.workers.kill_all()
 
     def _orphan(self) -> None:
         """This is a forked child: nothing here is ours."""
@@ -208,7 +235,7 @@ class Shell:
     async def _applied(self, index: int, timeout: float | None) -> None:
         runtime = self._bind()
         if runtime.coordinator.failure is not None:
-            raise runtime.coordinator.failure
+            raise runtime.coordinator.failure.again()
         if runtime.coordinator.applied.index >= index:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -226,7 +253,7 @@ class Shell:
         """Wait until nothing is in flight. Raises the engine's failure."""
         while not self._running().coordinator.idle:
             if (failure := self._running().coordinator.failure) is not None:
-                raise failure
+                raise failure.again()
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._idlers.append(future)
             await future
@@ -322,7 +349,7 @@ class Shell:
         if error is None:
             future.set_result(None)
         else:
-            future.set_exception(error)
+            future.set_exception(error.again())
 
 
 def _after_fork() -> None:
@@ -333,9 +360,29 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+def _wrong_loop(loop: asyncio.AbstractEventLoop) -> WrongLoopError:
+    if loop.is_closed():
+        return WrongLoopError(
+            "the engine belongs to an event loop that is closed: it has one loop from its first await to stop()",
+            hint="do everything in one run, with `async with Engine(...)` inside it; or stop() the engine after each "
+            "run, and start() it again",
+        )
+    return WrongLoopError("the engine belongs to another event loop until stop()", hint="stop() it there")
+
+
 def run(main: Callable[[], Awaitable[Any]] | Awaitable[Any]) -> Any:
-    """Run `main`, a coroutine or a function that makes one, on a new uvloop event loop, and return its result."""
+    """Run `main`, a coroutine or a function that makes one, on a new uvloop event loop, and return its result.
+
+    Raises WrongLoopError where a loop is running already; `main` is not started then, and closed if it is a coroutine.
+    """
     import uvloop
+
+    if asyncio._get_running_loop() is not None:
+        if inspect.iscoroutine(main):
+            main.close()
+        raise WrongLoopError(
+            "run() starts an event loop, and one is running in this thread already", hint="await the coroutine instead"
+        )
 
     async def call() -> Any:
         return await (main() if callable(main) else main)

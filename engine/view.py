@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
 
 from engine.contract import ScanResult
@@ -14,13 +14,13 @@ from engine.errors import ViewClosedError, WrongThreadError
 class View:
     """All shards as they were at one applied index, while applies go on. Opens nothing and waits for nobody.
 
-    Close it, or use it as a context manager: an old view makes the files grow. A view that outlives
-    `view_age_max_ms`, or its engine's storage, is closed for it; reads then raise ViewClosedError.
+    Close it, or use it as a context manager: an old view makes the files grow. It is read in its engine's thread, and
+    may be closed in any; one that is dropped is closed. A view that outlives `view_age_max_ms`, or its engine's
+    storage, is closed for it; reads then raise ViewClosedError.
     """
 
-    def __init__(self, cut: Cut, opened_at: float, on_close: Callable[[View], None]) -> None:
-        self._cut: Cut | None = cut
-        self._on_close = on_close
+    def __init__(self, cut: Cut, opened_at: float) -> None:
+        self._held = [cut]
         self._thread = threading.get_ident()
         self._why = "it was closed"
         self.opened_at = opened_at
@@ -48,27 +48,40 @@ class View:
         return True
 
     def close(self, why: str = "it was closed") -> None:
-        """Let go of the state. Closing twice does nothing."""
-        if self._cut is not None:
-            self._why = why
-            self._on_close(self)
-            self._cut = None
+        """Let go of the state: at once in the engine's thread, soon from any other. Closing twice does nothing."""
+        cut = self._let_go(why)
+        if cut is not None and threading.get_ident() == self._thread:
+            cut.reads.take_back()
 
-    def check_open(self) -> None:
-        """Raises ViewClosedError once it is closed."""
-        self._open()
+    def _let_go(self, why: str) -> Cut | None:
+        try:
+            cut = self._held.pop()  # one of all who close it gets it
+        except IndexError:
+            return None
+        self._why = why
+        cut.hand_back()
+        return cut
 
     @property
-    def cut(self) -> Cut:
-        """For the engine."""
-        return self._open()
+    def closed(self) -> bool:
+        return not self._held
+
+    def __del__(self) -> None:
+        if getattr(self, "_held", None):
+            self._let_go("it was dropped")  # at any moment, in any thread: nothing else may be done here
 
     def _open(self) -> Cut:
         if threading.get_ident() != self._thread:
             raise WrongThreadError("the view belongs to another thread", hint="use it where its engine lives")
-        if self._cut is None:
-            raise ViewClosedError(f"the view of revision {self.revision} cannot be read: {self._why}")
-        return self._cut
+        try:
+            cut = self._held[0]
+        except IndexError:
+            why = self._why
+        else:
+            if cut.ended is None:
+                return cut
+            why = cut.ended
+        raise ViewClosedError(f"the view of revision {self.revision} cannot be read: {why}")
 
     def __enter__(self) -> View:
         return self

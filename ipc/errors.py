@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import Any, Self, TypeVar
 
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """What the system says when there is no room on a disk, in a quota, or under a limit for files."""
@@ -37,6 +37,9 @@ def hint_for(error: OSError) -> str:
     return _ADVICE.get(error.errno or 0, f"the system said {errno.errorcode.get(error.errno or 0, 'no number')}")
 
 
+E = TypeVar("E", bound="EngineError")
+
+
 class EngineError(Exception):
     """Base of every error a user of the engine can meet.
 
@@ -48,6 +51,13 @@ class EngineError(Exception):
         self.hint = hint
         self.facts = facts
         super().__init__(message)
+
+    def again(self) -> Self:
+        """The same error, to be raised once more: a fresh one, with the first as its cause. One object that is raised
+        again and again would keep, through its traceback, the frames of all who met it, and what they held."""
+        fresh = _rebuild(type(self), self.message, self.hint, self.facts)
+        fresh.__cause__ = self
+        return fresh
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -62,7 +72,7 @@ class EngineError(Exception):
         return (_rebuild, (type(self), self.message, self.hint, self.facts))
 
 
-def _rebuild(kind: type[EngineError], message: str, hint: str, facts: dict[str, Any]) -> EngineError:
+def _rebuild(kind: type[E], message: str, hint: str, facts: dict[str, Any]) -> E:
     return kind(message, hint=hint, **facts)
 
 

@@ -19,7 +19,7 @@ import os
 import msgspec
 
 from ipc.errors import RingError
-from ipc.files import allocate, create_file, open_file, sync
+from ipc.files import allocate, create_file, open_file, sync, write_all
 
 ALIGNMENT = 8
 _RESERVE_STEP = 1 << 20
@@ -54,7 +54,10 @@ class RingWriter:
     Invariant, per half: 0 <= used <= half_bytes, and used is a multiple of 8.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, through_map: bool = True) -> None:
+        """`through_map`: store into the file's map, which is faster. Not where the file system promises nothing for
+        disk that was reserved: a store is a SIGBUS there when the disk is full, a write an OSError."""
+        self._through_map = through_map
         self._path = path
         self._descriptor = open_file(path, os.O_RDWR)
         size = os.fstat(self._descriptor).st_size
@@ -62,7 +65,11 @@ class RingWriter:
             os.close(self._descriptor)
             raise RingError(f"{path}: a ring of {size} bytes, not two whole halves", size=size)
         self.half_bytes = size // 2
-        self._map = mmap.mmap(self._descriptor, size)
+        try:
+            self._map = mmap.mmap(self._descriptor, size)
+        except OSError:
+            os.close(self._descriptor)
+            raise
         self._map.madvise(mmap.MADV_RANDOM)  # else the first touch of a page reads megabytes of zeroes ahead
         self._view = memoryview(self._map)
         self._used = [0, 0]
@@ -78,9 +85,12 @@ class RingWriter:
         if used + length > self.half_bytes:
             return None
         start = half * self.half_bytes + used
-        if used + length > self._reserved[half]:
-            self._reserve(half, used + length)
-        self._view[start : start + length] = data
+        if not self._through_map:
+            write_all(self._descriptor, data, start)
+        else:
+            if used + length > self._reserved[half]:
+                self._reserve(half, used + length)
+            self._view[start : start + length] = data
         self._used[half] = min(self.half_bytes, aligned(used + length))
         return start, length
 

@@ -21,7 +21,7 @@ Files, lowest first:
     puts.py       the short cut for plain puts, and its compiled twin
     machine.py    the contract an application implements, and its transaction
     kv.py         the built-in machine
-    store.py      one LMDB environment: the writer's side and the readers'
+    store/        one LMDB environment: the writer's side and the readers'
     shard.py      the worker's duties, without a process: messages in, answers out
     snapshot.py   one shard's part of a snapshot: pin, copy, let go
     worker.py     the process around it

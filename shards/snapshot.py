@@ -89,7 +89,7 @@ def copy_pinned(store: Store, pinned: ReadTx, path: Path, barrier: int) -> wire.
         try:
             descriptor = create_file(path)
             try:
-                store.copy(pinned, path, descriptor)
+                store.copy(pinned, descriptor)
                 size, checksum = seal_file(descriptor)
             finally:
                 os.close(descriptor)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RANKS = {"ipc": 0, "shards": 1, "engine": 2}
 CLI = "engine/cli/"
 OWNERS = {
-    "lmdb": ("shards/store.py",),
+    "lmdb": ("shards/store/",),
     "xxhash": ("shards/digest.py",),
     "asyncio": ("engine/shell.py", CLI),
     "uvloop": ("engine/shell.py", CLI),
@@ -66,13 +66,21 @@ def places(files: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     for package, rank in RANKS.items():
         order = listed(files[f"{package}/__init__.py"])
         for at, name in enumerate(order):
-            found[f"{package}/{name}"] = (rank, 0, at)
+            found |= _folder(f"{package}/{name}", files, (rank, 0, at))
         found[f"{package}/__init__.py"] = (rank, 1)
     for at, name in enumerate(listed(files.get(f"{CLI}__init__.py", ""))):
         found[CLI + name] = (2, 2, at)
     found[f"{CLI}__init__.py"] = (2, 3)
     found["engine/__main__.py"] = (2, 4)
     return found
+
+
+def _folder(path: str, files: Mapping[str, str], place: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """A file at its place, or all files of a folder there, in the order that its own `__init__.py` lists."""
+    if not path.endswith("/") or path == CLI:
+        return {path: place}
+    order = listed(files[f"{path}__init__.py"])
+    return {path + name: (*place, at) for at, name in enumerate([*order, "__init__.py"])}
 
 
 def violations(files: Mapping[str, str]) -> list[str]:
@@ -109,9 +117,12 @@ HOUSE = {
     "ipc/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    errors.py  e\n    link.py    l\n"""',
     "ipc/errors.py": "",
     "ipc/link.py": "from ipc.errors import E",
-    "shards/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    digest.py  d\n    store.py   s\n"""',
+    "shards/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    digest.py  d\n    store/     s\n"""',
     "shards/digest.py": "import xxhash",
-    "shards/store.py": "import lmdb\nfrom shards.digest import checksum\nfrom ipc import link",
+    "shards/store/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    env.py     e\n    writer.py  w\n"""\n'
+    "from shards.store.writer import Store",
+    "shards/store/env.py": "import lmdb\nfrom shards.digest import checksum\nfrom ipc import link",
+    "shards/store/writer.py": "import lmdb\nfrom shards.store.env import open_environment",
     "engine/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    commit.py  c\n    shell.py   e\n    cli/       l\n"""\n'
     "from engine.shell import Engine",
     "engine/__main__.py": "from engine.cli import main",
@@ -139,11 +150,22 @@ def test_a_house_in_order_has_no_violation() -> None:
         ("engine/commit.py", "from engine import Engine", "engine/commit.py imports engine/__init__.py"),
         ("engine/shell.py", "from engine.cli import main", "engine/shell.py imports engine/cli/__init__.py"),
         ("engine/cli/common.py", "from engine.cli.app import main", "engine/cli/common.py imports engine/cli/app.py"),
-        ("shards/digest.py", "import lmdb.verify", "shards/digest.py imports lmdb, which belongs to shards/store.py"),
+        ("shards/digest.py", "import lmdb.verify", "shards/digest.py imports lmdb, which belongs to shards/store/"),
         ("engine/commit.py", "from xxhash import xxh64", "engine/commit.py imports xxhash, which belongs to"),
         ("engine/commit.py", "import asyncio", "engine/commit.py imports asyncio, which belongs to engine/shell.py"),
         ("engine/shell.py", "import rich", "engine/shell.py imports rich, which belongs to engine/cli/"),
-        ("engine/cli/app.py", "import lmdb", "engine/cli/app.py imports lmdb, which belongs to shards/store.py"),
+        ("engine/cli/app.py", "import lmdb", "engine/cli/app.py imports lmdb, which belongs to shards/store/"),
+        (
+            "shards/store/env.py",
+            "from shards.store.writer import Store",
+            "shards/store/env.py imports shards/store/writer",
+        ),
+        (
+            "shards/digest.py",
+            "from shards.store import Store",
+            "shards/digest.py imports shards/store/__init__.py, which",
+        ),
+        ("shards/store/new.py", "", "shards/store/new.py is not listed by its package"),
         ("engine/new.py", "", "engine/new.py is not listed by its package"),
         ("engine/cli/new.py", "", "engine/cli/new.py is not listed by its package"),
         ("ipc/__init__.py", HOUSE["ipc/__init__.py"].replace("link.py ", "lost.py "), "ipc/lost.py is listed and not"),

@@ -19,6 +19,7 @@ from engine import (
     LogId,
     Put,
     ScanResult,
+    StoreFullError,
     TooManyViewsError,
     View,
     ViewClosedError,
@@ -37,7 +38,7 @@ def flip(index: int) -> list[Entry]:
 
 async def test_no_reader_ever_sees_two_versions_of_a_chunk(tmp_path: Path) -> None:
     async with Engine(tmp_path / "db", shards=3, config=EngineConfig(views_max=400)) as db:
-        assert len({db._open_reads()._owner(key) for key in KEYS}) == 3
+        assert len({db._open_reads().owner(key) for key in KEYS}) == 3
         await db.apply_chunk(flip(1))
         views: list[View] = []
         draw = random.Random(11)
@@ -259,3 +260,52 @@ def test_a_new_engine_on_the_path_of_a_stopped_one_closes_its_storage(tmp_path: 
         view.get(KEYS[1])
     new.stop()
     new.close_storage()
+
+
+async def test_compacting_gives_disk_back_and_changes_nothing_that_is_read(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=2) as db:
+        await db.apply_chunk(log_of([encode(Put(b"%d" % number, bytes(2_000))) for number in range(4_000)]))
+        gone = [encode(Delete(b"%d" % number)) for number in range(3_900)]
+        await db.apply_chunk(log_of(gone, first=4_001))
+        view = db.view()
+        before = (await db.digest(), len(db), db.last_applied(), db.entry_term(7_900), db.scan_prefix(b""))
+        used = db.stats()["bytes_on_disk"]
+        chunks = [db.apply_chunk(flip_at(7_901)), db.compact()]
+        await asyncio.gather(*chunks)
+        after_chunk = await db.digest()
+        assert db.stats()["bytes_on_disk"] < used / 3
+        with pytest.raises(ViewClosedError, match="replaced as a whole"):
+            view.get(b"1")
+        await db.apply_chunk([Entry(7_965, 2, encode(Put(b"more", b"")))])
+        await db.compact()
+        assert before[0] != after_chunk != await db.digest()
+        assert (len(db), db.last_applied()) == (165, LogId(7_965, 2))
+        assert (db.entry_term(7_900), db.entry_term(7_965)) == (1, 2)
+        kept = await db.digest()
+    async with Engine(tmp_path / "db") as db:
+        assert (await db.digest(), db.last_applied()) == (kept, LogId(7_965, 2))
+
+
+def flip_at(first: int) -> list[Entry]:
+    return log_of([encode(Put(key, b"1")) for key in KEYS], first=first)
+
+
+async def test_a_map_that_was_full_once_takes_chunks_again_when_a_view_is_closed(tmp_path: Path) -> None:
+    config = EngineConfig(map_bytes=8 << 20)
+    async with Engine(tmp_path / "db", shards=1, config=config) as db:
+        index = await churn(db, 1)
+        with db.view() as view:
+            with pytest.raises(StoreFullError, match=r"raise map_bytes.*compact\(\)"):
+                await churn(db, index, rounds=100)
+            assert len(view) == 500
+        index = await churn(db, db.last_applied().index + 1, rounds=40)
+    async with Engine(tmp_path / "db", config=config) as db:
+        await churn(db, index, rounds=40)
+        assert len(db) == 500
+
+
+async def churn(db: Engine, first: int, rounds: int = 1) -> int:
+    """Rewrite 500 records of 130 bytes, a few at a time. Returns the next index."""
+    for at in range(first, first + 500 * rounds, 50):
+        await db.apply_chunk(log_of([encode(Put(b"%d" % (n % 500), bytes(130))) for n in range(at, at + 50)], first=at))
+    return first + 500 * rounds

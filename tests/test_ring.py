@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import resource
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import Engine, Put, encode, runtime
 from ipc.errors import RingError
 from ipc.ring import ALIGNMENT, RingReader, RingWriter, create_ring
+from tests.model import log_of
 
 HALF = 2 * mmap.PAGESIZE
 
@@ -135,3 +138,39 @@ def test_a_write_that_the_disk_has_no_room_for_is_an_error_and_changes_nothing(t
         assert bytes(view) == b"room again"
     writer.close()
     reader.close()
+
+
+def test_a_ring_that_is_not_written_through_its_map_says_so_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_ring(tmp_path / "ring", 1 << 16)
+    writer, reader = RingWriter(tmp_path / "ring", through_map=False), RingReader(tmp_path / "ring")
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: real(descriptor, data[:1000], at))
+    first = writer.write(0, b"a" * 5000)
+    second = writer.write(1, b"b" * 5000)
+    assert first is not None and second is not None
+    assert bytes(reader.view(*first)) == bytes(writer.view(*first)) == b"a" * 5000
+    assert bytes(reader.view(*second)) == b"b" * 5000
+
+    def full(descriptor: int, data: bytes, at: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    room = writer.room(0)
+    with pytest.raises(OSError, match="No space left"):
+        writer.write(0, b"c")
+    assert writer.room(0) == room
+    writer.close()
+    reader.close()
+
+
+async def test_an_engine_on_a_file_system_that_promises_nothing_says_so_and_writes_its_rings_by_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runtime, "filesystem_of", lambda path: "btrfs")
+    async with Engine(tmp_path / "db", shards=2) as db:
+        assert "lies on btrfs, which promises nothing for reserved disk" in caplog.text
+        assert db.stats()["filesystem"] == "btrfs"
+        await db.apply_chunk(log_of([encode(Put(b"%d" % number, b"v")) for number in range(1_000)]))
+        assert len(db) == 1_000 and all(not ring._through_map for ring in db._running()._rings)
