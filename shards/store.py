@@ -225,8 +225,8 @@ class Store:
     def commit(self, position: Position, solo_results: bytes | None = None) -> None:
         """Commit data and position together; in mode "power" the call returns when both are on the disk.
 
-        Raises StoreError when LMDB could not, StoreFullError when there is no room for the results of a solo; the
-        transaction is gone then and left no trace.
+        Raises StoreFullError when there is no room: the transaction is gone then and left no trace. StoreError: LMDB
+        could not, and nobody knows whether it is committed before the environment is opened anew.
         """
         if solo_results:
             try:
@@ -241,6 +241,9 @@ class Store:
             if solo_results is not None:
                 txn.put(_SOLO, _encode(SoloRecord(position.group, solo_results)), db=self.meta)
             txn.commit()
+        except lmdb.MapFullError as error:
+            txn.abort()
+            raise self._full("the map is full", 0) from error
         except lmdb.Error as error:
             txn.abort()
             kind = SyncFailedError if self._syncs else StoreError

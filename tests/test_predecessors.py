@@ -98,7 +98,7 @@ def test_a_worker_that_comes_after_its_coordinators_death_touches_nothing(tmp_pa
     directory = open_directory(tmp_path, KeyValue, EngineConfig())
     runtime = Runtime(directory, KeyValue, EngineConfig())
     orphan = msgspec.structs.replace(runtime._spec(0), coordinator=os.getppid())
-    workers = Workers([orphan], tmp_path / "worker.log")
+    workers = Workers([orphan], runtime.launch, tmp_path)
     link = workers.start(0)
     poller = select.poll()
     poller.register(link.fileno(), select.POLLIN)
