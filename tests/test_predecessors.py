@@ -6,6 +6,7 @@ import os
 import select
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -56,7 +57,8 @@ def stopped_worker(tmp_path: Path) -> Iterator[tuple[int, int]]:
     pid = int(told)
     descriptor = os.pidfd_open(pid)
     yield pid, descriptor
-    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     os.close(descriptor)
 
 
