@@ -39,8 +39,10 @@ Files, lowest first:
     runmark.py      whether the files may hold more than the disk does; what is durable
     placing.py      whether keys lie where the machine places them
     check.py        whether a shard's file at rest is what is said of it
-    processes.py    worker processes: start, kill, reap
     chunks.py       what is in flight: Chunk, Batch, Delivery
+    lives.py        workers' lives as the coordinator sees them; no I/O, no clock
+    launch.py       by which interpreter, with which options, workers are started
+    processes.py    worker processes: start, kill, reap
     pinning.py      where in the log a snapshot's barrier goes
     flushing.py     making all that is published durable
     coordinator.py  chunks in, actions carried out, results out

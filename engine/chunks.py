@@ -153,4 +153,7 @@ def error_of(problem: wire.Problem, index: int | None) -> EngineError:
     if index is not None:
         message = f"entry {index} failed its chunk: {message}"
         facts["index"] = index
-    return kind(message, hint=problem.hint, **facts)
+    error = kind(message, hint=problem.hint, **facts)
+    if "traceback" in facts:
+        error.add_note(f"In the worker:\n{facts['traceback']}")
+    return error

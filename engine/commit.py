@@ -115,6 +115,7 @@ class Commit:
         "_phase",
         "_staged",
         "_staged_votes",
+        "_stands",
         "_up",
         "_votes",
         "_withheld",
@@ -135,6 +136,7 @@ class Commit:
         self._withheld: set[int] = set()
         self._held = False
         self._last = last
+        self._stands: dict[int, int] = {}  # by shard: the newest group it is known to have committed
         assert all(shard < shards for shard in (redo.participants if redo else ()))
 
     @property
@@ -211,6 +213,7 @@ class Commit:
         if shard in self._up or not self._may_stand_at(shard, stands_at):
             raise self._refusal("hello", shard=shard, stands_at=stands_at)
         self._up.add(shard)
+        self._stands[shard] = stands_at
         staged = self._staged
         actions = self._welcome_open(shard, stands_at)
         if staged is not None and staged in (self._staged, self._open) and shard in staged.participants:
@@ -271,6 +274,7 @@ class Commit:
         if group is not self._open or self._phase is not Phase.COMMITTING or shard in self._committed:
             raise self._refusal("committed", shard=shard, group=number)
         self._committed.add(shard)
+        self._stands[shard] = number
         return self._publish_when_committed()
 
     def solo_done(self, shard: int, number: int, yes: bool) -> list[Action]:
@@ -280,7 +284,10 @@ class Commit:
             return []
         if group is not self._open or self._phase is not Phase.SOLO:
             raise self._refusal("solo_done", shard=shard, group=number)
-        return self._publish() if yes else self._abandon(None)
+        if not yes:
+            return self._abandon(None)
+        self._stands[shard] = number
+        return self._publish()
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -333,11 +340,14 @@ class Commit:
         )
 
     def _may_stand_at(self, shard: int, number: int) -> bool:
-        """False for a group that the shard cannot have committed."""
+        """False for a group that the shard cannot stand at: all it may have committed beyond what is known of it is the
+        open group."""
         group = self._open
-        if group is None or number < group.number:
-            return number <= self._last
-        return number == group.number and shard in group.participants and self._phase in (Phase.SOLO, Phase.COMMITTING)
+        if group is not None and number == group.number:
+            return shard in group.participants and self._phase in (Phase.SOLO, Phase.COMMITTING)
+        if shard in self._stands:
+            return number == self._stands[shard]
+        return number <= self._last and (group is None or number < group.number)
 
     def _send_parts(self, group: Group) -> list[Action]:
         return [

@@ -111,11 +111,19 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How long workers poll for the next order, and the coordinator for a small answer (not in mode "power"), before
     they sleep, microseconds; as long as that pays off and nobody else wants the core. 0: not at all."""
 
+    interpreter: str | None = None
+    """The Python that runs the workers, with this program's packages. None: the one that runs this program; a program
+    that is frozen, or has Python embedded, must name one."""
+
     worker_timeout_ms: _TimeMs = 30_000
-    """How long a worker may owe an answer before it is killed and replaced, milliseconds."""
+    """How long a worker may owe an answer before it is killed and replaced, milliseconds. While it flushes it says that
+    it is alive."""
+
+    flush_timeout_ms: _TimeMs = 600_000
+    """How long a flush may take, milliseconds: writing all of a large state to a slow disk is no hang."""
 
     start_timeout_ms: _TimeMs = 30_000
-    """How long `start()` waits for locks and for every worker's first word, milliseconds."""
+    """How long `start()` waits for locks, and any worker may take to its first word, milliseconds."""
 
     stop_timeout_ms: _TimeMs = 30_000
     """How long `stop()` waits for what is in flight and for workers to end, milliseconds."""
@@ -127,7 +135,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How long a view may stay open, milliseconds: an old one makes the data files grow."""
 
     snapshot_timeout_ms: _TimeMs = 600_000
-    """How long a snapshot may take from the call to its last byte, milliseconds; then it is given up."""
+    """How long a snapshot may take from the call to its last byte, and how long an install waits for what is in flight,
+    milliseconds; then it is given up."""
 
     snapshots_keep: _Chunks = 3
     """Snapshots of its own log that `create_snapshot` keeps in the directory, the newest by index; and as many of other

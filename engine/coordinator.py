@@ -31,9 +31,17 @@ from engine.commit import (
 from engine.contract import Results
 from engine.decision import DecisionFile
 from engine.decision import Record as DecisionRecord
-from engine.errors import ChunkAbortedError, EngineError, SnapshotAbortedError, SyncFailedError, WorkerFailedError
+from engine.errors import (
+    ChunkAbortedError,
+    EngineError,
+    SnapshotAbortedError,
+    SyncFailedError,
+    WorkerFailedError,
+    named,
+)
 from engine.files import disk_error
 from engine.flushing import Done, Flushing
+from engine.lives import Lives, Patience
 from engine.log import Tail, normalised
 from engine.pinning import Pinning, Request, Sender
 from engine.split import Splitter
@@ -43,7 +51,6 @@ from shards.digest import checksum
 from shards.puts import Normal
 from shards.types import ApplyResult, Entry, LogId, Position
 
-START_ATTEMPTS_MAX = 10
 BRIEF_BYTES = 16 * 1024  # so much in flight is worth staying awake for
 DECIDED_KILLS_MAX = 10  # more than `commit.KILLS_MAX`, after which a group that is not decided is abandoned
 
@@ -87,9 +94,7 @@ class Coordinator:
         self._batches: dict[int, Batch] = {}
         self._last_group = position.group
         self._reads: Publisher | None = None
-        self._starts_failed = [0] * len(rings)
-        self._problems: list[wire.Problem | None] = [None] * len(rings)
-        self._owing_since: list[float | None] = [None] * len(rings)
+        self.lives = Lives(len(rings))
         self.up: set[int] = set()
         self.applied = position
         self.tail = Tail(position.index, position.term, position.clock, record.term_runs)
@@ -264,8 +269,14 @@ class Coordinator:
     # ---- actions of the commit table -----------------------------------------------------------------------------
 
     def _run(self, actions: list[Action]) -> None:
-        for action in actions:
-            self._carry_out[type(action)](action)
+        """Carry out what the table says. It has changed its state already: what fails here fails the engine."""
+        try:
+            for action in actions:
+                self._carry_out[type(action)](action)
+        except Exception as error:
+            self.fail(named(error))
+            if not isinstance(error, (EngineError, OSError)):
+                raise
 
     def _send_part(self, action: SendPart) -> None:
         batch = self._batches[action.group]
@@ -367,7 +378,8 @@ class Coordinator:
         last = guilty.position.index
         first = guilty.chunks[0].first if guilty.chunks else last
         return WorkerFailedError(
-            f"the chunk of entries {first} to {last} killed the worker of shard {shard} every time it was sent",
+            f"the chunk of entries {first} to {last} killed the worker of shard {shard} every time it was sent, the "
+            f"last time: {self.lives.why_ended(shard)}",
             hint="see worker.log; reads go on, and a restart with a mended machine applies again",
             shard=shard,
             index=first,
@@ -414,7 +426,10 @@ class Coordinator:
 
     def on_answer(self, shard: int, answer: wire.Answer) -> None:
         """A message from the worker of `shard`."""
-        self._owing_since[shard] = None
+        if isinstance(answer, wire.Alive):
+            self.lives.alive(shard)
+            return
+        self.lives.heard(shard)
         if self.failure is not None:
             return
         problem = getattr(answer, "problem", None)
@@ -440,11 +455,11 @@ class Coordinator:
         self.stalled[shard] = stalled.problem
 
     def _on_failed(self, shard: int, failed: wire.Failed) -> None:
-        self._problems[shard] = failed.problem
+        self.lives.said_last(shard, failed.problem)
 
     def _on_hello(self, shard: int, hello: wire.Hello) -> None:
         assert hello.shard == shard
-        self._starts_failed[shard] = 0
+        self.lives.welcome(shard)
         self.up.add(shard)
         batch = self._batches.get(hello.position.group)
         if batch is not None:
@@ -463,17 +478,15 @@ class Coordinator:
 
     def on_link_end(self, shard: int) -> bool:
         """The worker of `shard` is dead and reaped. Returns True when another should be started."""
-        self._owing_since[shard] = None
+        hopeless = self.lives.ended(shard, was_up=shard in self.up)
         self.up.discard(shard)
         self.stalled.pop(shard, None)
         for batch in self._batches.values():
             batch.noes.pop(shard, None)
         if self.failure is not None:
             return False
-        self._starts_failed[shard] += 1
-        problem = self._problems[shard]
-        if problem is not None or self._starts_failed[shard] >= START_ATTEMPTS_MAX:
-            self.fail(self._start_error(shard, problem))
+        if hopeless is not None:
+            self.fail(hopeless)
             return False
         self._run(self._commit.link_end(shard))
         if self._commit.kills(shard) >= DECIDED_KILLS_MAX:
@@ -481,28 +494,39 @@ class Coordinator:
             return False
         self.pinning.on_link_end(shard)
         self._proceed()
-        return True
+        return self.failure is None
 
-    def _start_error(self, shard: int, problem: wire.Problem | None) -> EngineError:
-        if problem is not None:
-            return error_of(problem, None)
-        return WorkerFailedError(
-            f"the worker of shard {shard} died {START_ATTEMPTS_MAX} times in a row before it was ready",
-            hint="see worker.log in the data directory",
-            shard=shard,
-        )
+    def on_start_refused(self, shard: int, error: OSError) -> None:
+        """No worker could be started for `shard`, to be tried again unless that is a failure by now."""
+        if (hopeless := self.lives.refused(shard, error)) is not None:
+            self.fail(hopeless)
 
-    def tick(self, now: float, timeout: float) -> None:
-        """Time passes (`now` and `timeout` in seconds): kill workers that owe an answer for too long."""
+    def tick(self, now: float, patience: Patience) -> None:
+        """Time passes (in seconds): kill workers that owe an answer for too long."""
         self.pinning.tick(now)
-        for shard, since in enumerate(self._owing_since):
-            if self.failure is not None or not self.owes(shard):
-                self._owing_since[shard] = None
-            elif since is None:
-                self._owing_since[shard] = now
-            elif now - since > timeout:
-                self._owing_since[shard] = None
-                self._workers.kill(shard)
+        late = self.lives.tick(now, self._awaits, lambda shard: self._limits(shard, patience))
+        for shard, limit in late.items():
+            flush_is_late = self._flushes(shard) and limit == patience.flush
+            setting = "flush_timeout_ms" if flush_is_late else "worker_timeout_ms"
+            error, again = self.lives.condemn(shard, self._workers.pid(shard), limit, setting)
+            if again:
+                self.fail(error)
+                return
+            if flush_is_late:
+                self.flushing.expire(shard, error)
+            self._workers.kill(shard)
+
+    def _awaits(self, shard: int) -> bool:
+        return self.failure is None and self.owes(shard)
+
+    def _limits(self, shard: int, patience: Patience) -> tuple[float, float]:
+        """How long the worker of `shard` may owe its answer, and be silent."""
+        if shard not in self.up:
+            return patience.start, patience.start
+        return patience.flush if self._flushes(shard) else patience.answer, patience.answer
+
+    def _flushes(self, shard: int) -> bool:
+        return shard in self.up and self.flushing.owes(shard)
 
     def _proceed(self) -> None:
         """After every event: submit what may now be submitted, flush when nothing is open."""

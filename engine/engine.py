@@ -27,16 +27,17 @@ from engine.cut import Reads
 from engine.errors import (
     ConfigError,
     DirectoryChangedError,
-    EngineError,
     EngineStateError,
     EngineStoppedError,
     SnapshotError,
     SnapshotInProgressError,
     TooManyViewsError,
+    WorkerFailedError,
 )
 from engine.files import absolute, disk_error
 from engine.generations import Generation
 from engine.install import Origin, Snapshot
+from engine.launch import launch_of
 from engine.manifest import Manifest
 from engine.opening import Opened, data_path, open_directory
 from engine.pinning import Done, Request
@@ -51,6 +52,7 @@ from shards.kv import KeyValue
 from shards.machine import Machine
 from shards.puts import COMPILED
 from shards.types import ApplyResult, Entry, LogId
+from shards.worker import Process
 
 log = logging.getLogger("shardengine")
 
@@ -69,7 +71,8 @@ class Engine(Shell):
         config: all other settings. None: those of `SHARDENGINE_*` variables, as `load_config()` reads them.
         reshard: when the directory has another number of shards, `start` converts it first.
 
-    Raises ConfigError, or MachineImportError when workers could not import `machine`. Opens nothing.
+    Raises ConfigError, MachineImportError when workers could not import `machine`, or EngineStateError in a worker
+    process. Opens nothing.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Engine(Shell):
                 raise ConfigError(f"shards={shards}, but config says {config.shards}", key="shards", value=shards)
             config = msgspec.structs.replace(config, shards=shards)
         machine_name(machine)
+        _refuse_worker()
         super().__init__(config)
         self._path = data_path(path)
         self._machine = machine
@@ -112,6 +116,7 @@ class Engine(Shell):
         EngineStateError.
         """
         self._check_thread()
+        _refuse_worker()
         if self._runtime is not None:
             raise EngineStateError("the engine runs already")
         self.close_storage()
@@ -122,11 +127,12 @@ class Engine(Shell):
             raise disk_error(f"{self._path} cannot be opened", error, path=str(self._path)) from error
 
     def _start(self) -> StartReport:
+        launch = launch_of(self._config.interpreter)
         first: Opened | None = None
         if self._reshard and self._config.shards is not None:
             first = convert(self._path, self._config.shards, self._machine, self._config)
         opened = open_directory(self._path, self._machine, self._config)
-        runtime = Runtime(opened, self._machine, self._config)
+        runtime = Runtime(opened, self._machine, self._config, launch)
         try:
             self._snapshots.start()
             runtime.start()
@@ -141,7 +147,9 @@ class Engine(Shell):
             log.info("puts are split and sorted in Python: the compiled part was not built, or is switched off")
         told = first if first is not None and runtime.outcome == "opened" else opened
         discarded = None if told.discarded is None else str(told.discarded)
-        return StartReport(told.outcome if told is first else runtime.outcome, runtime.last_applied, discarded)
+        report = StartReport(told.outcome if told is first else runtime.outcome, runtime.last_applied, discarded)
+        log.info("%s: started (%s) at %s over %d shards", self._path, report.outcome, _at(report), runtime.shards)
+        return report
 
     def stop(self) -> None:
         """Finish what is in flight, make it durable, end the workers, free the directory. Blocks.
@@ -149,6 +157,10 @@ class Engine(Shell):
         Calls that wait for room fail with EngineStoppedError. Reads go on, from the last state, until
         `close_storage`. Raises what kept it from finishing; it is stopped all the same. Stopping twice does nothing.
         """
+        self._stop(None)
+
+    def _stop(self, patience_ms: int | None) -> None:
+        """`patience_ms`: how long to wait for each thing; None: as the settings say."""
         self._check_thread()
         runtime = self._runtime
         if runtime is None:
@@ -156,14 +168,16 @@ class Engine(Shell):
         self._draining = True
         self._release_waiting(EngineStoppedError("the engine stopped before the call had its turn"))
         try:
-            runtime.stop()
+            runtime.stop(patience_ms)
+            log.info("%s: stopped at index %d", self._path, runtime.last_applied.index)
         finally:
             self._unbind()
             self._runtime = None
             runtime.coordinator.fail(EngineStoppedError("the engine stopped before the chunk was applied"))
-            self._await_threads()
-            runtime.opened.lock.close()
             self._release_waiting(EngineStoppedError("the engine stopped"))
+            if (late := self._await_threads()) is not None:
+                raise late
+            runtime.opened.lock.close()
 
     def _stop_quietly(self) -> None:
         """For the interpreter's end, where nobody catches anything."""
@@ -173,17 +187,23 @@ class Engine(Shell):
             log.error("%s: stopped unclean as the interpreter ended: %s", self._path, error)
 
     async def aclose(self) -> None:
-        """Let what is in flight finish without blocking the loop, then `stop` and `close_storage`."""
+        """Let what is in flight finish without blocking the loop, up to `stop_timeout_ms`, then `stop` and
+        `close_storage`. Raises as `stop`."""
         self._check_thread()
         runtime = None if self._runtime is None else self._bind()
+        patience_ms = None
         try:
             if runtime is not None and runtime.coordinator.failure is None:
                 self._draining = True
                 self._release_waiting(EngineStoppedError("the engine stopped before the call had its turn"))
-                await self._settled(runtime.request_flush)
+                await self._idle("stop_timeout_ms")
+                await self._flushed(runtime)
+        except WorkerFailedError:
+            patience_ms = 0
+            raise
         finally:
             try:
-                self.stop()
+                self._stop(patience_ms)
             finally:
                 self.close_storage()
 
@@ -385,12 +405,13 @@ class Engine(Shell):
     # ---- durability ----------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Block until everything that was readable at the call survives power loss. Raises what the disk said."""
+        """Block until everything that was readable at the call survives power loss. Raises what the disk said, or
+        WorkerFailedError after `flush_timeout_ms`."""
         self._running().flush()
 
     async def flush_async(self) -> None:
         """As `flush`, without blocking the loop; applies wait meanwhile."""
-        await self._settled(self._bind().request_flush)
+        await self._flushed(self._bind())
 
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
@@ -410,6 +431,7 @@ class Engine(Shell):
         with self._taking_one(), self._snapshots.into(absolute(directory)) as target:
             manifest = await self._take(runtime, target, last_included)
         self._snapshots.metadata = metadata_of(manifest)
+        log.info("%s: snapshot taken at index %d: %s", self._path, manifest.last_included.index, directory)
         return self._snapshots.metadata.checksum
 
     async def create_snapshot(self) -> SnapshotInfo:
@@ -421,7 +443,8 @@ class Engine(Shell):
             runtime.mark.check_sound()
             info = await self._in_thread(lambda: self._snapshots.keep(partial))
             runtime.anchors.check()  # else it counted, and lay where no start looks
-            return info
+        log.info("%s: snapshot taken at index %d: %s", self._path, info.last_included.index, info.path)
+        return info
 
     @contextmanager
     def _taking_one(self) -> Iterator[None]:
@@ -521,7 +544,7 @@ class Engine(Shell):
         self._replacing = True
         built: list[Generation] = []
         try:
-            await self._idle()
+            await self._idle("snapshot_timeout_ms")
             self._check_runs(runtime)
             await self._in_thread(lambda: built.append(build()))
             self._check_runs(runtime)
@@ -542,7 +565,7 @@ class Engine(Shell):
         """Start `generation`, name it in CURRENT, and let go of the one before. Blocks while workers start."""
         old = self._running()
         opened = dataclasses.replace(old.opened, generation=generation)
-        new = Runtime(opened, self._machine, self._config)
+        new = Runtime(opened, self._machine, self._config, old.launch)
         new.start(old.mark)
         try:
             old.anchors.check()
@@ -565,6 +588,7 @@ class Engine(Shell):
             new.mark.inherit(old.mark)
         self._snapshots.look(new.fixed.lineage, new.last_applied)
         self._published()
+        log.info("%s: another state is installed, at index %d", self._path, new.last_applied.index)
 
     def snapshot_metadata(self) -> SnapshotMetadata | None:
         """Which snapshot was taken, installed, or named by `update_last_snapshot_metadata` last; None: none yet."""
@@ -592,7 +616,7 @@ class Engine(Shell):
         try:
             await self.create_snapshot()
             ok = True
-        except EngineError as error:
+        except Exception as error:
             log.warning("the scheduled snapshot failed: %s", error)
         finally:
             self._policy.ended(_now_ms(), ok)
@@ -614,6 +638,20 @@ class Engine(Shell):
 
 def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
+
+
+def _at(report: StartReport) -> str:
+    index = f"index {report.last_applied.index}"
+    return index if report.discarded is None else f"{index}, what was there is set aside in {report.discarded}"
+
+
+def _refuse_worker() -> None:
+    """A module with a machine and an engine is imported by workers, whose engines would start workers of their own."""
+    if Process.is_worker:
+        raise EngineStateError(
+            "this is a worker process, in which no engine may be made or started",
+            hint='make it in a function, or below `if __name__ == "__main__":`: workers import the machine\'s module',
+        )
 
 
 def _make_way(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipc.errors import EngineError, FileRefusedError
+from ipc.errors import EngineError, FileRefusedError, hint_for
 from shards.errors import (
     BadEntryError,
     ChunkFailedError,
@@ -202,3 +202,12 @@ class TooManyViewsError(EngineError):
 
 class ViewClosedError(EngineError):
     """The view was closed, outlived its age limit, or its engine closed."""
+
+
+def named(error: Exception) -> EngineError:
+    """What nobody foresaw, as an error that a user can meet."""
+    if isinstance(error, EngineError):
+        return error
+    if isinstance(error, OSError):
+        return StoreError(str(error), hint=hint_for(error))
+    return WorkerFailedError(f"defect: {error!r}", hint="report it, with the traceback in the log")

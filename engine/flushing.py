@@ -74,9 +74,12 @@ class Flushing:
     def on_answer(self, shard: int, flushed: wire.Flushed) -> None:
         if self._owed is None or self._token != flushed.token or shard not in self._owed:
             return
+        self._answered(shard, None if flushed.problem is None else error_of(flushed.problem, None))
+
+    def _answered(self, shard: int, error: EngineError | None) -> None:
+        assert self._owed is not None
         self._owed.discard(shard)
-        if flushed.problem is not None:
-            self._error = error_of(flushed.problem, None)
+        self._error = error or self._error
         if self._owed:
             return
         try:
@@ -89,6 +92,11 @@ class Flushing:
             done(outcome)
         if following:
             self._begin(following)
+
+    def expire(self, shard: int, error: EngineError) -> None:
+        """The worker of `shard` has taken too long, as `error` says, and is killed: its answer is that."""
+        if self.owes(shard):
+            self._answered(shard, error)
 
     def end(self, error: EngineError | None) -> None:
         """Tell all who wait that it is over: it failed, or there is nothing left to do."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import select
-import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
@@ -32,17 +31,21 @@ from engine.errors import (
     MachineMismatchError,
     SyncFailedError,
     WorkerFailedError,
+    named,
 )
 from engine.files import filesystem_of, reserved_disk_holds, sync_directory
 from engine.flushing import Done
 from engine.generations import DirectoryConfig, Generation, new_lineage
 from engine.install import Origin, Snapshot, Target, build, take
+from engine.launch import Launch, launch_of
+from engine.lives import Patience
 from engine.opening import Opened, half_bytes
 from engine.placing import check_samples
 from engine.processes import Workers
 from engine.runmark import RunMark
 from engine.split import Splitter
 from ipc.errors import LinkClosedError
+from ipc.link import Link
 from ipc.ring import RingWriter, create_ring
 from shards import wire
 from shards.digest import checksum
@@ -64,8 +67,12 @@ class Runtime:
     goes.
     """
 
-    def __init__(self, opened: Opened, machine: type[Machine], config: EngineConfig) -> None:
+    def __init__(
+        self, opened: Opened, machine: type[Machine], config: EngineConfig, launch: Launch | None = None
+    ) -> None:
+        """`launch`: how workers are started; None: as this program is now. Raises ConfigError."""
         self.opened = opened
+        self.launch = launch or launch_of(config.interpreter)
         self.config = config
         self._generation = opened.generation
         self._machine = machine
@@ -73,6 +80,10 @@ class Runtime:
         self.off_link: Callable[[int, int], None] = lambda shard, descriptor: None
         self._reading = False
         self._ticks = count(1)
+        self._unstarted: set[int] = set()
+        self._patience = Patience(
+            config.start_timeout_ms / 1000, config.flush_timeout_ms / 1000, config.worker_timeout_ms / 1000
+        )
         self._open = ExitStack()
         self.outcome = opened.outcome
         self.splitter = Splitter(
@@ -226,7 +237,8 @@ class Runtime:
         return RingWriter(path, through_map=self._maps_hold)
 
     def _start_workers(self, recovery: Recovery) -> None:
-        self.workers = Workers([self._spec(shard) for shard in range(self.shards)], self._log_path)
+        specs = [self._spec(shard) for shard in range(self.shards)]
+        self.workers = Workers(specs, self.launch, self.opened.directory.path.absolute())
         self._open.callback(self.workers.close)
         self.coordinator = Coordinator(
             splitter=self.splitter,
@@ -263,10 +275,8 @@ class Runtime:
             readers_max=self.config.views_max + _SPARE_READERS,
             sync=self.config.durability == "power",
             spin_us=self.config.spin_us,
-            link=-1,
             parent=-1,
             coordinator=os.getpid(),
-            sys_path=[entry for entry in sys.path if entry] + [""] * ("" in sys.path),
         )
 
     def _not_ready(self) -> EngineError:
@@ -277,11 +287,7 @@ class Runtime:
                 hint=f"raise start_timeout_ms, or see {self._log_path}",
                 shards=missing,
             )
-        stalled = {shard: problem.message for shard, problem in self.coordinator.stalled.items()}
-        return WorkerFailedError(
-            f"a decided group could not be committed within {self.config.start_timeout_ms} ms: {stalled}",
-            hint="make room, or raise start_timeout_ms; nothing is lost",
-        )
+        return self.timed_out("a decided group could not be committed", "start_timeout_ms")
 
     def _open_reads(self, position: Position) -> None:
         self.reads = Reads(self._read_store, self.shards, position, self.splitter.owner)
@@ -311,64 +317,99 @@ class Runtime:
         else:
             self.coordinator.flush(lambda error: done(self.mark.flushed(error)))
 
-    def flush(self) -> None:
-        """Block until all that is published is durable. Raises what the disk said."""
+    def flush(self, patience_ms: int | None = None) -> None:
+        """Block until all that is published is durable, up to `flush_timeout_ms` (or `patience_ms`). Raises what the
+        disk said."""
         answers: list[EngineError | None] = []
         self.request_flush(answers.append)
-        self.pump(lambda: bool(answers), None)
-        if answers and answers[0] is not None:
+        if not self.pump(lambda: bool(answers), self.config.flush_timeout_ms if patience_ms is None else patience_ms):
+            raise self.timed_out("the flush has not ended", "flush_timeout_ms")
+        if answers[0] is not None:
             raise answers[0].again()
+
+    def timed_out(self, what: str, setting: str) -> WorkerFailedError:
+        """`what` after as long as `setting` allows; and who is waited for."""
+        stalled = {shard: problem.message for shard, problem in self.coordinator.stalled.items()}
+        owing = [shard for shard in range(self.shards) if self.coordinator.owes(shard)]
+        why = f"stalled shards: {stalled}" if stalled else f"shards that owe an answer: {owing}"
+        hint = f"make room, or raise {setting}" if stalled else f"raise {setting}"
+        return WorkerFailedError(
+            f"{what} after {getattr(self.config, setting)} ms; {why}", hint=f"{hint}; nothing is lost", shards=owing
+        )
 
     # ---- drive ---------------------------------------------------------------------------------------------------
 
     def _start_worker(self, shard: int) -> None:
-        link = self.workers.start(shard)
-        self.on_link(shard, link.fileno())
+        """Start a worker. One that cannot be started is tried again with the tick, until the coordinator gives up."""
+        try:
+            link = self.workers.start(shard)
+            self.on_link(shard, link.fileno())
+        except OSError as error:
+            self.workers.reap(shard)
+            self._unstarted.add(shard)
+            self.coordinator.on_start_refused(shard, error)
+            log.warning("no worker can be started for shard %d: %s", shard, error)
+        else:
+            self._unstarted.discard(shard)
+            self.coordinator.lives.started(shard)
 
     def on_readable(self, shard: int) -> None:
-        """Take the next word of the worker of `shard`. A defect in the protocol stops the engine by name."""
+        """Take the next word of the worker of `shard`, or bury it. What goes wrong here stops the engine by name."""
         link = self.workers.links[shard]
         if link is None:
             return
         try:
-            if (message := link.receive()) is not None:
-                answer = wire.decode_answer(message)
-                if self._reading and isinstance(answer, wire.Hello):
-                    self.reads.worker_came(shard)
-                self.coordinator.on_answer(shard, answer)
-        except LinkClosedError:
-            self._bury(shard)
+            try:
+                message = link.receive()
+            except LinkClosedError:
+                self._bury(shard, link)
+            else:
+                if message is not None:
+                    self._on_message(shard, message)
         except Exception as error:
-            log.exception("shard %d: the protocol was broken", shard)
-            failure = error if isinstance(error, EngineError) else WorkerFailedError(f"defect: {error!r}")
-            self.coordinator.fail(failure)
+            self.broken(error)
 
-    def _bury(self, shard: int) -> None:
-        link = self.workers.links[shard]
-        assert link is not None
+    def _on_message(self, shard: int, message: bytes) -> None:
+        answer = wire.decode_answer(message)
+        if self._reading and isinstance(answer, wire.Hello):
+            self.reads.worker_came(shard)
+        self.coordinator.on_answer(shard, answer)
+
+    def broken(self, error: Exception) -> None:
+        """What nobody could handle stops the engine by name."""
+        log.error("the engine stops applying", exc_info=error)
+        self.coordinator.fail(named(error))
+
+    def _bury(self, shard: int, link: Link) -> None:
         self.off_link(shard, link.fileno())
         pid = self.workers.pid(shard)
         self.workers.reap(shard)
         if self._reading:
             self.reads.worker_ended(shard)
         if self.coordinator.on_link_end(shard):
-            log.warning("the worker of shard %d (process %s) died; starting another", shard, pid)
+            why = self.coordinator.lives.why_ended(shard)
+            log.warning("the worker of shard %d (process %s) died (%s); starting another", shard, pid, why)
             if self._in_place():
                 self._start_worker(shard)
 
     def tick(self) -> None:
-        """Time has passed: look for workers that owe an answer for too long, and send what a full link kept back."""
-        for link in self.workers.links:
-            if link is not None:
-                with suppress(LinkClosedError):
-                    link.flush()
-        if self._reading:
-            self.reads.keep_locks()
-            self.reads.take_back()
-        self.coordinator.tick(time.monotonic(), self.config.worker_timeout_ms / 1000)
-        self._notice_sync_failure()
-        if next(self._ticks) % _TICKS_A_LOOK == 0:
-            self._in_place()
+        """Time has passed: look for workers that owe an answer for too long, start those that could not be started,
+        and send what a full link kept back. What goes wrong here stops the engine by name."""
+        try:
+            self.workers.flush()
+            self.workers.trim_log()
+            if self._reading:
+                self.reads.keep_locks()
+                self.reads.take_back()
+            if self._unstarted and self.coordinator.failure is None and self._in_place():
+                for shard in sorted(self._unstarted):
+                    self._start_worker(shard)
+            self.coordinator.tick(time.monotonic(), self._patience)
+            self._notice_sync_failure()
+            if next(self._ticks) % _TICKS_A_LOOK == 0:
+                self._in_place()
+        except Exception as error:
+            self.broken(error)
 
     def _in_place(self) -> bool:
         """Whether the files that are opened by name are still ours; else the engine fails."""
@@ -385,13 +426,13 @@ class Runtime:
             self.mark.fail(str(self.coordinator.failure))
         self.mark.record_failure()
 
-    def pump(self, until: Callable[[], bool], timeout_ms: int | None) -> bool:
+    def pump(self, until: Callable[[], bool], timeout_ms: int) -> bool:
         """Drive the engine, blocking, until `until()` (True), or a failure, which is raised, or the time is up."""
-        deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        deadline = time.monotonic() + timeout_ms / 1000
         while not until():
             if self.coordinator.failure is not None:
                 raise self.coordinator.failure.again()
-            if deadline is not None and time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 return False
             self.poll(TICK_MS)
             self.tick()
@@ -409,22 +450,20 @@ class Runtime:
 
     # ---- stop ----------------------------------------------------------------------------------------------------
 
-    def stop(self) -> None:
-        """Finish what is in flight, make it durable, end the workers. Blocks up to `stop_timeout_ms`.
+    def stop(self, patience_ms: int | None = None) -> None:
+        """Finish what is in flight, make it durable, end the workers. Blocks up to `stop_timeout_ms` for what is in
+        flight and for workers to end, and `flush_timeout_ms` for the disk; or up to `patience_ms` for each.
 
         Raises the failure that kept it from finishing; the workers are gone all the same, and the next start judges
         what they left.
         """
-        pinning = self.coordinator.pinning
+        pinning, within = self.coordinator.pinning, self.config.stop_timeout_ms if patience_ms is None else patience_ms
         try:
             pinning.cancel("the engine stops")
-            self.pump(lambda: not pinning.busy, self.config.stop_timeout_ms)
-            if not self.pump(lambda: self.coordinator.idle, self.config.stop_timeout_ms):
-                raise WorkerFailedError(
-                    f"chunks were still in flight after {self.config.stop_timeout_ms} ms",
-                    hint="raise stop_timeout_ms; the next start decides about them",
-                )
-            self.flush()
+            self.pump(lambda: not pinning.busy, within)
+            if not self.pump(lambda: self.coordinator.idle, within):
+                raise self.timed_out("chunks were still in flight", "stop_timeout_ms")
+            self.flush(patience_ms)
             self.workers.stop(self.config.stop_timeout_ms)
         finally:
             self.abandon()

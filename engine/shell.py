@@ -22,7 +22,15 @@ from typing import Any, TypeVar
 
 from engine.chunks import Delivery
 from engine.config import EngineConfig
-from engine.errors import EngineError, EngineStateError, ForkedError, WrongLoopError, WrongThreadError
+from engine.errors import (
+    EngineError,
+    EngineStateError,
+    ForkedError,
+    StoreError,
+    WorkerFailedError,
+    WrongLoopError,
+    WrongThreadError,
+)
 from engine.runtime import TICK_MS, Runtime
 from ipc.spin import Spin
 from shards.types import Entry
@@ -131,7 +139,10 @@ class Shell:
             return
         self._timer = self._loop.call_later(TICK_MS / 1000, self._tick)
         self._runtime.tick()
-        self._on_tick(time.monotonic())
+        try:
+            self._on_tick(time.monotonic())
+        except Exception as error:
+            self._runtime.broken(error)
 
     def _on_tick(self, now: float) -> None:
         """For the engine: time passes (`now` in seconds)."""
@@ -249,14 +260,19 @@ class Shell:
                 self._waiters.remove(waiter)
                 heapq.heapify(self._waiters)
 
-    async def _idle(self) -> None:
-        """Wait until nothing is in flight. Raises the engine's failure."""
-        while not self._running().coordinator.idle:
-            if (failure := self._running().coordinator.failure) is not None:
-                raise failure.again()
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._idlers.append(future)
-            await future
+    async def _idle(self, setting: str) -> None:
+        """Wait until nothing is in flight. Raises the engine's failure, or WorkerFailedError after as long as `setting`
+        allows."""
+        try:
+            async with asyncio.timeout(getattr(self._config, setting) / 1000):
+                while not self._running().coordinator.idle:
+                    if (failure := self._running().coordinator.failure) is not None:
+                        raise failure.again()
+                    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._idlers.append(future)
+                    await future
+        except TimeoutError:
+            raise self._running().timed_out("chunks were still in flight", setting) from None
 
     def _published(self) -> None:
         """The coordinator has moved: wake who waits for an index, for room, or for quiet."""
@@ -284,11 +300,15 @@ class Shell:
         for future in waiting:
             self._resolve(future, error)
 
-    async def _settled(self, request: Callable[[Callable[[EngineError | None], None]], None]) -> None:
-        """Start something that calls back with an error or None, and wait for that."""
+    async def _flushed(self, runtime: Runtime) -> None:
+        """Wait until what is published now is durable, up to `flush_timeout_ms`."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        request(lambda error: self._resolve(future, error))
-        await future
+        runtime.request_flush(lambda error: self._resolve(future, error))
+        try:
+            async with asyncio.timeout(self._config.flush_timeout_ms / 1000):
+                await future
+        except TimeoutError:
+            raise runtime.timed_out("the flush has not ended", "flush_timeout_ms") from None
 
     async def _called_back(self, start: Callable[[Callable[[T], None]], None], cancel: Callable[[], None]) -> T:
         """Start something that calls back with its outcome, and wait for that. Cancelled, it is told so by `cancel`
@@ -316,20 +336,31 @@ class Shell:
                 return work()
             finally:
                 ended.set()
-                self._working.discard(ended)
 
+        try:
+            task = asyncio.get_running_loop().run_in_executor(None, worked)
+        except RuntimeError as error:
+            raise StoreError(
+                f"no thread can be had: {error}", hint="raise the limit of processes (ulimit -u)"
+            ) from error
         self._working.add(ended)
-        task = asyncio.ensure_future(asyncio.to_thread(worked))
+        task.add_done_callback(lambda _: self._working.discard(ended))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait([task])
             raise
 
-    def _await_threads(self) -> None:
-        """Block until no thread works for this engine any more: what it writes lies in a directory we have locked."""
-        for ended in list(self._working):
-            ended.wait()
+    def _await_threads(self) -> WorkerFailedError | None:
+        """Block until no thread works for this engine any more: what it writes lies in a directory we have locked.
+        Returns what to raise when one still does after `stop_timeout_ms`."""
+        deadline = time.monotonic() + self._config.stop_timeout_ms / 1000
+        if all(ended.wait(max(0.0, deadline - time.monotonic())) for ended in list(self._working)):
+            return None
+        return WorkerFailedError(
+            f"a thread was still reading or building a snapshot after {self._config.stop_timeout_ms} ms",
+            hint="the directory stays locked until this process ends; raise stop_timeout_ms",
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Have the loop do `work` beside everything else."""

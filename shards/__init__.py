@@ -23,6 +23,7 @@ Files, lowest first:
     kv.py         the built-in machine
     store/        one LMDB environment: the writer's side and the readers'
     shard.py      the worker's duties, without a process: messages in, answers out
+    stamps.py     what a worker says for people, with the time
     snapshot.py   one shard's part of a snapshot: pin, copy, let go
     worker.py     the process around it
 """

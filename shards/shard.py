@@ -2,13 +2,19 @@
 
 At most one part is applied and not committed (`current`); later ones queue, unread, behind it. A part that is marked
 decided is committed as soon as it is applied. When that, or a commit, fails, the shard is *stalled*: the group is
-decided and there is no "no" any more, so `retry` applies it again from the ring until it succeeds.
+decided and there is no "no" any more, so `retry` applies it again from the ring until it succeeds. That is so only for
+want of room: after any other failure of a commit nobody here knows what is committed, so it is raised, and ends the
+worker.
 """
 
 from __future__ import annotations
 
+import enum
+import logging
+import traceback
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Protocol
 
 import msgspec
@@ -17,6 +23,7 @@ from ipc.errors import EngineError, RingError
 from ipc.ring import Extent
 from shards import part as layout
 from shards import wire
+from shards.errors import ChunkFailedError, StoreFullError
 from shards.kv import plain_put_of
 from shards.machine import Context, Machine, Rejected, Tx
 from shards.puts import sorted_puts
@@ -35,13 +42,31 @@ class TransactionalStore(Protocol):
     def sync(self) -> None: ...
 
 
-class _ApplyError(Exception):
-    """`apply`, or the decoding, of the entry at `index` failed with `cause`."""
+_TRACEBACK_CHARS = 8000
+_COMMAND_CHARS = 1000
+_KEYS_MAX = 16
+log = logging.getLogger("shardengine")
 
-    def __init__(self, index: int | None, cause: Exception) -> None:
-        super().__init__(str(cause))
+
+class Fork(enum.Enum):
+    """What a fork made of this process."""
+
+    NONE = "it did not fork"
+    PARENT = "it has a child"
+    CHILD = "it is the child of a worker"
+
+
+class OrphanError(BaseException):
+    """`apply` forked, and this is the child, which has come back from it: it must end and touch nothing."""
+
+
+class _ApplyError(Exception):
+    """`apply`, or the decoding, of the entry at `index` failed. `problem` is what travels."""
+
+    def __init__(self, index: int | None, problem: wire.Problem) -> None:
+        super().__init__(problem.message)
         self.index = index
-        self.cause = cause
+        self.problem = problem
 
 
 class Shard:
@@ -64,6 +89,8 @@ class Shard:
         self._current: wire.Part | None = None
         self._queue: deque[wire.Part] = deque()
         self.stalled = False
+        self.fork = Fork.NONE
+        """For the process around it to set, in either one, when it has forked."""
 
     def handle(self, order: wire.Part | wire.Solo | wire.Commit | wire.Abort | wire.Flush) -> list[wire.Answer]:
         """Carry out one order. Returns the answers it gives rise to, in the order they must be sent."""
@@ -104,12 +131,13 @@ class Shard:
         try:
             return wire.Vote(part.position.group, self._apply(part.extent), None, None)
         except _ApplyError as error:
-            return wire.Vote(part.position.group, None, problem_of(error.cause), error.index)
+            self._tell(error)
+            return wire.Vote(part.position.group, None, error.problem, error.index)
 
     def _commit(self, part: wire.Part) -> list[wire.Answer]:
         try:
             self._store.commit(part.position)
-        except EngineError as error:
+        except StoreFullError as error:
             self.stalled = True
             return [wire.Stalled(part.position.group, problem_of(error))]
         self._current = None
@@ -120,7 +148,7 @@ class Shard:
             self._apply(part.extent)
         except _ApplyError as error:
             self.stalled = True
-            return [wire.Stalled(part.position.group, problem_of(error.cause))]
+            return [wire.Stalled(part.position.group, error.problem)]
         return self._commit(part)
 
     def _solo(self, order: wire.Solo) -> wire.SoloDone:
@@ -129,8 +157,9 @@ class Shard:
             results = self._apply(order.extent)
             self._store.commit(order.position, wire.encode(results) if results.values or results.rejected else b"")
         except _ApplyError as error:
-            return wire.SoloDone(group, None, problem_of(error.cause), error.index)
-        except EngineError as error:
+            self._tell(error)
+            return wire.SoloDone(group, None, error.problem, error.index)
+        except StoreFullError as error:
             return wire.SoloDone(group, None, problem_of(error), None)
         return wire.SoloDone(group, results, None, None)
 
@@ -158,7 +187,7 @@ class Shard:
             return results
         except EngineError as error:
             self._store.abort()
-            raise _ApplyError(None, error) from error
+            raise _ApplyError(None, problem_of(error)) from error
         except _ApplyError:
             self._store.abort()
             raise
@@ -176,8 +205,8 @@ class Shard:
             return
         try:
             commands = self._decode(part.commands)
-        except msgspec.MsgspecError as error:
-            raise RingError(f"a part does not decode: {error}") from error
+        except Exception as error:
+            raise RingError(f"a part does not decode: {text_of(error)}") from error
         if len(commands) != part.entries:
             raise RingError(f"a part of {part.entries} entries holds {len(commands)} commands")
         self._apply_each(commands, part, transaction, results)
@@ -199,19 +228,70 @@ class Shard:
                     results.values[index] = _portable(value)
             except Rejected as rejection:
                 transaction.drop()
-                results.rejected[index] = _text(rejection.reason)
-            except Exception as error:
-                raise _ApplyError(index, error) from error
+                results.rejected[index] = _reason(rejection)
+            except BaseException as error:
+                if self.fork is Fork.CHILD:
+                    raise OrphanError from error
+                raise _ApplyError(index, self._problem(error, command)) from error
             else:
                 transaction.settle()
+            if self.fork is not Fork.NONE:
+                self._refuse_fork(index, command)
+
+    def _refuse_fork(self, index: int, command: Any) -> None:
+        if self.fork is Fork.CHILD:
+            raise OrphanError
+        self.fork = Fork.NONE
+        error = ChunkFailedError("apply forked the worker's process", hint="apply does nothing but read and write tx")
+        raise _ApplyError(index, self._problem(error, command))
+
+    def _problem(self, error: BaseException, command: Any) -> wire.Problem:
+        """What `error` of a command's `apply` becomes: with the command, its keys, and where it happened."""
+        problem = problem_of(error)
+        told = {
+            "reason": problem.message,
+            "traceback": text_of("".join(traceback.format_exception(error)))[-_TRACEBACK_CHARS:],
+            "command": _shown(command)[:_COMMAND_CHARS],
+            "keys": _keys(self._machine, command),
+        }
+        return msgspec.structs.replace(problem, facts=told | problem.facts)
+
+    def _tell(self, error: _ApplyError) -> None:
+        """Leave in the log what `apply` said."""
+        if error.index is not None:
+            facts = error.problem.facts
+            text = "entry %d failed its chunk: command %s, keys %s\n%s"
+            log.error(text, error.index, facts["command"], facts["keys"], facts["traceback"])
 
 
-def problem_of(error: Exception) -> wire.Problem:
+def _keys(machine: Machine, command: Any) -> list[bytes]:
+    """The first keys of a command, as far as its machine tells."""
+    try:
+        return [bytes(key) for key in islice(machine.keys(command), _KEYS_MAX)]
+    except BaseException:
+        return []
+
+
+def _reason(rejection: Rejected) -> str:
+    try:
+        return text_of(rejection.reason)
+    except BaseException as error:
+        return f"a reason that cannot be told: {type(error).__name__}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return text_of(repr(value))
+    except BaseException as error:
+        return f"a {type(value).__name__} that cannot be printed: {type(error).__name__}"
+
+
+def problem_of(error: BaseException) -> wire.Problem:
     """An error as it travels. Its numbers go along where msgpack carries them."""
     if isinstance(error, EngineError):
         facts = {name: value for name, value in error.facts.items() if _travels(value)}
-        return wire.Problem(type(error).__name__, _text(error.message), _text(error.hint), facts)
-    return wire.Problem(type(error).__name__, _text(error) or type(error).__name__, "", {})
+        return wire.Problem(type(error).__name__, text_of(error.message), text_of(error.hint), facts)
+    return wire.Problem(text_of(type(error).__name__), text_of(error) or text_of(type(error).__name__), "", {})
 
 
 def _portable(value: Any) -> msgspec.Raw:
@@ -229,9 +309,9 @@ def _travels(value: object) -> bool:
     return isinstance(value, (int, str, bytes))
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
     """What `value` says, without what UTF-8 does not carry."""
     try:
         return str(value).encode("utf-8", "backslashreplace").decode()
-    except Exception as error:
+    except BaseException as error:
         return f"an error that cannot be printed: {type(error).__name__}"

@@ -10,9 +10,10 @@ import mmap
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from ipc.errors import EngineError
+from ipc.errors import EngineError, LinkClosedError
 from ipc.files import create_file
 from shards import wire
 from shards.digest import checksum128
@@ -61,7 +62,12 @@ class Copier:
         """Start copying; Copied, or Unpinned, is said when it has ended."""
         assert self._pinned is not None and self._barrier == barrier
         self._copying = threading.Thread(target=self._run, args=(path, self._pinned), daemon=True)
-        self._copying.start()
+        try:
+            self._copying.start()
+        except RuntimeError as error:
+            self._pinned.close()
+            self._copying = self._pinned = None
+            self._say(wire.Copied(barrier, 0, 0, b"", problem_of(StoreError(f"no thread can be had to copy: {error}"))))
 
     def _let_go(self, barrier: int) -> list[wire.Answer]:
         """Give `barrier` up. While its copy still runs nothing is answered: that says Unpinned when it has ended."""
@@ -79,7 +85,8 @@ class Copier:
         with self._lock:
             given_up, self._unpin = self._unpin, False
             self._copying = self._pinned = None
-            self._say(wire.Unpinned(self._barrier) if given_up else copied)
+            with suppress(LinkClosedError):  # the coordinator is gone, which the serving thread sees for itself
+                self._say(wire.Unpinned(self._barrier) if given_up else copied)
 
 
 def copy_pinned(store: Store, pinned: ReadTx, path: Path, barrier: int) -> wire.Copied:
@@ -95,8 +102,8 @@ def copy_pinned(store: Store, pinned: ReadTx, path: Path, barrier: int) -> wire.
                 os.close(descriptor)
         finally:
             pinned.close()
-    except (EngineError, OSError) as error:
-        if isinstance(error, OSError):
+    except Exception as error:
+        if not isinstance(error, EngineError):
             error = StoreError(f"{path}: {error}", path=str(path))
         return wire.Copied(barrier, 0, 0, b"", problem_of(error))
     return wire.Copied(barrier, size, entries, checksum, None)

@@ -1,10 +1,10 @@
 """The closed set of messages on a link. Tagged msgpack arrays; anything else is a defect and says so.
 
 Coordinator to worker: Part, Solo, Commit, Abort, Flush, Pin, Copy, Unpin, Stop. Worker to coordinator: Hello, Vote,
-Committed, SoloDone, Stalled, Flushed, Pinned, Copied, Unpinned, Failed. A worker answers every Part with one Vote (or,
-when it is marked decided, with one Committed), every Commit with one Committed, every Solo with one SoloDone, every
-Flush with one Flushed, every Pin with one Pinned, every Copy with one Copied, every Unpin with one Unpinned, after
-which no Copied of that barrier comes.
+Committed, SoloDone, Stalled, Flushed, Alive, Pinned, Copied, Unpinned, Failed. A worker answers every Part with one
+Vote (or, when it is marked decided, with one Committed), every Commit with one Committed, every Solo with one
+SoloDone, every Flush with one Flushed, every Pin with one Pinned, every Copy with one Copied, every Unpin with one
+Unpinned, after which no Copied of that barrier comes.
 """
 
 from __future__ import annotations
@@ -135,6 +135,10 @@ class Flushed(_Message, frozen=True):
     problem: Problem | None
 
 
+class Alive(_Message, frozen=True):
+    """A flush takes its time; this process does not hang. Comes every now and then before a Flushed."""
+
+
 class Pinned(_Message, frozen=True):
     """The commit at `position` is pinned, or cannot be."""
 
@@ -160,13 +164,13 @@ class Unpinned(_Message, frozen=True):
 
 
 class Failed(_Message, frozen=True):
-    """The worker cannot take up its duty and exits."""
+    """The worker's last word: it cannot take up its duty (no Hello was said), or go on with it, and exits."""
 
     problem: Problem
 
 
 Order = Part | Solo | Commit | Abort | Flush | Pin | Copy | Unpin | Stop
-Answer = Hello | Vote | Committed | SoloDone | Stalled | Flushed | Pinned | Copied | Unpinned | Failed
+Answer = Hello | Vote | Committed | SoloDone | Stalled | Flushed | Alive | Pinned | Copied | Unpinned | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_order = msgspec.msgpack.Decoder(Order).decode

@@ -1,8 +1,9 @@
-"""The process around a shard. Started by the coordinator as `main(spec)`, with two inherited descriptors.
+"""The process around a shard. Started by the coordinator with two inherited descriptors, as `bootstrap` says.
 
-Order of life: ignore the signals that supervisors send to whole groups, take the shard's lock (and wait for it: a
-predecessor may still be dying), import the machine, open store and ring, say Hello, serve. It ends when the link does,
-when the coordinator's pidfd fires (a forked child of the host may keep the link open), or on Stop.
+Order of life: take the spec from the link, ignore what supervisors send to whole groups, take the shard's lock (and
+wait for it: a predecessor may still be dying), import the machine, open store and ring, say Hello, serve. It ends when
+the link does, when the coordinator has ended (a forked child of the host may keep the link open), on Stop, or with an
+error that only a new process can get over: its last word is then Failed.
 """
 
 from __future__ import annotations
@@ -15,33 +16,51 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 
 from ipc.errors import EngineError, LinkClosedError
 from ipc.files import open_file
-from ipc.link import Link
+from ipc.link import PACKET_BYTES, Link
 from ipc.ring import RingReader
 from shards import wire
 from shards.errors import MachineImportError
 from shards.machine import Machine
-from shards.shard import Shard, problem_of
+from shards.shard import Fork, OrphanError, Shard, problem_of, text_of
 from shards.snapshot import COPIER_ORDERS, Copier
+from shards.stamps import Stamped
 from shards.store import Identity, Store
 from shards.types import Limits
 
 _RETRY_S = 0.2
+_ALIVE_S = 0.2
+_WATCH_S = 1.0  # between looks at who our parent is, where no pidfd can be had
 _COLLECT_EVERY = 1024  # orders between garbage collections
-IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+IGNORED_SIGNALS = signal.valid_signals() - {
+    *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGCHLD, signal.SIGXCPU),
+    *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGSYS),
+}
+"""Every signal that would end or stop a process and reports no fault of its own: terminals and supervisors send them to
+whole groups."""
+
+
+class Process:
+    """What this process is. A worker's own children are no workers, so no environment variable says so."""
+
+    is_worker: ClassVar[bool] = False
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
-    """All that a worker is told. `link` and `parent` are descriptor numbers: its end of the link, and a pidfd of the
-    coordinator, whose pid is `coordinator`. `directory` is encoded as the system does."""
+    """All that a worker is told. `parent` is the number of an inherited pidfd of the coordinator, or -1 where there is
+    none; `coordinator` is its pid. `directory` is encoded as the system does."""
 
     directory: bytes
     identity: Identity
@@ -51,10 +70,32 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     readers_max: int
     sync: bool
     spin_us: int
-    link: int
     parent: int
     coordinator: int
-    sys_path: list[str]
+
+
+def bootstrap(link: int, *, instead: bool) -> str:
+    """The program text of a worker that has its end of the link as descriptor `link`: it takes the first message, of
+    `first_message`, and imports nothing that is not part of the interpreter before `sys.path` is the host's; or, when
+    not `instead`, the interpreter's own and then the host's."""
+    return (
+        "import posix, sys\n"
+        "text, piece = b'', b'\\0'\n"
+        "while piece[:1] == b'\\0':\n"
+        f"    piece = posix.read({link}, {PACKET_BYTES})\n"
+        "    text += piece[1:]\n"
+        "*path, spec = text.split(b'\\0')\n"
+        "coding = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()\n"
+        f"sys.path{'[:]' * instead} {'+' * (not instead)}= [str(entry, *coding) for entry in path]\n"
+        "if not spec: sys.exit('the coordinator is gone')\n"
+        "from shards.worker import main\n"
+        f"main({link}, spec)"
+    )
+
+
+def first_message(spec: WorkerSpec, sys_path: list[bytes]) -> bytes:
+    """What a worker is sent before anything else: the entries of its `sys.path` and its spec, a NUL between two."""
+    return b"\0".join([*sys_path, msgspec.json.encode(spec)])
 
 
 def import_machine(name: str) -> type[Machine]:
@@ -65,51 +106,89 @@ def import_machine(name: str) -> type[Machine]:
         found: object = importlib.import_module(module)
         for attribute in qualname.split("."):
             found = getattr(found, attribute)
-    except Exception as error:
+    except BaseException as error:
         raise MachineImportError(
-            f"worker cannot import {name}: {type(error).__name__}: {error}", hint=hint, machine=name
+            f"worker cannot import {name}: {type(error).__name__}: {text_of(error)}", hint=hint, machine=name
         ) from error
     if not (isinstance(found, type) and issubclass(found, Machine)):
         raise MachineImportError(f"{name} is no subclass of Machine", hint=hint, machine=name)
     return found
 
 
-def main(text: str) -> None:
+def main(link: int, text: bytes) -> None:
     """Be a worker, as the JSON of a WorkerSpec says, until the coordinator ends or says Stop."""
+    Process.is_worker = True
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
     spec = msgspec.json.decode(text, type=WorkerSpec)
-    end = socket.socket(fileno=spec.link)
-    with closing(Link(end, blocking=True, spin_us=spec.spin_us)) as link:
+    sys.stdout = sys.stderr = Stamped(2, f"shard {spec.identity.shard} [{os.getpid()}]")
+    threading.Thread(target=_die_with, args=(spec.parent, spec.coordinator), daemon=True).start()
+    end = socket.socket(fileno=link)
+    with closing(Link(end, blocking=True, spin_us=spec.spin_us)) as to_coordinator:
         try:
-            _run(spec, link)
+            _run(spec, to_coordinator, end)
         except LinkClosedError:
             pass
-        except EngineError as error:
-            link.send(wire.encode(wire.Failed(problem_of(error))))
+        except OrphanError:
+            os._exit(1)
+        except Exception:
+            traceback.print_exc()  # before the link ends: then it is killed
+            sys.exit(1)
 
 
-def _run(spec: WorkerSpec, link: Link) -> None:
+def _run(spec: WorkerSpec, link: Link, end: socket.socket) -> None:
     directory = Path(os.fsdecode(spec.directory))
+    voice = threading.Lock()
+
+    def say(answer: wire.Answer) -> None:
+        with voice:
+            link.send(wire.encode(answer))
+
     with _owning(directory / "owner", spec.coordinator):
-        machine = import_machine(spec.machine)()
-        store = Store(directory, spec.identity, map_bytes=spec.map_bytes, readers_max=spec.readers_max, sync=spec.sync)
-        ring = RingReader(directory / "ring")
-        shard = Shard(store, machine, spec.limits, ring.view)
+        try:
+            store, shard = _open(directory, spec)
+        except EngineError as error:
+            traceback.print_exception(error)
+            say(wire.Failed(problem_of(error)))
+            return
+
+        def orphaned() -> None:
+            """This is a child: it answers nobody, and does not keep the link open."""
+            shard.fork = Fork.CHILD
+            end.close()
+
+        os.register_at_fork(after_in_parent=lambda: setattr(shard, "fork", Fork.PARENT), after_in_child=orphaned)
         solo = store.solo_results()
         results = wire.decode_results(solo) if solo else wire.PartResults({}, {})
-        voice = threading.Lock()
-
-        def say(answer: wire.Answer) -> None:
-            with voice:
-                link.send(wire.encode(answer))
-
         say(wire.Hello(spec.identity.shard, store.position, results))
-        threading.Thread(target=_die_with, args=(spec.parent,), daemon=True).start()
         gc.freeze()
         gc.disable()
-        _serve(shard, Copier(store, say), link, say)
+        try:
+            _serve(shard, Copier(store, say), link, say)
+        except LinkClosedError:
+            raise
+        except Exception as error:
+            traceback.print_exception(error)
+            with suppress(LinkClosedError):
+                say(wire.Failed(problem_of(error)))
+            sys.exit(1)
         store.close()
+
+
+def _open(directory: Path, spec: WorkerSpec) -> tuple[Store, Shard]:
+    """All that is needed to serve. Raises EngineErrors that no other process would fare better with."""
+    kind = import_machine(spec.machine)
+    try:
+        machine = kind()
+    except BaseException as error:
+        raise MachineImportError(
+            f"worker cannot make a {spec.machine}: {type(error).__name__}: {text_of(error)}",
+            hint="its class takes no arguments",
+            machine=spec.machine,
+        ) from error
+    store = Store(directory, spec.identity, map_bytes=spec.map_bytes, readers_max=spec.readers_max, sync=spec.sync)
+    return store, Shard(store, machine, spec.limits, RingReader(directory / "ring").view)
 
 
 @contextmanager
@@ -129,17 +208,46 @@ def _owning(path: Path, coordinator: int) -> Iterator[None]:
         yield
 
 
-def _die_with(coordinator: int) -> None:
-    """Exit at once when the coordinator's process, a pidfd, has ended, as by a kill: a forked child of the host may
-    keep our link open for ever."""
-    select.select([coordinator], [], [])
+def _die_with(pidfd: int, coordinator: int) -> None:
+    """Exit at once when the coordinator's process has ended, as by a kill: a forked child of the host may keep our link
+    open for ever."""
+    if pidfd >= 0:
+        _readable(pidfd, None)
+    while pidfd < 0 and os.getppid() == coordinator:
+        time.sleep(_WATCH_S)
     os._exit(1)
+
+
+def _readable(descriptor: int, timeout_s: float | None) -> bool:
+    """Wait for a descriptor, of any number."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(None if timeout_s is None else timeout_s * 1000))
+
+
+@contextmanager
+def _saying_alive(say: Callable[[wire.Answer], None]) -> Iterator[None]:
+    """Let the coordinator know, as long as it takes, that a flush is no hang."""
+    ended = threading.Event()
+
+    def speak() -> None:
+        with suppress(LinkClosedError):
+            while not ended.wait(_ALIVE_S):
+                say(wire.Alive())
+
+    speaking = threading.Thread(target=speak, daemon=True)
+    with suppress(RuntimeError):  # no thread can be had: then it has to be done in time
+        speaking.start()
+    yield
+    ended.set()
+    if speaking.ident is not None:
+        speaking.join()
 
 
 def _serve(shard: Shard, copier: Copier, link: Link, say: Callable[[wire.Answer], None]) -> None:
     """Answer orders until Stop. LinkClosedError: the coordinator is gone."""
     for served in itertools.count(1):
-        if shard.stalled and not select.select([link], [], [], _RETRY_S)[0]:
+        if shard.stalled and not _readable(link.fileno(), _RETRY_S):
             answers = shard.retry()
         else:
             order = wire.decode_order(link.receive() or b"")
@@ -147,17 +255,12 @@ def _serve(shard: Shard, copier: Copier, link: Link, say: Callable[[wire.Answer]
                 return
             if isinstance(order, COPIER_ORDERS):
                 answers = copier.handle(order)
+            elif isinstance(order, wire.Flush):
+                with _saying_alive(say):
+                    answers = shard.handle(order)
             else:
                 answers = shard.handle(order)
         for answer in answers:
             say(answer)
         if served % _COLLECT_EVERY == 0:
             gc.collect()
-
-
-def bootstrap() -> str:
-    """The program text of a worker: `python -P -c TEXT SPEC`. It imports nothing of the caller's `__main__`."""
-    return (
-        "import json, sys; sys.path[:] = json.loads(sys.argv[1])['sys_path']; "
-        "from shards.worker import main; main(sys.argv[1])"
-    )

@@ -53,7 +53,7 @@ from tests.explorer import Explorer, ViolationError
 
 class Setting(NamedTuple):
     """A world. `deaths` of single workers, `kills` of everything and `failures` of commits happen at most that often,
-    at any step. The last five are the rules; anything but the default is a mistake to be caught, or to look past:
+    at any step. The last six are the rules; anything but the default is a mistake to be caught, or to look past:
     without `deadlines` nobody minds who is waited for in vain."""
 
     shards: int
@@ -65,6 +65,7 @@ class Setting(NamedTuple):
     recover: Callable[[Decision, Sequence[Position]], Recovery] = recover
     solo_beside: bool = False
     frees_early: bool = False
+    lies: bool = False
     deadlines: bool = True
 
 
@@ -181,7 +182,7 @@ class Model:
         self.setting = setting
         self.items = setting.items
         self.table = Table(setting.shards)
-        self.workers = Workers(setting.items)
+        self.workers = Workers(setting.items, lies=setting.lies)
         self.met: set[str] = set()
         self.trying: Label | None = None
         self._starts: dict[tuple[Any, ...], tuple[Any, ...]] = {}

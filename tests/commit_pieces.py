@@ -17,7 +17,7 @@ from engine.commit import Action, Commit
 from engine.errors import CommitRuleError
 from shards import part as layout
 from shards import wire
-from shards.errors import StoreError
+from shards.errors import StoreFullError
 from shards.machine import Context, Machine, Tx
 from shards.shard import Shard
 from shards.types import Limits, Position
@@ -181,12 +181,14 @@ class AppendLog(Machine):
 
 
 class MemoryStore:
-    """A TransactionalStore of one value. `commits` lists what was committed: (group, value)."""
+    """A TransactionalStore of one value. `commits` lists what was committed: (group, value). A `failing` commit is
+    refused, unless it `lies`: then it is done, and said to be refused."""
 
-    def __init__(self, content: bytes, pending: bytes | None, failing: bool) -> None:
+    def __init__(self, content: bytes, pending: bytes | None, failing: bool, lies: bool = False) -> None:
         self.content = content
         self.pending = pending
         self.failing = failing
+        self.lies = lies
         self.commits: list[tuple[int, bytes]] = []
 
     def begin(self) -> None:
@@ -205,10 +207,11 @@ class MemoryStore:
     def commit(self, position: Position, solo_results: bytes | None = None) -> None:
         pending, self.pending = self.pending, None
         assert pending is not None, "no transaction to commit"
+        if not self.failing or self.lies:
+            self.content = pending
+            self.commits.append((position.group, pending))
         if self.failing:
-            raise StoreError("commit refused")
-        self.content = pending
-        self.commits.append((position.group, pending))
+            raise StoreFullError("commit refused")
 
     def abort(self) -> None:
         self.pending = None
@@ -229,8 +232,9 @@ class Outcome(NamedTuple):
 class Workers:
     """Shard as a function. State 0 is a fresh worker."""
 
-    def __init__(self, items: tuple[Item, ...]) -> None:
+    def __init__(self, items: tuple[Item, ...], *, lies: bool = False) -> None:
         self._items = items
+        self._lies = lies
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._memo: dict[tuple[Any, ...], Outcome] = {}
         self.states: list[tuple[Shard, bytes | None]] = []
@@ -260,7 +264,7 @@ class Workers:
         prototype, pending = self.states[side.worker]
         worker = copy.copy(prototype)
         worker._queue = prototype._queue.copy()
-        store = worker._store = MemoryStore(side.content, pending, failing)
+        store = worker._store = MemoryStore(side.content, pending, failing, self._lies)
         reads: list[tuple[int, int]] = []
 
         def view(offset: int, length: int) -> memoryview:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 from engine import Context, Delete, KeyValue, Put, Tx
 from ipc.link import Link
 from shards.store import Store
+from shards.worker import Process
 
 ENVIRONMENT = "DYING"
 GATE = "gate"
@@ -60,7 +60,7 @@ class Dying(KeyValue):
     name: ClassVar[str] = "test.dying"
 
     def __init__(self) -> None:
-        if sys.argv[1:2] and sys.argv[1].startswith("{"):  # in a worker
+        if Process.is_worker:
             Store.write = _watched(Store.write, "write")  # type: ignore[method-assign]
             Store.commit = _watched(Store.commit, "commit")  # type: ignore[method-assign]
             Link.send = _answered(Link.send)  # type: ignore[assignment, method-assign]

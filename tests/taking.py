@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from shards import snapshot
 from shards.placement import shard_table, slot_of
 from shards.store import ReadStore
 from shards.types import Position
+from shards.worker import Process
 from tests.model import digest_of
 from tests.streams import Follower, entries, term_at
 
@@ -31,7 +31,7 @@ class Gated(KeyValue):
     name: ClassVar[str] = "test.gated"
 
     def __init__(self) -> None:
-        if sys.argv[1:2] and sys.argv[1].startswith("{"):  # in a worker
+        if Process.is_worker:
             original = snapshot.copy_pinned
 
             def gated(store: Any, pinned: Any, path: Path, barrier: int) -> Any:

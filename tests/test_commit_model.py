@@ -304,6 +304,10 @@ MISTAKES: dict[str, tuple[Setting, str]] = {
         Setting(2, items(("01",)), kills=0, commit=HelloSaysNothing),
         r"shard \d commits group 1 after group 1",
     ),
+    "a commit that is done and said to be refused": (
+        Setting(2, items(("0", "01")), kills=0, failures=1, lies=True),
+        r"shard 0 commits group 1 after group 1",
+    ),
 }
 
 
@@ -318,7 +322,11 @@ def test_the_walk_catches(name: str) -> None:
 @pytest.mark.parametrize("name", MISTAKES)
 def test_the_world_of_each_mistake_is_sound_without_it(name: str) -> None:
     setting = MISTAKES[name][0]
-    walk(setting._replace(commit=Commit, recover=recover, solo_beside=False, frees_early=False, deadlines=True))
+    walk(
+        setting._replace(
+            commit=Commit, recover=recover, solo_beside=False, frees_early=False, lies=False, deadlines=True
+        )
+    )
 
 
 def test_a_trace_is_shortest_and_readable() -> None:

@@ -101,6 +101,7 @@ EVENTS: dict[str, Event] = {
     "submit a solo over two": lambda c: c.submit(Group(9, frozenset({0, 2}), solo=True)),
     "submit an old number": lambda c: c.submit(Group(4, frozenset({0}))),
     "hello of 1, below": lambda c: c.hello(1, 4),
+    "hello of 1, below its last commit": lambda c: c.hello(1, 3),
     "hello of 1, at": lambda c: c.hello(1, 5),
     "hello of 1, beyond": lambda c: c.hello(1, 6),
     "hello of 2, which is up": lambda c: c.hello(2, 4),

@@ -233,7 +233,8 @@ def test_a_contradiction_between_sources_names_both(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: str(field.name))
 def test_every_setting_can_come_from_every_source(tmp_path: Path, field: msgspec.structs.FieldInfo) -> None:
-    value: Any = field.default if field.default is not None else {"bad_entry": "reject"}.get(field.name, 7)
+    named = {"bad_entry": "reject", "interpreter": "python3"}
+    value: Any = field.default if field.default is not None else named.get(field.name, 7)
     path = write(tmp_path, f"{field.name} = {msgspec.json.encode(value).decode()}")
     variable = ENV_PREFIX + field.name.upper()
     expected = EngineConfig(**{field.name: value})

@@ -358,3 +358,15 @@ def test_a_machine_in_a_module_that_workers_do_not_find_fails_the_start(
             Engine(tmp_path / "db", shards=2, machine=machine).start()
         assert caught.value.machine == "ghost:Ghost"
     assert "set-aside" not in " ".join(contents(tmp_path / "db"))
+
+
+async def test_what_happens_in_an_engines_life_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="shardengine")
+    async with Engine(tmp_path / "data", shards=2) as db:
+        await db.apply_chunk(puts(1, 10))
+        info = await db.create_snapshot()
+        await db.restore(info.path, force=True)
+    said = [record.getMessage().removeprefix(f"{tmp_path / 'data'}: ") for record in caplog.records]
+    expected = ["started (created) at index 0", "snapshot taken at index 10", "another state is installed, at index 10"]
+    positions = [next(at for at, text in enumerate(said) if text.startswith(one)) for one in [*expected, "stopped at"]]
+    assert positions == sorted(positions)

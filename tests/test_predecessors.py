@@ -6,6 +6,7 @@ import os
 import select
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -56,7 +57,8 @@ def stopped_worker(tmp_path: Path) -> Iterator[tuple[int, int]]:
     pid = int(told)
     descriptor = os.pidfd_open(pid)
     yield pid, descriptor
-    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     os.close(descriptor)
 
 
@@ -98,7 +100,7 @@ def test_a_worker_that_comes_after_its_coordinators_death_touches_nothing(tmp_pa
     directory = open_directory(tmp_path, KeyValue, EngineConfig())
     runtime = Runtime(directory, KeyValue, EngineConfig())
     orphan = msgspec.structs.replace(runtime._spec(0), coordinator=os.getppid())
-    workers = Workers([orphan], tmp_path / "worker.log")
+    workers = Workers([orphan], runtime.launch, tmp_path)
     link = workers.start(0)
     poller = select.poll()
     poller.register(link.fileno(), select.POLLIN)

@@ -169,7 +169,7 @@ def test_a_store_that_is_full_votes_no_and_names_no_entry(world: World) -> None:
 
 @pytest.mark.parametrize("fault", ["write", "commit"])
 def test_a_decided_part_stalls_until_it_can_be_committed(world: World, fault: str) -> None:
-    world.store.faults = [(fault, StoreError("busy"))] * 3
+    world.store.faults = [(fault, StoreFullError("busy"))] * 3
     assert kinds(world.part(1, add(1), decided=True)) == [("stalled", 1)]
     assert world.shard.stalled
     assert world.part(2, add(1)) == []
@@ -180,8 +180,15 @@ def test_a_decided_part_stalls_until_it_can_be_committed(world: World, fault: st
     assert world.store.data == {b"k": b"1"}
 
 
+def test_a_commit_that_fails_for_another_reason_than_room_ends_the_worker(world: World) -> None:
+    world.store.faults = [("commit", StoreError("an I/O error"))] * 2
+    world.part(1, add(1))
+    with pytest.raises(StoreError, match="an I/O error"):
+        world.shard.handle(wire.Commit(1))
+
+
 def test_a_commit_that_fails_after_a_yes_is_applied_again_from_the_ring(world: World) -> None:
-    world.store.faults = [("commit", StoreError("busy"))]
+    world.store.faults = [("commit", StoreFullError("busy"))]
     world.part(1, add(1), add(1))
     assert kinds(world.shard.handle(wire.Commit(1))) == [("stalled", 1)]
     assert world.store.data == {}

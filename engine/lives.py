@@ -1,0 +1,140 @@
+"""Workers' lives as the coordinator sees them: how often starting one failed, how long it has owed an answer, what is
+known of its end. No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from engine.chunks import error_of
+from engine.errors import EngineError, WorkerFailedError
+from ipc.errors import hint_for
+from shards import wire
+
+START_ATTEMPTS_MAX = 10
+DYING_S = 10.0  # a killed process takes milliseconds, unless it waits for a disk that does not answer
+LISTENED_S_MAX = 0.5  # what lies longer between two ticks is time in which this process did not listen
+
+
+class Patience(NamedTuple):
+    """How long a worker may owe its Hello, the end of a flush, and any other answer, in seconds."""
+
+    start: float
+    flush: float
+    answer: float
+
+
+class Lives:
+    """One life at a time for each shard.
+
+    Invariant: `_dying` are those killed for being late that have not ended yet.
+    """
+
+    def __init__(self, shards: int) -> None:
+        self._deaths = [0] * shards  # since the last Hello
+        self._refusals = [0] * shards  # since the last start
+        self._last_words: list[wire.Problem | None] = [None] * shards
+        self._late = [""] * shards
+        self._why_ended = ["it said nothing"] * shards
+        self._owed_for: list[float | None] = [None] * shards
+        self._silent_for = [0.0] * shards
+        self._dying: set[int] = set()
+        self._ticked = 0.0
+
+    def heard(self, shard: int) -> None:
+        """It has answered something."""
+        self._owed_for[shard] = None
+
+    def alive(self, shard: int) -> None:
+        """It is not done, and says so."""
+        self._silent_for[shard] = 0.0
+
+    def welcome(self, shard: int) -> None:
+        """It has said Hello."""
+        self._deaths[shard] = 0
+
+    def said_last(self, shard: int, problem: wire.Problem) -> None:
+        self._last_words[shard] = problem
+
+    def ended(self, shard: int, *, was_up: bool) -> EngineError | None:
+        """It is dead. Returns why no other should be started, if so."""
+        self._owed_for[shard] = None
+        self._dying.discard(shard)
+        self._deaths[shard] += 1
+        problem, late = self._last_words[shard], self._late[shard]
+        self._last_words[shard], self._late[shard] = None, ""
+        said = "it said nothing" if problem is None else f"it said {problem.kind}: {problem.message}"
+        self._why_ended[shard] = late or said
+        if problem is not None and not was_up:
+            return error_of(problem, None)
+        if self._deaths[shard] < START_ATTEMPTS_MAX:
+            return None
+        return WorkerFailedError(
+            f"the worker of shard {shard} died {START_ATTEMPTS_MAX} times in a row before it was ready, the last time: "
+            f"{self.why_ended(shard)}",
+            hint="see worker.log in the data directory",
+            shard=shard,
+        )
+
+    def why_ended(self, shard: int) -> str:
+        """What is known of the end of the last one that ended."""
+        return self._why_ended[shard]
+
+    def started(self, shard: int) -> None:
+        self._refusals[shard] = 0
+
+    def refused(self, shard: int, error: OSError) -> EngineError | None:
+        """None could be started. Returns why it should not be tried again, if so."""
+        self._owed_for[shard] = None
+        self._refusals[shard] += 1
+        if self._refusals[shard] < START_ATTEMPTS_MAX:
+            return None
+        return WorkerFailedError(
+            f"the worker of shard {shard} could not be started, {START_ATTEMPTS_MAX} times: {error}",
+            hint=hint_for(error) if error.filename is None else "set interpreter to a Python that is there",
+            shard=shard,
+        )
+
+    def tick(
+        self, now: float, owes: Callable[[int], bool], limits: Callable[[int], tuple[float, float]]
+    ) -> dict[int, float]:
+        """Time passes (in seconds). Returns the shards whose workers have owed an answer for longer than the first of
+        their `limits`, or have been silent for longer than the second, or have not died of it for longer than DYING_S;
+        with the limit that they passed.
+
+        Time in which nobody here listened, as while this process was stopped, is not theirs.
+        """
+        listened, self._ticked = min(now - self._ticked, LISTENED_S_MAX), now
+        late: dict[int, float] = {}
+        for shard, owed in enumerate(self._owed_for):
+            if owed is None or not owes(shard):
+                self._owed_for[shard], self._silent_for[shard] = (0.0 if owes(shard) else None), 0.0
+                continue
+            self._owed_for[shard] = owed = owed + listened
+            self._silent_for[shard] += listened
+            answer, word = (DYING_S, DYING_S) if shard in self._dying else limits(shard)
+            if owed > answer or self._silent_for[shard] > word:
+                late[shard] = answer if owed > answer else word
+                self._owed_for[shard] = None
+        return late
+
+    def condemn(self, shard: int, pid: int | None, limit: float, setting: str) -> tuple[WorkerFailedError, bool]:
+        """It is late, and is to be killed. Returns that as an error, and whether it was killed before and has not
+        ended since."""
+        if shard in self._dying:
+            return undying(shard, pid, DYING_S), True
+        self._dying.add(shard)
+        self._late[shard] = f"it owed an answer for more than {limit * 1000:.0f} ms and was killed"
+        what = f"the worker of shard {shard} (process {pid}) owed an answer for more than {limit * 1000:.0f} ms"
+        return WorkerFailedError(f"{what} and was killed", hint=f"raise {setting}", shard=shard, pid=pid), False
+
+
+def undying(shard: int, pid: int | None, seconds: float) -> WorkerFailedError:
+    """SIGKILL did not end it."""
+    return WorkerFailedError(
+        f"the worker of shard {shard} (process {pid}) has not ended {seconds:.0f} s after SIGKILL",
+        hint="it waits inside the system, most likely for a disk: see /proc/PID/stack and the kernel's log",
+        shard=shard,
+        pid=pid,
+    )

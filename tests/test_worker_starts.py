@@ -1,0 +1,416 @@
+"""How workers come to be: by which interpreter, with what on their command line and path, and what if they do not."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import ConfigError, Engine, EngineConfig, EngineError, LogId, WorkerFailedError
+from engine.lives import Patience
+from engine.processes import Workers
+from shards.worker import IGNORED_SIGNALS
+from tests.directories import ROOT, applies_ten, contents, holds_ten, in_another_process, opened, puts
+
+CONFIG = EngineConfig(map_bytes=16 << 20, ring_bytes=256 * 1024)
+WATCHDOG_MS = 60_000
+
+
+def ends(pid: int) -> bool:
+    """Wait for the end of a process that is no child of ours."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    try:
+        return bool(poller.poll(WATCHDOG_MS))
+    finally:
+        os.close(descriptor)
+
+
+# ---- what cannot be started ------------------------------------------------------------------------------------------
+
+
+class Refusing:
+    """The system's answer to so many attempts to start a worker."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, what: str, error: int) -> None:
+        self.left = 0
+        target = {"socketpair": socket, "Popen": subprocess}[what]
+        original = getattr(target, what)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            if self.left > 0:
+                self.left -= 1
+                raise OSError(error, os.strerror(error))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(target, what, call)
+
+
+REFUSALS = [
+    ("socketpair", errno.EMFILE, "limit of open files"),
+    ("Popen", errno.EAGAIN, "ulimit -u"),
+    ("Popen", errno.ENOMEM, "no memory left"),
+]
+
+
+@pytest.mark.parametrize(("what", "number", "hint"), REFUSALS)
+async def test_a_worker_that_can_never_be_started_again_fails_the_engine_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, number: int, hint: str
+) -> None:
+    refusing = Refusing(monkeypatch, what, number)
+    db = Engine(tmp_path, shards=2, config=CONFIG)
+    db.start()
+    await db.apply_chunk(puts(1, 10))
+    refusing.left = 1_000
+    os.kill(db.stats()["workers"][1]["pid"], signal.SIGKILL)
+    with pytest.raises(WorkerFailedError, match="shard 1 could not be started, 10 times") as caught:
+        await db.apply_chunk(puts(11, 100))
+    assert hint in caught.value.hint and caught.value.shard == 1
+    assert not db.is_running()
+    await holds_ten(db)
+    refusing.left = 0
+    with pytest.raises(WorkerFailedError):
+        await db.aclose()
+    async with Engine(tmp_path, config=CONFIG) as again:
+        await holds_ten(again)
+
+
+@pytest.mark.parametrize(("what", "number", "hint"), REFUSALS)
+async def test_a_start_that_fails_some_times_is_a_delay_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, number: int, hint: str
+) -> None:
+    refusing = Refusing(monkeypatch, what, number)
+    refusing.left = 3
+    async with Engine(tmp_path, shards=2, config=CONFIG) as db:
+        assert refusing.left == 0
+        refusing.left = 3
+        os.kill(db.stats()["workers"][0]["pid"], signal.SIGKILL)
+        await db.apply_chunk(puts(1, 10))
+        await holds_ten(db)
+        assert refusing.left == 0
+
+
+def test_a_start_without_any_worker_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(tmp_path, applies_ten, shards=2, config=CONFIG)
+    before = contents(tmp_path)
+    refusing = Refusing(monkeypatch, "Popen", errno.EAGAIN)
+    refusing.left = 1_000
+    db = Engine(tmp_path, config=CONFIG)
+    with pytest.raises(WorkerFailedError, match="could not be started"):
+        db.start()
+    assert not db.is_running()
+    after = contents(tmp_path)
+    same = [name for name in before if not name.endswith(("LOCK", "owner", "lock.mdb", "worker.log"))]
+    assert {name: before[name] for name in same} == {name: after[name] for name in same}
+    refusing.left = 0
+    assert opened(tmp_path, holds_ten, config=CONFIG).last_applied == LogId(10, 1)
+
+
+def test_a_start_that_cannot_open_its_log_leaves_no_descriptor(tmp_path: Path) -> None:
+    opened(tmp_path, applies_ten, shards=2, config=CONFIG)
+    (tmp_path / "worker.log").unlink()
+    (tmp_path / "worker.log").mkdir()
+    for _ in range(2):
+        with pytest.raises(EngineError, match=r"worker\.log"):
+            Engine(tmp_path, config=CONFIG).start()
+    (tmp_path / "worker.log").rmdir()
+    opened(tmp_path, holds_ten, config=CONFIG)
+
+
+async def test_an_interpreter_that_was_moved_away_fails_the_engine_by_name(tmp_path: Path) -> None:
+    here = tmp_path / "python-here"
+    here.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    here.chmod(0o700)
+    db = Engine(tmp_path / "data", shards=2, config=EngineConfig(interpreter=str(here)))
+    db.start()
+    await db.apply_chunk(puts(1, 10))
+    here.unlink()
+    os.kill(db.stats()["workers"][1]["pid"], signal.SIGKILL)
+    with pytest.raises(WorkerFailedError, match="could not be started") as caught:
+        await db.apply_chunk(puts(11, 100))
+    assert "set interpreter" in caught.value.hint and not db.is_running()
+    with pytest.raises(WorkerFailedError):
+        await db.aclose()
+
+
+# ---- which interpreter -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", [None, "", "/usr/sbin/uwsgi"])
+def test_a_program_that_is_no_python_is_refused_before_it_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str | None
+) -> None:
+    monkeypatch.setattr(sys, "executable", program)
+    with pytest.raises(ConfigError, match="workers cannot be started") as caught:
+        Engine(tmp_path / "data", shards=2).start()
+    assert caught.value.key == "interpreter" and "SHARDENGINE_INTERPRETER" in caught.value.hint
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_frozen_program_is_refused_unless_it_names_an_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = sys.executable
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ConfigError, match="frozen"):
+        Engine(tmp_path / "data", shards=2).start()
+    with pytest.raises(ConfigError, match="no program that can be run"):
+        Engine(tmp_path / "data", shards=2, config=EngineConfig(interpreter=str(tmp_path))).start()
+    opened(tmp_path / "data", applies_ten, shards=2, config=EngineConfig(interpreter=python))
+
+
+def test_a_module_with_a_machine_and_a_started_engine_is_no_fork_bomb(tmp_path: Path) -> None:
+    (tmp_path / "bomb.py").write_text(
+        textwrap.dedent(
+            """
+            import os, sys
+            with open("count", "ab") as file:
+                file.write(b".")
+                if file.tell() > 40:
+                    os._exit(1)
+            from engine import Engine, KeyValue
+            class Mine(KeyValue):
+                name = "mine"
+            db = Engine("data", shards=2, machine=Mine)
+            db.start()
+            """
+        )
+    )
+    program = "import bomb"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "MachineImportError" in done.stderr and "no engine may be made or started" in done.stderr
+    assert 2 <= (tmp_path / "count").stat().st_size <= 3, "the program, and a worker or two"
+
+
+# ---- options, path and command line ----------------------------------------------------------------------------------
+
+
+def test_workers_of_an_isolated_program_import_what_it_would_and_nothing_else(tmp_path: Path) -> None:
+    evil, machines = tmp_path / "evil", tmp_path / "machines"
+    for folder in (evil, machines):
+        folder.mkdir()
+    for name in ("json", "sitecustomize", "marshal", "msgspec", "socket"):
+        (evil / f"{name}.py").write_text(f"open({str(tmp_path / 'hijacked')!r}, 'a').write({name!r})")
+    (machines / "flagged.py").write_text(
+        textwrap.dedent(
+            f"""
+            import sys
+            from engine import KeyValue
+            from shards.worker import Process
+            class Flagged(KeyValue):
+                name = "flagged"
+            if Process.is_worker:
+                print(sys.flags.isolated, sys.flags.optimize, sys.warnoptions, sys._xoptions,
+                      file=open({str(tmp_path / "flags")!r}, "w"))
+            """
+        )
+    )
+    program = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(machines)!r}]
+from engine import Engine
+from flagged import Flagged
+db = Engine({str(tmp_path / "data")!r}, shards=1, machine=Flagged)
+db.start(); db.stop(); db.close_storage()
+"""
+    subprocess.run(
+        [sys.executable, "-I", "-OO", "-W", "error::BytesWarning", "-X", "utf8", "-c", program],
+        cwd=evil,
+        env={**os.environ, "PYTHONPATH": str(evil)},
+        timeout=120,
+        check=True,
+    )
+    assert not (tmp_path / "hijacked").exists()
+    assert (tmp_path / "flags").read_text() == "1 2 ['error::BytesWarning'] {'utf8': True}\n"
+
+
+def test_a_long_path_with_relative_entries_outlives_a_change_of_directory(tmp_path: Path) -> None:
+    (tmp_path / "relative").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "relative" / "mymachine.py").write_text("from engine import KeyValue\nclass Mine(KeyValue): name='m'\n")
+    told = in_another_process(
+        """
+        import signal
+        os.chdir(sys.argv[1])
+        sys.path[:0] = ["relative", "", Path("relative"), 7, b"bytes"]
+        sys.path += [f"/not/there/{number:0100}" for number in range(1700)]
+        from mymachine import Mine
+
+        async def main():
+            async with Engine(Path(sys.argv[1], "data"), shards=2, machine=Mine) as db:
+                os.chdir("elsewhere")
+                await db.apply_chunk(puts(1, 10))
+                for worker in db.stats()["workers"]:
+                    os.kill(worker["pid"], signal.SIGKILL)
+                await db.apply_chunk(puts(11, 10))
+                await db.reset()
+                await db.apply_chunk(puts(1, 10))
+                print(len(db))
+        run(main)
+        """,
+        tmp_path,
+    )
+    assert told == "10\n"
+
+
+async def test_a_workers_command_line_shows_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "data directory"
+    async with Engine(path, shards=2, config=CONFIG) as db:
+        for worker in db.stats()["workers"]:
+            line = Path(f"/proc/{worker['pid']}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            assert line.endswith(f"shardengine worker shard {worker['shard']} of 2: {path} ")
+            assert "{" not in line and len(line) < 1500
+
+
+# ---- signals, descriptors, the death of the host ---------------------------------------------------------------------
+
+
+async def test_signals_to_the_whole_group_end_no_worker(tmp_path: Path) -> None:
+    expected = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP}
+    assert expected <= IGNORED_SIGNALS
+    async with Engine(tmp_path, shards=2, config=CONFIG) as db:
+        before = db.stats()["workers"]
+        for worker in before:
+            for number in sorted(IGNORED_SIGNALS):
+                os.kill(worker["pid"], number)
+        await db.apply_chunk(puts(1, 10))
+        await holds_ten(db)
+        assert db.stats()["workers"] == before
+
+
+def test_signals_that_come_while_a_worker_starts_do_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Workers.start
+
+    def starting(workers: Workers, shard: int) -> Any:
+        link = start(workers, shard)
+        for number in sorted(IGNORED_SIGNALS):
+            os.kill(workers.pid(shard) or 0, number)
+        return link
+
+    monkeypatch.setattr(Workers, "start", starting)
+    db = Engine(tmp_path, shards=2, config=CONFIG)
+    db.start()
+    assert [worker["restarts"] for worker in db.stats()["workers"]] == [0, 0]
+    db.stop()
+    db.close_storage()
+
+
+HOST_THAT_DIES = """
+import signal
+PREPARE
+
+async def main():
+    db = Engine(sys.argv[1], shards=2, config=config("process"))
+    db.start()
+    await db.apply_chunk(puts(1, 10))
+    child = os.fork()
+    if child == 0:
+        os.close(0), os.close(1), os.close(2)
+        while True:
+            signal.pause()
+    os.write(1, " ".join(map(str, [child, *(worker["pid"] for worker in db.stats()["workers"])])).encode())
+    os.kill(os.getpid(), signal.SIGKILL)
+run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        "for _ in range(1100): os.open('/dev/null', os.O_RDONLY)",
+        "def refused(*_): raise PermissionError(1, 'by seccomp')\nos.pidfd_open = refused",
+    ],
+    ids=["more than 1024 descriptors", "no pidfd"],
+)
+def test_workers_end_with_their_host_though_a_child_of_it_holds_the_links(tmp_path: Path, prepare: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip(f"the hard limit for open files is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    try:
+        told = in_another_process(HOST_THAT_DIES.replace("PREPARE", prepare), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    child, *workers = map(int, told.split())
+    try:
+        assert len(workers) == 2 and all(map(ends, workers))
+        assert "Traceback" not in (tmp_path / "worker.log").read_text()
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_worker_that_waits_for_its_shard_ends_with_its_host(tmp_path: Path) -> None:
+    """The new workers wait for a stopped one of the run before, and their host is killed meanwhile."""
+    opened(tmp_path, applies_ten, shards=1)
+    told = in_another_process(
+        """
+        import fcntl, signal, subprocess
+        from engine.launch import launch_of
+        from engine.opening import open_directory
+        from engine.processes import Workers
+        from engine.runtime import Runtime
+        directory = open_directory(Path(sys.argv[1]), KeyValue, EngineConfig())
+        owner = next(Path(sys.argv[1]).glob("gen-*/shard-000/owner"))
+        holds = "import fcntl, sys, time; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); "
+        holds += "print('held', flush=True); time.sleep(600)"
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        holder = subprocess.Popen([sys.executable, "-c", holds, owner], **pipes)
+        holder.stdout.readline()
+        runtime = Runtime(directory, KeyValue, EngineConfig())
+        workers = Workers([runtime._spec(0)], runtime.launch, Path(sys.argv[1]))
+        workers.start(0)
+        os.write(1, f"{holder.pid} {workers.pid(0)}".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        tmp_path,
+    )
+    holder, worker = map(int, told.split())
+    try:
+        assert ends(worker)
+    finally:
+        os.kill(holder, signal.SIGKILL)
+    shutil.rmtree(tmp_path)
+
+
+def test_a_stopped_loop_is_no_fault_of_the_workers(tmp_path: Path) -> None:
+    """A timer that fires before what workers said long ago is read: the time between is not theirs."""
+
+    async def use(db: Engine) -> None:
+        await db.apply_chunk(puts(1, 10))
+        runtime = db._runtime
+        assert runtime is not None
+        call = asyncio.ensure_future(db.apply_chunk(puts(11, 10)))
+        await asyncio.sleep(0)
+        coordinator, now = runtime.coordinator, 1_000.0
+        for _ in range(3):
+            now += 1_000.0
+            coordinator.tick(now, Patience(2.0, 2.0, 2.0))
+        await call
+        assert [worker["restarts"] for worker in db.stats()["workers"]] == [0, 0]
+
+    opened(tmp_path, use, shards=2, config=CONFIG)
