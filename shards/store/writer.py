@@ -198,8 +198,8 @@ class Store:
     def commit(self, position: Position, solo_results: bytes | None = None) -> None:
         """Commit data and position together; in mode "power" the call returns when both are on the disk.
 
-        Raises StoreError when LMDB could not, StoreFullError when there is no room for the results of a solo; the
-        transaction is gone then and left no trace.
+        Raises StoreFullError when there is no room: the transaction is gone then and left no trace. StoreError: LMDB
+        could not, and nobody knows whether it is committed before the environment is opened anew.
         """
         try:
             if solo_results is not None:
