@@ -56,6 +56,8 @@ class EngineError(Exception):
         """The same error, to be raised once more: a fresh one, with the first as its cause. One object that is raised
         again and again would keep, through its traceback, the frames of all who met it, and what they held."""
         fresh = _rebuild(type(self), self.message, self.hint, self.facts)
+        for note in self.__dict__.get("__notes__", ()):
+            fresh.add_note(note)
         fresh.__cause__ = self
         return fresh
 

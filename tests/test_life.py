@@ -192,7 +192,6 @@ def test_another_thread_is_refused_everything(tmp_path: Path) -> None:
         db.durable,
         db.view,
         db.is_empty,
-        view.close,
         lambda: view.get(b"k1"),
         lambda: len(db),
         lambda: db.get(b"k1"),
