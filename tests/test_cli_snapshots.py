@@ -172,3 +172,17 @@ def test_an_exported_file_is_verified_imported_and_restored_where_no_engine_was(
     file.write_bytes(bytes(content[:-100]))
     assert not json.loads(shardengine("verify", file, "--json", code=1))["ok"]
     assert "holds no engine" in shardengine("verify", tmp_path, code=2)
+
+
+def test_compacting_gives_back_what_deleted_records_left_and_changes_nothing_else(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    puts = "".join(f'{{"key": "k{number}", "value": "{"v" * 1000}"}}\n' for number in range(3000))
+    deletes = "".join(f'{{"op": "delete", "key": "k{number}"}}\n' for number in range(2990))
+    shardengine("load", "-", "--data", data, "--shards", 2, "--format", "jsonl", input=puts + deletes)
+    before = facts("digest", "--data", data)
+    ran = facts("compact", data)
+    assert (ran["path"], ran["entries"]) == (str(data), 10)
+    assert ran["bytes_after"] < ran["bytes_before"] - 1_000_000
+    assert facts("digest", "--data", data) == before
+    assert facts("verify", "--data", data)["ok"]
+    assert "holds no engine" in shardengine("compact", tmp_path, code=2)

@@ -11,6 +11,7 @@
     shardengine restore PATH --data DIR                replace the state by a snapshot, of any shard count
     shardengine export PATH FILE                       a snapshot as one file; `import` unpacks it
     shardengine reshard DIR --shards N                 another number of shards
+    shardengine compact DIR                            give back the room that deleted records left
 
 Each opens the directory for as long as it runs, so none works beside a live engine. Settings come from `--config
 FILE`, `SHARDENGINE_*` environment variables and options, later wins (`engine.config`); `SHARDENGINE_DATA` stands in for

@@ -14,7 +14,7 @@ from engine.cli.check import verify
 from engine.cli.common import COULD_NOT, DATA_SAYS_NO, DONE, WRONG_USE, DataSaysNoError, StoppedError
 from engine.cli.demo import demo
 from engine.cli.hints import for_machine, in_command_words
-from engine.cli.keep import export_, import_, reshard, restore, snapshot, snapshots
+from engine.cli.keep import compact, export_, import_, reshard, restore, snapshot, snapshots
 from engine.cli.load import load
 from engine.cli.show import digest, get, scan, stats
 from engine.cli.streams import abandon_output, named, occupy, say
@@ -38,7 +38,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 _COMMANDS: list[click.Command] = [
     *(demo, load, get, scan, digest, stats, verify),
-    *(snapshot, snapshots, restore, export_, import_, reshard),
+    *(snapshot, snapshots, restore, export_, import_, reshard, compact),
 ]
 
 

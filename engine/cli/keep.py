@@ -1,4 +1,4 @@
-"""The commands about snapshots and shard counts: `snapshot`, `snapshots`, `restore`, `export`, `import`, `reshard`."""
+"""The commands that keep a directory: `snapshot`, `snapshots`, `restore`, `export`, `import`, `reshard`, `compact`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from engine.cli.common import (
 )
 from engine.cli.progress import Progress
 from engine.cli.streams import print_json, print_table, print_text
+from engine.generations import Directory
 from engine.reshard import reshard as convert
 from shards.machine import Machine
 
@@ -243,4 +244,33 @@ def reshard(
     remark(f"{before} shards are {shards}: {told:,} records in {time.monotonic() - began:.1f} s")
     if as_json:
         print_json(facts)
+    return DONE
+
+
+@click.command()
+@click.argument("directory", type=_FOLDER)
+@machine_option
+@quiet_option
+@config_option
+@json_option
+def compact(directory: Path, machine: type[Machine], quiet: bool, config_file: Path | None, as_json: bool) -> int:
+    """Give back the disk, and the map, that deleted and rewritten records left in DIRECTORY.
+
+    The state is copied without gaps beside the old one, which needs room for it, and takes its place at once. A crash
+    leaves the old one or the new one.
+
+    \b
+    Examples:
+      shardengine compact dir
+    """
+    before = Directory(existing(directory)).bytes_on_disk()
+
+    async def work() -> int:
+        with opened(directory, machine, config_file) as db:
+            await db.compact()
+            return len(db)
+
+    entries = run(work)
+    after = Directory(directory).bytes_on_disk()
+    _show({"path": str(directory), "entries": entries, "bytes_before": before, "bytes_after": after}, as_json)
     return DONE
