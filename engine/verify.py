@@ -13,11 +13,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
+from engine.beside import each
 from engine.check import Claim, Verdict, claims_of, judge
 from engine.decision import DecisionFile, recover
 from engine.errors import EngineError, FormatError
@@ -39,7 +39,6 @@ log = logging.getLogger("shardengine")
 PREDECESSORS_MS = 30_000
 """How long workers whose coordinator was killed may take to end, milliseconds."""
 
-_THREADS = 4
 _BOOTSTRAP = (  # nothing is imported before the path is set
     "import sys; given = sys.stdin.buffer; "
     "sys.path[:] = given.read(int(sys.argv[1])).decode('utf-8', 'surrogateescape').split('\\0'); "
@@ -149,8 +148,7 @@ def verify_snapshot(path: Path, *, deep: bool = False, machine: type[Machine] | 
     MachineMismatchError.
     """
     manifest = read_manifest(path)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda part: read_part(path / part.file, part), manifest.parts))
+    each(lambda part: read_part(path / part.file, part), manifest.parts)
     if deep:
         verdicts = _in_children(path, claims_of(manifest), _placing(machine, manifest.machine))
         for part, verdict in zip(manifest.parts, verdicts, strict=True):
