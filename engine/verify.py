@@ -20,13 +20,14 @@ import msgspec
 from engine.beside import each
 from engine.check import Claim, Verdict, claims_of, judge
 from engine.decision import DecisionFile, recover
-from engine.errors import EngineError, FormatError
+from engine.errors import EngineError, FormatError, StoreError
 from engine.files import Lock
 from engine.generations import Directory, Generation, check_machine
 from engine.manifest import Manifest, read_manifest
 from engine.opening import data_path
 from engine.parts import damaged, read_part
 from engine.runtime import machine_name
+from ipc.errors import hint_for
 from ipc.ring import RingReader
 from shards.digest import checksum
 from shards.kv import KeyValue
@@ -181,6 +182,8 @@ def _in_a_child(folder: Path, claims: list[Claim], machine: type[Machine] | None
             timeout=seconds,
             check=False,
         )
+    except OSError as error:
+        raise StoreError(f"no process can be had to look at {folder}: {error}", hint=hint_for(error)) from error
     except subprocess.TimeoutExpired as late:
         return _verdicts(late.stdout or b""), f"looking at it took longer than {seconds:.0f} s"
     end = f"looking at it ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-500:]}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +15,7 @@ import pytest
 from engine import Engine, run
 from engine.beside import each
 from engine.errors import StoreError
+from engine.verify import verify_directory
 from tests.streams import entries
 
 
@@ -49,6 +53,23 @@ def test_after_a_failure_nothing_is_begun_and_it_is_raised() -> None:
     with no_threads(), pytest.raises(IndexError):
         each(work, range(9))
     assert begun == [0]
+
+
+def test_a_look_at_a_directory_that_is_refused_a_process_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = Engine(tmp_path, shards=2)
+    db.start()
+    db.stop()
+    db.close_storage()
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    with pytest.raises(StoreError, match="no process can be had") as caught:
+        verify_directory(tmp_path)
+    assert "ulimit -u" in caught.value.hint
 
 
 def test_an_install_that_is_refused_a_thread_is_not_done_later_either(tmp_path: Path) -> None:
