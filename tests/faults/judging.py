@@ -226,7 +226,7 @@ class Verdict:
             self.durable = durable if self._unseen or acknowledged_first else self.durable
         if durable < self.durable:
             self.wrong.append(f"durable() fell from {self.durable} to {durable} after {step}")
-        if durable > self.durable and self._faulted and self._failing and not self.restarted:
+        if durable > self.durable and self._faulted and self._doubtful and not self.restarted:
             self.wrong.append(f"durable() rose from {self.durable} to {durable} after {step}, behind a failed sync")
         self.durable = max(self.durable, durable)
 
