@@ -24,6 +24,7 @@ Files, lowest first:
     split.py        from entries to parts
     cut.py          reads at one applied index
     view.py         repeatable reads
+    beside.py       the same work on many things, on several threads
     files.py        files that are whole or absent; locks
     anchors.py      whether a running engine's files are still in their place
     reading.py      opening what others may have put there

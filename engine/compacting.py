@@ -7,8 +7,8 @@ are as large as what lives in them. That takes disk for the copy, and nothing of
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 
+from engine.beside import each
 from engine.cut import Reads
 from engine.decision import Record
 from engine.errors import EngineError, StoreError, StoreFullError
@@ -19,8 +19,6 @@ from ipc.files import open_file
 from shards.store import Loader
 from shards.types import LogId, Position
 
-_THREADS = 4
-
 
 def compacted(
     directory: Directory, reads: Reads, term_runs: list[LogId], config: DirectoryConfig, target: Target
@@ -30,8 +28,7 @@ def compacted(
     try:
         now = reads.cut.position
         position = Position(0, now.index, now.term, now.clock)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(lambda shard: _copy(reads, shard, generation, position, target), range(target.shards)))
+        each(lambda shard: _copy(reads, shard, generation, position, target), range(target.shards))
         record = Record(position, term_runs, {}, config.machine_version)
         directory.complete(generation, record, target.half_bytes)
     except BaseException as error:

@@ -106,6 +106,7 @@ class Coordinator:
         self._bytes_applied = 0
         self.wake: Callable[[Any], None] = lambda waiter: None
         self.on_publish: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[EngineError], None] = lambda error: None
         self.before_write: Callable[[], None] = lambda: None
         self._carry_out: dict[type[Action], Callable[[Any], None]] = {
             SendPart: self._send_part,
@@ -212,7 +213,10 @@ class Coordinator:
                 self.before_write()
                 group = self._next_group()
             except EngineError as error:
-                self._fail_from(0, error)
+                if self._power and isinstance(error, SyncFailedError):
+                    self.fail(error)  # nothing can be acknowledged any more
+                else:
+                    self._fail_from(0, error)
             except OSError as error:
                 self._fail_from(0, disk_error("a ring cannot be written", error))
             else:
@@ -413,6 +417,7 @@ class Coordinator:
         if self.failure is not None:
             return
         self.failure = error
+        self.on_failure(error)
         doomed = self._in_flight()
         self._batches.clear()
         self._queue.clear()

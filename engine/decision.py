@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,9 +60,8 @@ def create_decision(path: Path, record: Record) -> None:
         allocate(descriptor, 0, 2 * SLOT_BYTES)
     finally:
         os.close(descriptor)
-    decision = DecisionFile(path, fresh=True)
-    decision.write(record, sync=True)
-    decision.close()
+    with closing(DecisionFile(path, fresh=True)) as decision:
+        decision.write(record, sync=True)
 
 
 class DecisionFile:
@@ -71,10 +71,14 @@ class DecisionFile:
         """Raises DamagedError when neither slot is readable (unless `fresh`), FileRefusedError, OSError."""
         self._descriptor = open_file(path, os.O_RDONLY if readonly else os.O_RDWR)
         self._path = path
-        found = [self._read(slot) for slot in (0, 1)]
+        try:
+            found = [self._read(slot) for slot in (0, 1)]
+        except OSError:
+            self.close()
+            raise
         newest = max((one for one in found if one is not None), default=None, key=lambda one: one[0])
         if newest is None and not fresh:
-            os.close(self._descriptor)
+            self.close()
             raise DamagedError(
                 f"{path}: neither slot holds a readable decision record",
                 hint="restore a snapshot, or start over in another directory",

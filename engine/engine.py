@@ -448,7 +448,7 @@ class Engine(Shell):
 
     @contextmanager
     def _taking_one(self) -> Iterator[None]:
-        """One snapshot, install or reset at a time, up to its last file."""
+        """One snapshot, install, reset or compaction at a time, up to its last file. StoreError: the disk refuses."""
         if self._taking:
             what = "another state is being installed" if self._replacing else "a snapshot is being taken, or installed,"
             raise SnapshotInProgressError(f"{what} already", hint="await it, then ask again")
@@ -458,6 +458,8 @@ class Engine(Shell):
         self._taking = True
         try:
             yield
+        except OSError as error:
+            raise disk_error(f"{self._path} cannot be written", error, path=str(self._path)) from error
         finally:
             self._taking = False
 
@@ -536,7 +538,8 @@ class Engine(Shell):
         untouched then, as they are by a crash at any point.
         """
         runtime = self._bind()
-        await self._replace(runtime, runtime.build_compacted)
+        with self._taking_one():
+            await self._replace(runtime, runtime.build_compacted)
 
     async def _replace(self, runtime: Runtime, build: Callable[[], Generation]) -> None:
         """Let what is in flight finish, build another generation, and move over to it."""

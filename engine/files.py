@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -88,15 +89,20 @@ def sync_directory(path: Path) -> None:
 
 def make_directories(path: Path) -> None:
     """Make `path`, for this user alone, and what is missing above it; returns when all their names are on the disk.
-    Nothing happens when it is there."""
+
+    So is that of the first directory that is there: who made it may have failed, or died, before he had synced it.
+    """
     missing = [one for one in (path, *path.parents) if not one.exists()]
+    there = missing[-1].parent if missing else path
+    with suppress(PermissionError):  # who may pass through a directory may not always open it
+        sync_directory(there.parent.resolve())
     for one in reversed(missing):
         try:
             make_directory(one) if one == path else one.mkdir()
         except FileExistsError:
             if not one.is_dir():
                 raise
-        sync_directory(one.parent)
+        sync_directory(one.parent.resolve())
 
 
 def read_small(path: Path) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from operator import itemgetter
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from engine.beside import each
 from engine.check import Claim, claims_of, judge
 from engine.decision import Record
 from engine.files import disk_error
@@ -31,7 +31,6 @@ from shards.store import FORMAT, Loader, ReadStore
 from shards.types import LogId, Position
 
 _BATCH_RECORDS = 4096
-_THREADS = 4
 
 Progress = Callable[[int, int], None]
 
@@ -86,8 +85,8 @@ def take(directory: Directory, snapshot: Snapshot, target: Target) -> tuple[Gene
             raise damaged(path / part.file, "; ".join(problems[:3]))
         return copied
 
-    with _made(generation), ThreadPoolExecutor(_THREADS) as pool:
-        files = list(pool.map(copy, zip(manifest.parts, claims_of(manifest), strict=True)))
+    with _made(generation):
+        files = each(copy, zip(manifest.parts, claims_of(manifest), strict=True))
     last = manifest.last_included
     position = Position(0, last.index, last.term, manifest.clock)
     return generation, Origin(files, sum(part.entries for part in manifest.parts), position, manifest.term_runs, config)
@@ -153,8 +152,7 @@ def _adopt(generation: Generation, origin: Origin, target: Target) -> None:
             loader.close()
             raise
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(adopt, range(target.shards)))
+    each(adopt, range(target.shards))
     if target.progress is not None:
         target.progress(origin.entries, origin.entries)
 

@@ -4,6 +4,7 @@ known of its end. No I/O, no clock.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from ipc.errors import hint_for
 from shards import wire
 
 START_ATTEMPTS_MAX = 10
+_NO_PROGRAM = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC))
+"""What the system says of a program that it cannot run."""
 DYING_S = 10.0  # a killed process takes milliseconds, unless it waits for a disk that does not answer
 LISTENED_S_MAX = 0.5  # what lies longer between two ticks is time in which this process did not listen
 
@@ -92,7 +95,7 @@ class Lives:
             return None
         return WorkerFailedError(
             f"the worker of shard {shard} could not be started, {START_ATTEMPTS_MAX} times: {error}",
-            hint=hint_for(error) if error.filename is None else "set interpreter to a Python that is there",
+            hint="set interpreter to a Python that is there" if error.errno in _NO_PROGRAM else hint_for(error),
             shard=shard,
         )
 

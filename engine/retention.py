@@ -19,6 +19,7 @@ import logging
 import os
 import shutil
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -231,15 +232,19 @@ class Partial:
 
 
 def _make_locked(path: Path) -> int:
-    """A descriptor that holds the new directory `path`, or -1: it was swept before it was locked."""
+    """A descriptor that holds the new directory `path`, or -1: it was swept before it was locked. Neither is left by
+    what is raised."""
     make_directory(path)
-    try:
-        descriptor = os.open(path, _FOLDER)
-    except FileNotFoundError:
-        return -1
-    if _lock(descriptor) and os.fstat(descriptor).st_nlink > 0:
-        return descriptor
-    os.close(descriptor)
+    with ExitStack() as undo:
+        undo.callback(_remove_tree, path)
+        try:
+            descriptor = os.open(path, _FOLDER)
+        except FileNotFoundError:
+            return -1
+        undo.callback(os.close, descriptor)
+        if _lock(descriptor) and os.fstat(descriptor).st_nlink > 0:
+            undo.pop_all()
+            return descriptor
     return -1
 
 

@@ -251,6 +251,7 @@ class Runtime:
             group_bytes_max=self.config.group_bytes,
             power=self.config.durability == "power",
         )
+        self.coordinator.on_failure = self._on_failure
         if recovery.redo is not None:
             self.outcome = "redone"
         for shard in range(self.shards):
@@ -405,7 +406,7 @@ class Runtime:
                 for shard in sorted(self._unstarted):
                     self._start_worker(shard)
             self.coordinator.tick(time.monotonic(), self._patience)
-            self._notice_sync_failure()
+            self.mark.record_failure()
             if next(self._ticks) % _TICKS_A_LOOK == 0:
                 self._in_place()
         except Exception as error:
@@ -421,10 +422,9 @@ class Runtime:
             return False
         return True
 
-    def _notice_sync_failure(self) -> None:
-        if isinstance(self.coordinator.failure, SyncFailedError):
-            self.mark.fail(str(self.coordinator.failure))
-        self.mark.record_failure()
+    def _on_failure(self, error: EngineError) -> None:
+        if isinstance(error, SyncFailedError):
+            self.mark.fail(str(error))
 
     def pump(self, until: Callable[[], bool], timeout_ms: int) -> bool:
         """Drive the engine, blocking, until `until()` (True), or a failure, which is raised, or the time is up."""
@@ -470,7 +470,7 @@ class Runtime:
 
     def abandon(self) -> None:
         """Kill the workers and give back everything but the readers' side and the directory's lock."""
-        self._notice_sync_failure()
+        self.mark.record_failure()
         for shard, link in enumerate(self.workers.links):
             if link is not None:
                 self.off_link(shard, link.fileno())

@@ -17,6 +17,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent import futures
+from concurrent.futures import Future
 from itertools import count
 from typing import Any, TypeVar
 
@@ -65,7 +67,7 @@ class Shell:
         self._waiter_numbers = count()
         self._idlers: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Future[None]] = set()
-        self._working: set[threading.Event] = set()
+        self._working: set[Future[Any]] = set()
         shells.add(self)
 
     def _run(self, runtime: Runtime) -> None:
@@ -329,22 +331,23 @@ class Shell:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Do `work`, which blocks, beside the loop. Cancelled, it is waited for all the same."""
-        ended = threading.Event()
+        done: Future[T] = Future()
 
-        def worked() -> T:
+        def worked() -> None:
             try:
-                return work()
-            finally:
-                ended.set()
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
 
         try:
-            task = asyncio.get_running_loop().run_in_executor(None, worked)
+            threading.Thread(target=worked).start()
         except RuntimeError as error:
             raise StoreError(
                 f"no thread can be had: {error}", hint="raise the limit of processes (ulimit -u)"
             ) from error
-        self._working.add(ended)
-        task.add_done_callback(lambda _: self._working.discard(ended))
+        self._working.add(done)
+        task = asyncio.wrap_future(done)
+        task.add_done_callback(lambda _: self._working.discard(done))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -354,8 +357,7 @@ class Shell:
     def _await_threads(self) -> WorkerFailedError | None:
         """Block until no thread works for this engine any more: what it writes lies in a directory we have locked.
         Returns what to raise when one still does after `stop_timeout_ms`."""
-        deadline = time.monotonic() + self._config.stop_timeout_ms / 1000
-        if all(ended.wait(max(0.0, deadline - time.monotonic())) for ended in list(self._working)):
+        if not futures.wait(self._working, self._config.stop_timeout_ms / 1000).not_done:
             return None
         return WorkerFailedError(
             f"a thread was still reading or building a snapshot after {self._config.stop_timeout_ms} ms",

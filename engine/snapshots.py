@@ -49,6 +49,7 @@ class Snapshots:
         self._directory = directory
         self._machine = machine
         self._config = config
+        self._lineage = ""
         self.newest = LogId(0, 0)
         self.metadata: SnapshotMetadata | None = None
 
@@ -58,6 +59,7 @@ class Snapshots:
 
     def start(self) -> None:
         """Sweep what dead runs left, and read what was persisted. Nothing that lies among the snapshots stops it."""
+        self._lineage = ""
         try:
             sweep(self.path)
             if self.path.is_dir():
@@ -73,10 +75,13 @@ class Snapshots:
         """The state is of `lineage` now, and stands at `applied`: only snapshots of its past would replace it.
 
         One of that lineage ahead of it would not have been passed over, or the state would be there: it is damaged, or
-        not ours yet.
+        not ours yet. One that counted before counts on, whether or not it can be read just now: the log may be cut.
         """
         own = [one.info.last_included for one in self._listed() if one.manifest.lineage == lineage]
+        if lineage == self._lineage:
+            own.append(self.newest)
         self.newest = max((place for place in own if place <= applied), default=LogId(0, 0))
+        self._lineage = lineage
 
     def _listed(self) -> list[Found]:
         try:

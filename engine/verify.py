@@ -13,20 +13,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
+from engine.beside import each
 from engine.check import Claim, Verdict, claims_of, judge
 from engine.decision import DecisionFile, recover
-from engine.errors import EngineError, FormatError
+from engine.errors import EngineError, FormatError, StoreError
 from engine.files import Lock
 from engine.generations import Directory, Generation, check_machine
 from engine.manifest import Manifest, read_manifest
 from engine.opening import data_path
 from engine.parts import damaged, read_part
 from engine.runtime import machine_name
+from ipc.errors import hint_for
 from ipc.ring import RingReader
 from shards.digest import checksum
 from shards.kv import KeyValue
@@ -39,7 +40,6 @@ log = logging.getLogger("shardengine")
 PREDECESSORS_MS = 30_000
 """How long workers whose coordinator was killed may take to end, milliseconds."""
 
-_THREADS = 4
 _BOOTSTRAP = (  # nothing is imported before the path is set
     "import sys; given = sys.stdin.buffer; "
     "sys.path[:] = given.read(int(sys.argv[1])).decode('utf-8', 'surrogateescape').split('\\0'); "
@@ -149,8 +149,7 @@ def verify_snapshot(path: Path, *, deep: bool = False, machine: type[Machine] | 
     MachineMismatchError.
     """
     manifest = read_manifest(path)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda part: read_part(path / part.file, part), manifest.parts))
+    each(lambda part: read_part(path / part.file, part), manifest.parts)
     if deep:
         verdicts = _in_children(path, claims_of(manifest), _placing(machine, manifest.machine))
         for part, verdict in zip(manifest.parts, verdicts, strict=True):
@@ -183,6 +182,8 @@ def _in_a_child(folder: Path, claims: list[Claim], machine: type[Machine] | None
             timeout=seconds,
             check=False,
         )
+    except OSError as error:
+        raise StoreError(f"no process can be had to look at {folder}: {error}", hint=hint_for(error)) from error
     except subprocess.TimeoutExpired as late:
         return _verdicts(late.stdout or b""), f"looking at it took longer than {seconds:.0f} s"
     end = f"looking at it ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-500:]}"

@@ -7,19 +7,25 @@ A message travels as one or more packets. The first byte of a packet says whethe
     +------+------------------+
 
 The death of the peer is an end-of-file, after everything it sent has been read.
+
+A message that cannot be sent is not left out: either the system takes it later, or the link ends, for both sides.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections import deque
+from contextlib import suppress
 
 from ipc.errors import LinkClosedError
 from ipc.spin import Spin
 
 PACKET_BYTES = 32 * 1024
 _MORE, _LAST = b"\0", b"\1"
+_LATER = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))
+"""What the system says when it has no room for a packet now."""
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -40,6 +46,7 @@ class Link:
     def __init__(self, end: socket.socket, *, blocking: bool, spin_us: int = 0) -> None:
         end.setblocking(blocking)
         self._socket = end
+        self._blocking = blocking
         self._queue: deque[bytes] = deque()
         self._parts: list[bytes] = []
         self._buffer = bytearray(PACKET_BYTES)
@@ -56,7 +63,8 @@ class Link:
         return bool(self._queue)
 
     def send(self, message: bytes) -> None:
-        """Send `message`, or queue what a non-blocking socket does not take. LinkClosedError: the peer is gone."""
+        """Send `message`, or queue what a non-blocking socket does not take. LinkClosedError: the peer is gone, or will
+        find that we are."""
         if len(message) < PACKET_BYTES:
             packet = _LAST + message
             if not self._queue and self._send(packet):
@@ -80,9 +88,11 @@ class Link:
     def _send(self, packet: bytes) -> bool:
         try:
             self._socket.send(packet)
-        except BlockingIOError:
-            return False
         except OSError as error:
+            if error.errno in _LATER and not self._blocking:
+                return False
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
             raise LinkClosedError(f"the peer of a link is gone: {error}") from error
         return True
 

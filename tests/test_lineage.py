@@ -136,6 +136,18 @@ def names(folder: Path) -> set[int]:
     return {info.last_included.index for info in valid_snapshots(folder)}
 
 
+async def test_a_snapshot_that_cannot_be_read_any_more_lets_nothing_fall_while_the_engine_runs(tmp_path: Path) -> None:
+    async with Engine(tmp_path, shards=2, config=KEEP) as db:
+        (info,) = await taken_at(db, 100)
+        (Path(info.path) / "manifest.json").write_bytes(b"junk")
+        await db.compact()
+        assert not db.snapshots() and db.durable() == info.last_included
+        await db.reset()
+        assert db.durable() == LogId(0, 0)
+    async with Engine(tmp_path, config=KEEP) as db:
+        assert db.durable() == LogId(0, 0)
+
+
 def test_of_other_logs_those_that_were_written_last_stay_and_none_goes_before_ours_is_there(tmp_path: Path) -> None:
     for number, index in enumerate((900, 5, 500, 15)):
         path = make_snapshot(tmp_path, [b"x"], index, lineage=f"other {number}")

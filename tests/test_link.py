@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import select
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -160,6 +164,51 @@ def test_what_a_full_socket_does_not_take_is_queued_and_sent_in_order(links: tup
         ours.flush()
     assert received == sent
     assert ours.flush() and not ours.wants_write
+
+
+class Refusing(socket.socket):
+    """Its next sends meet with `refusals` of the system."""
+
+    refusals: tuple[int, ...] = ()
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        if self.refusals:
+            number, self.refusals = self.refusals[0], self.refusals[1:]
+            raise OSError(number, os.strerror(number))
+        return super().send(data, flags)
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENOMEM])
+def test_a_message_that_the_system_has_no_memory_for_is_sent_later_and_in_order(number: int) -> None:
+    ours, theirs = pair()
+    short = Refusing(fileno=ours.detach())
+    writer, reader = Link(short, blocking=False), Link(theirs, blocking=False)
+    short.refusals = (number, number)
+    writer.send(b"first")
+    assert writer.wants_write
+    writer.send(b"second")
+    assert [reader.receive(), reader.receive()] == [b"first", b"second"]
+    writer.close()
+    reader.close()
+
+
+@pytest.mark.parametrize(("blocking", "number"), [(True, errno.ENOBUFS), (False, errno.EIO)])
+def test_a_message_that_cannot_be_sent_ends_the_link_for_both_sides(blocking: bool, number: int) -> None:
+    ours, theirs = pair()
+    short = Refusing(fileno=ours.detach())
+    writer, reader = Link(short, blocking=blocking), Link(theirs, blocking=False)
+    reader.send(b"sent before")
+    writer.send(b"before")
+    short.refusals = (number,)
+    with pytest.raises(LinkClosedError):
+        writer.send(b"lost")
+    with pytest.raises(LinkClosedError):
+        writer.send(b"behind it")
+    assert [writer.receive(), reader.receive()] == [b"sent before", b"before"]
+    for link in (writer, reader):
+        with pytest.raises(LinkClosedError, match="end of file"):
+            link.receive()
+        link.close()
 
 
 @given(batches=st.lists(st.lists(st.binary(max_size=300), max_size=5), max_size=10))

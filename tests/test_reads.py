@@ -19,6 +19,7 @@ from engine import (
     LogId,
     Put,
     ScanResult,
+    SnapshotInProgressError,
     StoreFullError,
     TooManyViewsError,
     View,
@@ -284,6 +285,21 @@ async def test_compacting_gives_disk_back_and_changes_nothing_that_is_read(tmp_p
         kept = await db.digest()
     async with Engine(tmp_path / "db") as db:
         assert (await db.digest(), db.last_applied()) == (kept, LogId(7_965, 2))
+
+
+async def test_one_snapshot_or_compaction_at_a_time(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=2) as db:
+        await db.apply_chunk(flip_at(1))
+        snapshot = asyncio.ensure_future(db.create_snapshot())
+        await asyncio.sleep(0)
+        with pytest.raises(SnapshotInProgressError):
+            await db.compact()
+        assert (await snapshot).last_included == db.last_applied()
+        compacting = asyncio.ensure_future(db.compact())
+        await asyncio.sleep(0)
+        with pytest.raises(SnapshotInProgressError):
+            await db.create_snapshot()
+        await compacting
 
 
 def flip_at(first: int) -> list[Entry]:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from engine import ConfigError, Engine, EngineConfig, EngineError, LogId, WorkerFailedError
-from engine.lives import Patience
+from engine.lives import START_ATTEMPTS_MAX, Lives, Patience
 from engine.processes import Workers
 from shards.worker import IGNORED_SIGNALS
 from tests.directories import ROOT, applies_ten, contents, holds_ten, in_another_process, opened, puts
@@ -147,6 +147,14 @@ async def test_an_interpreter_that_was_moved_away_fails_the_engine_by_name(tmp_p
     assert "set interpreter" in caught.value.hint and not db.is_running()
     with pytest.raises(WorkerFailedError):
         await db.aclose()
+
+
+@pytest.mark.parametrize(("number", "hint"), [(errno.ENOENT, "set interpreter"), (errno.ENOMEM, "no memory left")])
+def test_what_the_system_says_of_a_program_is_not_always_about_the_program(number: int, hint: str) -> None:
+    lives = Lives(1)
+    errors = [lives.refused(0, OSError(number, os.strerror(number), sys.executable)) for _ in range(START_ATTEMPTS_MAX)]
+    assert errors[:-1] == [None] * (START_ATTEMPTS_MAX - 1)
+    assert isinstance(errors[-1], WorkerFailedError) and hint in errors[-1].hint
 
 
 # ---- which interpreter -----------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from typing import Literal
 import msgspec
 
 from engine import Engine, run
-from engine.verify import verify_directory
 from tests.directories import in_another_process, reboot
 from tests.faults.control import CALLS, DISK, EVER, IMAGE, PROCESSES, SHORT, STARTS_MAX, Faults, Rule, Zygote, image_of
 from tests.faults.life import (
@@ -37,6 +36,7 @@ from tests.faults.life import (
     Outcome,
     Seen,
     Sent,
+    Wrong,
     config,
 )
 from tests.streams import Follower, entries
@@ -44,7 +44,8 @@ from tests.streams import Follower, entries
 WATCHDOG_S = 40.0
 SYNCS = ("fsync", "fdatasync", "msync")
 REBOOTED = (*SYNCS, "write", "rename")  # after the others a machine that goes down finds what it ever does
-SYNCED = ("flush", "snapshot", "install", "stop")  # phases that promise what a failed sync cannot keep
+SYNCED = ("flush", "snapshot", "stop")  # phases that promise what a failed sync cannot keep
+ASIDE = ("snapshot", "install")  # what they sync is given up with its files, unless it is in place already
 _decode: Callable[[bytes], Frame] = msgspec.json.Decoder(Frame).decode
 Mode = Literal["process", "power"]
 
@@ -148,6 +149,9 @@ class Verdict:
         self._cell = cell
         # a start that fails has begun no run
         self._failing = cell.syncs and cell.phase not in STARTS and trace.fired > 0
+        self._doubtful = self._failing and cell.phase not in (*ASIDE, "stop")
+        # what cannot be read when a start looks for snapshots does not count
+        self._unseen = cell.phase in STARTS and "/snapshots/" in trace.failed
         self._running = False
         self._faulted = False
         self.acknowledged = {"create": 0, "redo": DECIDED}.get(cell.phase, PREPARED)
@@ -182,6 +186,8 @@ class Verdict:
                 self.judge_state(f"after {frame.step}", frame.index, frame.count, frame.digest)
                 if frame.durable is not None:
                     self._judge_durable(frame.step, frame.durable)
+                if frame.sync_failed is not None and self._faulted and not self.restarted:
+                    self._judge_told(frame.step, told=frame.sync_failed)
             case Left(step, what) if what:
                 self.wrong.append(f"{step} left open: {', '.join(what)}")
 
@@ -191,7 +197,7 @@ class Verdict:
             self.wrong.append(f"{step}: {error}, no EngineError: {outcome.text}")
         elif error and not self._may_fail(outcome):
             self.wrong.append(f"{step}, without faults: {error}: {outcome.text}")
-        elif not error and step == self._cell.phase in SYNCED and self._failing:
+        elif not error and step == self._cell.phase and self._failing and (step in SYNCED or self._power):
             self.wrong.append(f"{step} ended well though a sync failed")
 
     def _may_fail(self, outcome: Outcome) -> bool:
@@ -203,10 +209,24 @@ class Verdict:
             return self._failing or not self._running
         return outcome.step == "after" and not outcome.running
 
+    @property
+    def _power(self) -> bool:
+        return self._cell.durability == "power"
+
+    def _judge_told(self, step: str, *, told: bool) -> None:
+        """stats() tells of a sync that failed, as long as the run goes on."""
+        if told and not self._failing:
+            self.wrong.append(f"after {step} stats() tells of a failed sync, and none failed")
+        if not told and self._doubtful:
+            self.wrong.append(f"after {step} stats() does not tell that a sync failed")
+
     def _judge_durable(self, step: str, durable: int) -> None:
+        if step == self._cell.phase:
+            acknowledged_first = self._power and self.durable < durable <= self.acknowledged
+            self.durable = durable if self._unseen or acknowledged_first else self.durable
         if durable < self.durable:
             self.wrong.append(f"durable() fell from {self.durable} to {durable} after {step}")
-        if durable > self.durable and self._faulted and self._failing and not self.restarted:
+        if durable > self.durable and self._faulted and self._doubtful and not self.restarted:
             self.wrong.append(f"durable() rose from {self.durable} to {durable} after {step}, behind a failed sync")
         self.durable = max(self.durable, durable)
 
@@ -230,7 +250,7 @@ class Verdict:
                     pass
                 case Outcome("open" as step, error, text=text) | Outcome("fed" as step, error, text=text) if error:
                     self.wrong.append(f"after a power loss {least} was durable, but {step}: {error}: {text}")
-                case Opened("opened") if self._failing and self._faulted and not self.restarted:
+                case Opened("opened") if self._doubtful and not self._power and not self.restarted:
                     self.wrong.append("after a power loss the files are trusted, though a sync failed")
                 case Seen("open", index=index) if index < least:
                     self.wrong.append(f"after a power loss {least} was durable, the state ends at {index}")
@@ -239,7 +259,7 @@ class Verdict:
         if trace.status:
             self.wrong.append(f"after a power loss its files kill the engine: status {trace.status}")
 
-    def judge_directory(self, trace: Trace, directory: Path) -> None:
+    def judge_directory(self, trace: Trace) -> None:
         """Without faults the directory opens, holds what it must, takes a chunk, and is whole."""
         for frame in trace.frames:
             match frame:
@@ -249,9 +269,10 @@ class Verdict:
                     self.wrong.append(f"opened again, {step}: {error}: {text}")
                 case Seen("open") if not self._failing:
                     self.judge_state("opened again", frame.index, frame.count, frame.digest)
+                case Wrong(problems):
+                    self.wrong += [f"at rest: {problem}" for problem in problems]
         if trace.status:
             self.wrong.append(f"opened again, it ends with status {trace.status}: {trace.errors}")
-        self.wrong += [f"at rest: {finding.problem}" for finding in verify_directory(directory)]
 
 
 def findings(cell: Cell, trace: Trace, place: Path, zygote: Zygote) -> list[str]:
@@ -266,7 +287,7 @@ def findings(cell: Cell, trace: Trace, place: Path, zygote: Zygote) -> list[str]
             reboot(after / DISK / "data")
         verdict.judge_reboot(live(looking, after, zygote))
     if data.is_dir():
-        verdict.judge_directory(live(looking, place, zygote), data)
+        verdict.judge_directory(live(looking, place, zygote))
     where = f" [{trace.failed}]" if trace.failed else ""
     return [f"{cell}{where}: {wrong}".replace(f"{place / DISK}/", "") for wrong in verdict.wrong]
 

@@ -19,7 +19,9 @@ from typing import Literal
 
 import msgspec
 
-from engine import Engine, EngineConfig, EngineError, run
+from engine import Engine, EngineConfig, EngineError, KeyValue, run
+from engine.check import Claim, judge
+from engine.generations import Directory
 from tests.faults.control import DISK, Faults, serve
 from tests.streams import entries
 
@@ -64,7 +66,7 @@ class Outcome(msgspec.Struct, frozen=True, tag=True):
 
 
 class Seen(msgspec.Struct, frozen=True, tag=True):
-    """What can be seen after a step."""
+    """What can be seen after a step. `durable` and `sync_failed`, which `stats()` tells, are None after a stop."""
 
     step: str
     running: bool
@@ -72,6 +74,7 @@ class Seen(msgspec.Struct, frozen=True, tag=True):
     count: int
     digest: bytes
     durable: int | None
+    sync_failed: bool | None
 
 
 class Left(msgspec.Struct, frozen=True, tag=True):
@@ -79,6 +82,12 @@ class Left(msgspec.Struct, frozen=True, tag=True):
 
     step: str
     what: list[str]
+
+
+class Wrong(msgspec.Struct, frozen=True, tag=True):
+    """What is wrong with the files of a stopped engine."""
+
+    problems: list[str]
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):
@@ -91,7 +100,7 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
     outcome: str
 
 
-Frame = Opened | Sent | Acknowledged | Outcome | Seen | Left | Ended
+Frame = Opened | Sent | Acknowledged | Outcome | Seen | Left | Wrong | Ended
 
 
 def config(durability: Literal["process", "power"]) -> EngineConfig:
@@ -161,9 +170,11 @@ class Life:
         if db._reads is None:
             return
         try:
-            durable = db.durable().index if db._runtime is not None else None
+            runs = db._runtime is not None
+            durable = db.durable().index if runs else None
+            sync_failed = db.stats()["sync_failed"] is not None if runs else None
             last = db.last_applied()
-            say(Seen(step, db.is_running(), last.index, len(db), await db.digest(), durable))
+            say(Seen(step, db.is_running(), last.index, len(db), await db.digest(), durable, sync_failed))
         except Exception as error:
             say(self._outcome(f"a look after {step}", error))
 
@@ -225,10 +236,20 @@ class Life:
             await self.step(name, work)
 
     async def look_in(self) -> None:
-        """Nothing fails: open, feed, close."""
+        """Nothing fails: open, feed, close; then look at every page and key."""
         if await self.step("open", self.start):
             await self.step("fed", lambda: self.feed(SIZES[""]))
         await self.step("close", self.db.aclose)
+        if self.sound:
+            self.look_at_files()
+
+    def look_at_files(self) -> None:
+        generation = Directory(self.db._path).current()
+        assert generation is not None
+        for shard in range(generation.shards):
+            name, limits = generation.shard(shard).name, generation.info.config.limits
+            claim = Claim(name, generation.identity(shard), limits)
+            say(Wrong(judge(claim, generation.path, KeyValue()).problems))
 
     async def live(self) -> None:
         """Come to the phase that is named, live through it, and see what is left."""
