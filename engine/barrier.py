@@ -128,7 +128,8 @@ class Barrier:
         self._expect_answer("copied", shard)
         self._waiting.discard(shard)
         if part.problem is not None:
-            return self.abort(f"the copy of shard {shard} failed: {part.problem.message}")
+            hint = f" ({part.problem.hint})" if part.problem.hint else ""
+            return self.abort(f"the copy of shard {shard} failed: {part.problem.message}{hint}")
         self._parts[shard] = part
         if self._waiting:
             return []

@@ -14,6 +14,7 @@ import msgspec
 from engine.errors import StoreError
 from engine.manifest import Manifest
 from engine.placing import misplaced, owner_of
+from ipc.errors import LACKING
 from shards.machine import Machine
 from shards.placement import SLOTS
 from shards.store import Identity, ReadStore, ReadTx, damage_in
@@ -56,6 +57,8 @@ def claims_of(manifest: Manifest) -> list[Claim]:
 def judge(claim: Claim, folder: Path, machine: Machine | None, *, records: bool = True) -> Verdict:
     """Look at a file in `folder` that nobody writes. Blocks for as long as it takes to read it twice; any thread.
 
+    Raises StoreError, OSError when this process lacks what it takes to look.
+
     Without `machine`, whose place each key has is not judged; without `records`, neither pages nor records are: a page
     that is wrong ends this process then.
     """
@@ -73,6 +76,8 @@ def judge(claim: Claim, folder: Path, machine: Machine | None, *, records: bool 
             if not fault and records:
                 fault = _fault_of_records(claim, transaction, machine)
     except (StoreError, OSError, msgspec.MsgspecError) as error:
+        if getattr(error, "errno", 0) in LACKING:
+            raise
         return Verdict([str(error)])
     return Verdict([fault] if fault else [], position)
 

@@ -19,8 +19,8 @@ import msgspec
 from engine.config import KEY_BYTES_LIMIT, VALUE_BYTES_LIMIT
 from engine.errors import SnapshotDamagedError, SnapshotError, SnapshotFormatError
 from engine.files import write_whole
-from engine.reading import LACKING, read_small
-from ipc.errors import hint_for
+from engine.reading import read_small
+from ipc.errors import LACKING, hint_for
 from shards.digest import checksum128
 from shards.placement import SHARDS_MAX, SLOTS
 from shards.types import U64_MAX, Limits, LogId

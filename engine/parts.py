@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 from engine.errors import SnapshotDamagedError, SnapshotError
 from engine.manifest import PartInfo
-from engine.reading import LACKING, open_plain
-from ipc.errors import hint_for
+from engine.reading import open_plain
+from ipc.errors import LACKING, hint_for
 from shards.digest import hasher128
 
 _READ_BYTES = 1 << 20

@@ -8,9 +8,6 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-LACKING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
-"""What this process lacks says nothing about the file that it could not read for it."""
-
 
 def open_plain(path: Path) -> BinaryIO:
     """The plain file at `path`, to be read. OSError: it is a link, a pipe, a device or a directory, or not there."""

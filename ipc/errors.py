@@ -11,6 +11,9 @@ from typing import Any, Self, TypeVar
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """What the system says when there is no room on a disk, in a quota, or under a limit for files."""
 
+LACKING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOLCK))
+"""What a process lacks says nothing about the file that it could not read for it."""
+
 _ADVICE = {
     errno.ENOSPC: "free disk space",
     errno.EDQUOT: "free disk space, or have the quota raised",
@@ -28,6 +31,7 @@ _ADVICE = {
     errno.ELOOP: "a symbolic link lies where a file should: nothing is followed here",
     errno.ENAMETOOLONG: "name a shorter path",
     errno.ENOMEM: "the system has no memory left for this process",
+    errno.ENOLCK: "the system has no lock left: see who holds so many (/proc/locks)",
     errno.EAGAIN: "the system has no process or memory left for this user (ulimit -u)",
 }
 

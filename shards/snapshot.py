@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ipc.errors import EngineError, LinkClosedError
+from ipc.errors import EngineError, LinkClosedError, hint_for
 from ipc.files import create_file
 from shards import wire
 from shards.digest import checksum128
@@ -104,7 +104,8 @@ def copy_pinned(store: Store, pinned: ReadTx, path: Path, barrier: int) -> wire.
             pinned.close()
     except Exception as error:
         if not isinstance(error, EngineError):
-            error = StoreError(f"{path}: {error}", path=str(path))
+            hint = hint_for(error) if isinstance(error, OSError) else ""
+            error = StoreError(f"{path}: {error}", hint=hint, path=str(path))
         return wire.Copied(barrier, 0, 0, b"", problem_of(error))
     return wire.Copied(barrier, size, entries, checksum, None)
 

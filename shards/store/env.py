@@ -9,12 +9,13 @@ import struct
 import weakref
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import lmdb.verify
 import msgspec
 
-from ipc.errors import FULL, hint_for
+from ipc.errors import FULL, LACKING, hint_for
 from ipc.files import FILE_MODE, allocate
 from shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError
 from shards.types import Position
@@ -60,6 +61,19 @@ def check_library() -> None:
         )
 
 
+def refusal(what: str, error: lmdb.Error, hint: str = "", **facts: Any) -> StoreError:
+    """What LMDB could not do, with the `hint` for that; where it passes on what the system said, with the one for it,
+    and that as `errno`."""
+    number = number_of(error)
+    kind = StoreFullError if number in FULL else StoreError
+    return kind(f"{what}: {error}", hint=hint_for(OSError(number, "")) if number else hint, errno=number, **facts)
+
+
+def number_of(error: lmdb.Error) -> int:
+    """The number of what the system said; 0 when LMDB speaks for itself. Its binding keeps the text alone."""
+    return next((number for number in errno.errorcode if str(error).endswith(f": {os.strerror(number)}")), 0)
+
+
 def open_environment(
     path: Path, map_bytes: int, readers_max: int, *, readonly: bool, sync: bool = False, part: bool = False
 ) -> lmdb.Environment:
@@ -89,14 +103,9 @@ def open_environment(
             lib_version=0,
         )
     except lmdb.Error as error:
-        code = next((code for code in FULL if os.strerror(code) in str(error)), None)
-        if code is not None:
-            raise StoreFullError(
-                f"cannot make {path}: {error}", hint=hint_for(OSError(code, "")), path=str(path)
-            ) from error
         full = isinstance(error, lmdb.ReadersFullError)
         hint = f"close views, raise views_max, or see who else reads {path}" if full else ""
-        raise StoreError(f"cannot open {path}: {error}", hint=hint, path=str(path), map_bytes=map_bytes) from error
+        raise refusal(f"cannot open {path}", error, hint, path=str(path), map_bytes=map_bytes) from error
     except OSError as error:
         kind = StoreFullError if error.errno in FULL else StoreError
         raise kind(f"cannot open {path}: {error}", hint=hint_for(error), path=str(path)) from error
@@ -224,13 +233,15 @@ def check_identity(path: Path, found: bytes | None, expected: Identity) -> None:
 
 def damage_in(path: Path) -> list[str]:
     """What is structurally wrong with an environment at rest, or with a part's file, by reading every page; empty when
-    nothing is. No page, however it was forged, does harm."""
+    nothing is. No page, however it was forged, does harm. OSError: this process lacks what it takes to look."""
     file = path / "data.mdb" if path.is_dir() else path
     try:
         check_length(file)
         findings: list[str] = lmdb.verify.verify(str(path))  # type: ignore[no-untyped-call]
         return findings
     except (lmdb.verify.VerifyError, StoreDamagedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in LACKING:
+            raise
         return [str(error)]
     except Exception as error:  # a page that the verifier does not survive either
         return [f"{file}: {type(error).__name__} while its pages were read: {error}"]

@@ -18,6 +18,7 @@ from shards.store.env import (
     encode,
     make_databases,
     open_environment,
+    refusal,
     reserve_a_commit,
     used_bytes,
 )
@@ -42,7 +43,7 @@ class Loader:
             self._data, self._meta = make_databases(self._env)
         except lmdb.Error as error:
             self.close()
-            raise StoreError(f"{self._file}: cannot be loaded: {error}", path=str(self._file)) from error
+            raise refusal(f"{self._file}: cannot be loaded", error, path=str(self._file)) from error
         except StoreError:
             self.close()
             raise
@@ -71,7 +72,7 @@ class Loader:
                 txn.put(POSITION, encode(position))
             self._env.sync(True)
         except lmdb.Error as error:
-            raise StoreError(f"{self._file}: cannot finish: {error}", path=str(self._file)) from error
+            raise refusal(f"{self._file}: cannot finish", error, path=str(self._file)) from error
         used = used_bytes(self._env)
         self.close()
         os.truncate(self._file, used)

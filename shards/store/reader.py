@@ -30,8 +30,10 @@ from shards.store.env import (
     check_length,
     decode_position,
     keep_from_children,
+    number_of,
     open_environment,
     open_table,
+    refusal,
 )
 from shards.types import Position
 
@@ -75,7 +77,7 @@ class ReadTx:
         try:
             env.copyfd(descriptor, compact=True, txn=self._txn)
         except lmdb.Error as error:
-            raise StoreError(f"the copy failed: {error}") from error
+            raise refusal("the copy failed", error) from error
 
     def close(self) -> None:
         """Let go of the commit. Closing twice does nothing; reads then raise StoreError."""
@@ -153,6 +155,8 @@ class ReadStore:
                 self._locks = open_table(self._table)
         except lmdb.Error as error:
             self._env.close()
+            if number_of(error):
+                raise refusal(f"{path} cannot be read", error, path=str(path)) from error
             raise StoreMismatchError(f"{path} is no shard: {error}", path=str(path)) from error
         except OSError as error:
             self._env.close()
@@ -200,7 +204,7 @@ class ReadStore:
         hint = "see README, how to back up a directory that is open"
         if isinstance(error, lmdb.ReadersFullError):
             hint = f"close views, raise views_max, or see who else reads {self._table.parent}"
-        return StoreError(f"cannot begin to read: {error}", hint=hint)
+        return refusal("cannot begin to read", error, hint)
 
     def forget(self, transaction: ReadTx, closed: lmdb.Transaction[bytes]) -> None:
         """For a transaction that was closed."""

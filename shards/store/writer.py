@@ -23,6 +23,7 @@ from shards.store.env import (
     keep_from_children,
     make_databases,
     open_environment,
+    refusal,
     reserve_a_commit,
     used_bytes,
 )
@@ -69,7 +70,7 @@ class Store:
             self._adopt(path, identity)
         except lmdb.Error as error:
             self._let_go()
-            raise StoreError(f"{self._file}: cannot be opened: {error}", path=str(self._file)) from error
+            raise refusal(f"{self._file}: cannot be opened", error, path=str(self._file)) from error
         except OSError as error:
             self._let_go()
             raise StoreError(f"{self._file}: {error}", hint=hint_for(error), path=str(self._file)) from error
@@ -217,7 +218,8 @@ class Store:
             raise self._reserve.refusal() from error
         except lmdb.Error as error:
             kind = SyncFailedError if self._syncs else StoreError
-            raise kind(f"{self._file}: the commit failed: {error}", path=str(self._file)) from error
+            told = refusal(f"{self._file}: the commit failed", error, path=str(self._file))
+            raise kind(told.message, hint=told.hint, **told.facts) from error
 
     def _take_for_solo(self, length: int) -> None:
         """A solo may fail as late as this, so where the store is tight LMDB may be asked."""
@@ -235,7 +237,8 @@ class Store:
         try:
             self._env.sync(True)
         except lmdb.Error as error:
-            raise SyncFailedError(f"{self._file}: sync failed: {error}", path=str(self._file)) from error
+            told = refusal(f"{self._file}: sync failed", error, path=str(self._file))
+            raise SyncFailedError(told.message, hint=told.hint, **told.facts) from error
 
     def pin(self) -> ReadTx:
         """The last commit, readable whatever is committed later, also beside the open write transaction."""
@@ -243,7 +246,7 @@ class Store:
             pinned = ReadTx(self._env.begin(db=self.data), self)
         except lmdb.Error as error:
             hint = "raise views_max, or see who else reads the directory"
-            raise StoreError(f"{self._file}: cannot pin: {error}", hint=hint) from error
+            raise refusal(f"{self._file}: cannot pin", error, hint) from error
         self._pins.add(pinned)
         return pinned
 

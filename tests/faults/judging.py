@@ -9,6 +9,7 @@ that goes down comes back with at least that.
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Literal
 import msgspec
 
 from engine import Engine, run
+from ipc.errors import LACKING, hint_for
 from tests.directories import in_another_process, reboot
 from tests.faults.control import CALLS, DISK, EVER, IMAGE, PROCESSES, SHORT, STARTS_MAX, Faults, Rule, Zygote, image_of
 from tests.faults.life import (
@@ -193,12 +195,22 @@ class Verdict:
 
     def _judge_outcome(self, outcome: Outcome) -> None:
         step, error = outcome.step, outcome.error
+        self._judge_advice(outcome)
         if not outcome.named:
             self.wrong.append(f"{step}: {error}, no EngineError: {outcome.text}")
         elif error and not self._may_fail(outcome):
             self.wrong.append(f"{step}, without faults: {error}: {outcome.text}")
         elif not error and step == self._cell.phase and self._failing and (step in SYNCED or self._power):
             self.wrong.append(f"{step} ended well though a sync failed")
+
+    def _judge_advice(self, outcome: Outcome) -> None:
+        """What is advised fits what the system said; what a process lacks is no damage."""
+        number = 0 if self._cell.rule is None else self._cell.rule.error
+        told = number not in (0, SHORT) and os.strerror(number) in outcome.text
+        if told and hint_for(OSError(number, "")) not in outcome.text and self._cell.phase == outcome.step:
+            self.wrong.append(f"{outcome.step}: no fitting hint: {outcome.text}")
+        if number in LACKING and "Damaged" in outcome.error:
+            self.wrong.append(f"{outcome.step}: {outcome.error} for {errno.errorcode[number]}: {outcome.text}")
 
     def _may_fail(self, outcome: Outcome) -> bool:
         if outcome.step == self._cell.phase:
