@@ -196,6 +196,7 @@ class Engine(Shell):
             if runtime is not None and runtime.coordinator.failure is None:
                 self._draining = True
                 self._release_waiting(EngineStoppedError("the engine stopped before the call had its turn"))
+                runtime.coordinator.pinning.cancel("the engine stops")
                 await self._idle("stop_timeout_ms")
                 await self._flushed(runtime)
         except WorkerFailedError:

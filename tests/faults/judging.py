@@ -21,6 +21,7 @@ from typing import Literal
 import msgspec
 
 from engine import Engine, run
+from engine.runmark import read_mark
 from ipc.errors import LACKING, hint_for
 from tests.directories import in_another_process, reboot
 from tests.faults.control import CALLS, DISK, EVER, IMAGE, PROCESSES, SHORT, STARTS_MAX, Faults, Rule, Zygote, image_of
@@ -295,7 +296,7 @@ def findings(cell: Cell, trace: Trace, place: Path, zygote: Zygote) -> list[str]
         after = place / "after"
         after.mkdir()
         image_of(place, after / DISK)
-        if (after / DISK / "data" / "run-mark").exists():
+        if read_mark(after / DISK / "data") is not None:
             reboot(after / DISK / "data")
         verdict.judge_reboot(live(looking, after, zygote))
     if data.is_dir():
