@@ -11,10 +11,8 @@ import os
 from engine.beside import each
 from engine.cut import Reads
 from engine.decision import Record
-from engine.errors import EngineError, StoreError, StoreFullError
 from engine.generations import Directory, DirectoryConfig, Generation
-from engine.install import Target
-from ipc.errors import FULL, hint_for
+from engine.install import Target, building
 from ipc.files import open_file
 from shards.store import Loader
 from shards.types import LogId, Position
@@ -25,18 +23,12 @@ def compacted(
 ) -> Generation:
     """Build it. No group is open meanwhile. Blocks; any thread. Raises StoreFullError; nothing is left of it then."""
     generation = directory.begin(target.shards, config)
-    try:
+    with building(generation):
         now = reads.cut.position
         position = Position(0, now.index, now.term, now.clock)
         each(lambda shard: _copy(reads, shard, generation, position, target), range(target.shards))
         record = Record(position, term_runs, {}, config.machine_version)
         directory.complete(generation, record, target.half_bytes)
-    except BaseException as error:
-        generation.remove()
-        if isinstance(error, OSError) and not isinstance(error, EngineError):
-            kind = StoreFullError if error.errno in FULL else StoreError
-            raise kind(f"{generation.path} cannot be built: {error}", hint=hint_for(error)) from error
-        raise
     return generation
 
 

@@ -85,7 +85,7 @@ def take(directory: Directory, snapshot: Snapshot, target: Target) -> tuple[Gene
             raise damaged(path / part.file, "; ".join(problems[:3]))
         return copied
 
-    with _made(generation):
+    with building(generation):
         files = each(copy, zip(manifest.parts, claims_of(manifest), strict=True))
     last = manifest.last_included
     position = Position(0, last.index, last.term, manifest.clock)
@@ -105,7 +105,7 @@ def _config_of(manifest: Manifest) -> DirectoryConfig:
 
 
 @contextmanager
-def _made(generation: Generation) -> Iterator[None]:
+def building(generation: Generation) -> Iterator[None]:
     """Remove the generation when what is done for it fails. StoreFullError: the system refused it."""
     try:
         yield
@@ -124,7 +124,7 @@ def build(directory: Directory, generation: Generation, origin: Origin, target: 
     room; nothing is left of the generation then.
     """
     own = [file for file in origin.files if file.parent == generation.path]
-    with _made(generation):
+    with building(generation):
         if len(own) == target.shards:
             _adopt(generation, origin, target)
         else:

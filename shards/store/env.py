@@ -28,7 +28,7 @@ IDENTITY = b"identity"
 SPARE_TXNS = 4
 """Closed read transactions whose slots in the readers' table are kept for those to come."""
 _DATABASES_MAX = 3
-_COMMIT_PAGES = 64  # for the free list, meta and root pages of a small commit
+COMMIT_PAGES = 64  # for the free list, meta and root pages of a small commit
 _READER_BYTES = 64  # of a slot in the readers' table, and of each of the two lines of its head
 _META = struct.Struct("<I116xQQ")  # magic ... last page, transaction
 _PAGE_HEADER, _MAGIC = 16, 0xBEEFC0DE
@@ -182,7 +182,7 @@ def reserve_a_commit(env: lmdb.Environment, file: Path) -> None:
     used = used_bytes(env)
     try:
         with file.open("r+b") as content:
-            allocate(content.fileno(), used, _COMMIT_PAGES * PAGE_BYTES)
+            allocate(content.fileno(), used, COMMIT_PAGES * PAGE_BYTES)
     except OSError as error:
         raise StoreFullError(f"{file}: no room for a commit: {error}", hint=hint_for(error), used=used) from error
 

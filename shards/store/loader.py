@@ -11,6 +11,7 @@ from ipc.errors import hint_for
 from ipc.files import allocate
 from shards.errors import StoreError, StoreFullError
 from shards.store.env import (
+    COMMIT_PAGES,
     IDENTITY,
     PAGE_BYTES,
     POSITION,
@@ -24,8 +25,6 @@ from shards.store.env import (
 )
 from shards.store.writer import SOLO
 from shards.types import Position
-
-_COMMIT_PAGES = 64
 
 
 class Loader:
@@ -53,7 +52,7 @@ class Loader:
         try:
             used = used_bytes(self._env)
             room = sum([len(key) + len(value) for key, value in records]) * 2 + PAGE_BYTES * (
-                len(records) + _COMMIT_PAGES
+                len(records) + COMMIT_PAGES
             )
             with self._file.open("r+b") as file:
                 allocate(file.fileno(), used, min(room, self._env.info()["map_size"] - used))

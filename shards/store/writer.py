@@ -13,6 +13,7 @@ import msgspec
 from ipc.errors import hint_for
 from shards.errors import StoreError, SyncFailedError
 from shards.store.env import (
+    COMMIT_PAGES,
     IDENTITY,
     PAGE_BYTES,
     POSITION,
@@ -34,7 +35,6 @@ from shards.types import Position
 SOLO = b"solo"
 _HEADROOM = b"headroom"
 _INLINE_BYTES = PAGE_BYTES // 2 - 64 - 511  # a longer value may, with its key, go to overflow pages
-_COMMIT_PAGES = 64  # for the free list, meta and root pages of a commit
 _IDS_PER_PAGE = PAGE_BYTES // 8  # of the list of pages that a transaction frees
 _VALUE_PAGES_MAX = (1 << 30) // PAGE_BYTES  # of one value: see engine/config.py
 
@@ -139,7 +139,7 @@ class Store:
 
     def _write(self, puts: list[tuple[bytes, bytes]], longest: int, gone: Sequence[bytes]) -> None:
         pages, freed = self._worst_case(len(puts) + len(gone), puts, longest)
-        if not self._reserve.take(pages + freed // _IDS_PER_PAGE + _COMMIT_PAGES):
+        if not self._reserve.take(pages + freed // _IDS_PER_PAGE + COMMIT_PAGES):
             self._rehearse(puts, gone, freed)
         self._carry_out(puts, gone)
 
@@ -166,7 +166,7 @@ class Store:
         self._carry_out(puts, gone)
         run = 2 * (1 + freed // _IDS_PER_PAGE) * PAGE_BYTES
         single = PAGE_BYTES // 2 + PAGE_BYTES // 4
-        singles = _COMMIT_PAGES // 4 + (self._reserve.for_deletes if puts else 0)
+        singles = COMMIT_PAGES // 4 + (self._reserve.for_deletes if puts else 0)
         for number, size in enumerate([run] + [single] * singles):
             self._guarded_put(_HEADROOM + b"%d" % number, bytes(size))
         self.abort()
