@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +55,20 @@ def _write_all(directory: Path, load: Load, writers: int, presorted: bool) -> tu
 def _race(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> tuple[float, int]:
     """A process for each of `arguments`; all start together, and the time ends with the last."""
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(len(arguments))
     ends: list[Connection[Any, Any]] = []
     processes = []
     for own in arguments:
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(*own, barrier, theirs))
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(*own, theirs))
         process.start()
         theirs.close()
         ends.append(ours)
         processes.append(process)
     try:
+        for end in ends:
+            end.recv()
+        for end in ends:
+            end.send(None)
         written: list[Written] = [end.recv() for end in ends]
     finally:
         for process in processes:
@@ -78,6 +80,12 @@ def _race(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> tu
     return seconds, sum(one.records for one in written)
 
 
+def _wait_for_the_start(host: Connection[Any, Any]) -> None:
+    """This process is ready; return when all are. By pipe: a barrier of multiprocessing's would need /dev/shm."""
+    host.send(None)
+    host.recv()
+
+
 def _share(load: Load, writer: int, writers: int, presorted: bool) -> list[list[Pair]]:
     """What one writer puts, chunk by chunk."""
     chunks = []
@@ -87,24 +95,22 @@ def _share(load: Load, writer: int, writers: int, presorted: bool) -> list[list[
     return chunks
 
 
-def _write(
-    path: Path, load: Load, writer: int, writers: int, presorted: bool, barrier: Barrier, answer: Connection[Any, Any]
-) -> None:
+def _write(path: Path, load: Load, writer: int, writers: int, presorted: bool, host: Connection[Any, Any]) -> None:
     """A writer process: everything made beforehand, one transaction a chunk."""
     chunks = _share(load, writer, writers, presorted)
     with lmdb.open(str(path), map_size=MAP_BYTES, **FLAGS) as env:
         gc.collect()
         gc.disable()
-        barrier.wait(START_S)
+        _wait_for_the_start(host)
         began, cpu = time.monotonic(), time.process_time()
         for chunk in chunks:
             with env.begin(write=True) as txn, txn.cursor() as cursor:
                 cursor.putmulti(chunk if presorted else sorted(chunk))
         ended, cpu = time.monotonic(), time.process_time() - cpu
-        answer.send(Written(began, ended, cpu, int(env.stat()["entries"])))
+        host.send(Written(began, ended, cpu, int(env.stat()["entries"])))
 
 
-def _copy(source: Path, target: Path, barrier: Barrier, answer: Connection[Any, Any]) -> None:
+def _copy(source: Path, target: Path, host: Connection[Any, Any]) -> None:
     """A copier process: every page is mapped beforehand, as it is in a worker that wrote it."""
     flags = {name: value for name, value in FLAGS.items() if name != "writemap"}
     with lmdb.open(str(source), map_size=MAP_BYTES, readonly=True, max_dbs=3, **flags) as env:
@@ -112,10 +118,10 @@ def _copy(source: Path, target: Path, barrier: Barrier, answer: Connection[Any, 
         with env.begin(db=data) as txn, txn.cursor() as cursor:
             records = sum(1 for _ in cursor)
         descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        barrier.wait(START_S)
+        _wait_for_the_start(host)
         began, cpu = time.monotonic(), time.process_time()
         env.copyfd(descriptor, compact=True)
         os.fsync(descriptor)
         ended, cpu = time.monotonic(), time.process_time() - cpu
         os.close(descriptor)
-        answer.send(Written(began, ended, cpu, records))
+        host.send(Written(began, ended, cpu, records))

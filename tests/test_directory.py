@@ -399,8 +399,8 @@ def test_a_stopped_directory_on_a_read_only_medium_can_be_verified(tmp_path: Pat
     )
     program = "import sys; from engine.verify import verify_directory; print(verify_directory(sys.argv[1]))"
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if subprocess.run([*inside, "true"], capture_output=True, timeout=60, check=False).returncode:
-        pytest.skip("no mount namespaces for this user")
+    if subprocess.run([*inside, steps, "sh", "true"], capture_output=True, timeout=60, check=False).returncode:
+        pytest.skip("no file systems of its own for this user")
     done = subprocess.run(
         [*inside, steps, "sh", sys.executable, "-c", program, str(disk / "data")],
         cwd=ROOT,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from engine.contract import SnapshotInfo, SnapshotMetadata
 from engine.errors import ConfigError
 from engine.manifest import MANIFEST, read_manifest
-from engine.retention import Partial, prune, remove_snapshot, snapshot_info, sweep, valid_snapshots
+from engine.retention import PARTIAL, Partial, prune, remove_snapshot, snapshot_info, sweep, valid_snapshots
 from shards.types import LogId
 from tests.snapshots import contents, deaths, make_snapshot, manifest_for
 
@@ -257,6 +257,8 @@ def test_a_partial_swept_before_it_is_locked_is_made_again(tmp_path: Path, monke
     opened = os.open
 
     def open_late(path: Path, flags: int) -> int:
+        if not path.name.startswith(PARTIAL):
+            return opened(path, flags)
         if len(swept) == 0:
             monkeypatch.setattr(os, "open", opened)
             swept.append(sweep(tmp_path))

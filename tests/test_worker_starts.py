@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -135,7 +136,7 @@ def test_a_start_that_cannot_open_its_log_leaves_no_descriptor(tmp_path: Path) -
 
 async def test_an_interpreter_that_was_moved_away_fails_the_engine_by_name(tmp_path: Path) -> None:
     here = tmp_path / "python-here"
-    here.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    here.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     here.chmod(0o700)
     db = Engine(tmp_path / "data", shards=2, config=EngineConfig(interpreter=str(here)))
     db.start()
