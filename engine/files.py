@@ -5,10 +5,10 @@ Nothing is undone after a rename: from there on the new name may be on the disk,
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -37,6 +37,8 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
 _LOCAL_ONLY = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs", "afs"}
 )
+
+_UNSYNCABLE = frozenset((errno.EINVAL, errno.EROFS, errno.ENOTSUP, errno.EACCES, errno.EPERM))
 
 _COPY_ON_WRITE = frozenset({"btrfs", "zfs", "bcachefs", "nilfs2"})
 
@@ -94,8 +96,7 @@ def make_directories(path: Path) -> None:
     """
     missing = [one for one in (path, *path.parents) if not one.exists()]
     there = missing[-1].parent if missing else path
-    with suppress(PermissionError):  # who may pass through a directory may not always open it
-        sync_directory(there.parent.resolve())
+    _sync_name(there)
     for one in reversed(missing):
         try:
             make_directory(one) if one == path else one.mkdir()
@@ -103,6 +104,18 @@ def make_directories(path: Path) -> None:
             if not one.is_dir():
                 raise
         sync_directory(one.parent.resolve())
+
+
+def _sync_name(path: Path) -> None:
+    """As `sync_directory`, of the name that a directory has had. A mount point's belongs to another file system; and
+    one above may be of a kind that syncs no directories, or not be open to who may pass through it."""
+    try:
+        above = path.parent.resolve()
+        if above.stat().st_dev == path.lstat().st_dev:
+            sync_directory(above)
+    except OSError as error:
+        if error.errno not in _UNSYNCABLE:
+            raise
 
 
 def read_small(path: Path) -> bytes:
