@@ -69,14 +69,14 @@ class Lives:
         self._last_words[shard], self._late[shard] = None, ""
         said = "it said nothing" if problem is None else f"it said {problem.kind}: {problem.message}"
         self._why_ended[shard] = late or said
-        if problem is not None and not was_up:
+        if problem is not None and not was_up and "passing" not in problem.facts:
             return error_of(problem, None)
         if self._deaths[shard] < START_ATTEMPTS_MAX:
             return None
         return WorkerFailedError(
             f"the worker of shard {shard} died {START_ATTEMPTS_MAX} times in a row before it was ready, the last time: "
             f"{self.why_ended(shard)}",
-            hint="see worker.log in the data directory",
+            hint=(problem and problem.hint) or "see worker.log in the data directory",
             shard=shard,
         )
 

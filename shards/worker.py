@@ -21,18 +21,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
 import msgspec
 
-from ipc.errors import EngineError, LinkClosedError
+from ipc.errors import EngineError, LinkClosedError, hint_for
 from ipc.files import open_file
 from ipc.link import PACKET_BYTES, Link
 from ipc.ring import RingReader
 from shards import wire
-from shards.errors import MachineImportError
+from shards.errors import MachineImportError, StoreError
 from shards.machine import Machine
 from shards.shard import Fork, OrphanError, Shard, problem_of, text_of
 from shards.snapshot import COPIER_ORDERS, Copier
@@ -145,12 +145,15 @@ def _run(spec: WorkerSpec, link: Link, end: socket.socket) -> None:
         with voice:
             link.send(wire.encode(answer))
 
-    with _owning(directory / "owner", spec.coordinator):
+    with ExitStack() as held:
         try:
+            held.enter_context(_owning(directory / "owner", spec.coordinator))
             store, shard = _open(directory, spec)
-        except EngineError as error:
+        except LinkClosedError:
+            raise
+        except (EngineError, OSError) as error:
+            say(wire.Failed(_unready(error)))
             traceback.print_exception(error)
-            say(wire.Failed(problem_of(error)))
             return
 
         def orphaned() -> None:
@@ -174,6 +177,13 @@ def _run(spec: WorkerSpec, link: Link, end: socket.socket) -> None:
                 say(wire.Failed(problem_of(error)))
             sys.exit(1)
         store.close()
+
+
+def _unready(error: EngineError | OSError) -> wire.Problem:
+    """Why this process cannot serve. One that is `passing` may be over when the next one starts."""
+    if isinstance(error, OSError):
+        error = StoreError(f"it cannot start: {error}", hint=hint_for(error), passing=1)
+    return problem_of(error)
 
 
 def _open(directory: Path, spec: WorkerSpec) -> tuple[Store, Shard]:
@@ -202,9 +212,8 @@ def _owning(path: Path, coordinator: int) -> Iterator[None]:
         fcntl.lockf(file, fcntl.LOCK_EX)
         if os.getppid() != coordinator:
             raise LinkClosedError("the coordinator is gone")
-        file.write(b"%d" % os.getpid())
-        file.truncate()
-        file.flush()
+        with suppress(OSError):  # it tells people who holds the lock; a full disk is no reason not to serve
+            os.truncate(file.fileno(), os.write(file.fileno(), b"%d" % os.getpid()))
         yield
 
 

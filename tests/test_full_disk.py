@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine, SnapshotError, StoreFullError, run
+from engine import Engine, KeyValue, SnapshotError, StoreFullError, run
+from engine.reshard import reshard
 from tests.killing import ROOT, environment
 from tests.streams import Follower
 from tests.taking import CONFIG, Feeder, holds
@@ -35,15 +36,24 @@ def in_a_small_file_system(path: Path, *command: str) -> subprocess.CompletedPro
     )
 
 
-def test_a_full_disk_fails_snapshots_and_installs_and_harms_nothing(tmp_path: Path) -> None:
+def done_in_a_small_file_system(tmp_path: Path, what: str) -> list[str]:
+    """Do `what`, which is defined here. Returns the words that it says."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if shutil.which("unshare") is None or in_a_small_file_system(disk, "true").returncode:
         pytest.skip("no mount namespaces for this user")
-    done = in_a_small_file_system(disk, sys.executable, "-m", "tests.test_full_disk", str(disk), str(tmp_path))
+    done = in_a_small_file_system(disk, sys.executable, "-m", "tests.test_full_disk", what, str(disk), str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
-    outcomes = done.stdout.split()
+    return done.stdout.split()
+
+
+def test_a_full_disk_fails_snapshots_and_installs_and_harms_nothing(tmp_path: Path) -> None:
+    outcomes = done_in_a_small_file_system(tmp_path, "fill")
     assert len(outcomes) == 3 * len(LEFT_BYTES) and set(outcomes[:3]) == {"full"} and set(outcomes[-3:]) == {"done"}
+
+
+def test_a_full_disk_stops_no_start_of_shards_that_never_had_a_worker(tmp_path: Path) -> None:
+    assert done_in_a_small_file_system(tmp_path, "start_full") == ["started"]
 
 
 async def fill(disk: Path, elsewhere: Path) -> None:
@@ -56,9 +66,7 @@ async def fill(disk: Path, elsewhere: Path) -> None:
         for left in LEFT_BYTES:
             shutil.rmtree(disk / "data" / "snapshots", ignore_errors=True)
             (disk / "filler").unlink(missing_ok=True)
-            statvfs = os.statvfs(disk)
-            with (disk / "filler").open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, max(4096, statvfs.f_bavail * statvfs.f_frsize - left))
+            leave(disk, left)
             before = {str(path) for path in disk.rglob("*")} | {str(disk / "data" / "snapshots")}
             index = 300
             for attempt in (db.create_snapshot(), db.restore(elsewhere / "snapshot"), db.reset()):
@@ -75,5 +83,28 @@ async def fill(disk: Path, elsewhere: Path) -> None:
             await db.restore(elsewhere / "snapshot") if index == 0 else None
 
 
+async def start_full(disk: Path, _elsewhere: Path) -> None:
+    """Give a directory other shards, whose workers no one has been, and start it without a page to spare."""
+    async with Engine(disk / "data", shards=2, config=CONFIG) as db:
+        feeder = Feeder(db)
+        await feeder.feed(20)
+    reshard(disk / "data", 3, KeyValue, CONFIG)
+    leave(disk, 0)
+    db = Engine(disk / "data", config=CONFIG)
+    db.start()
+    await holds(db, feeder.model, 20)
+    (disk / "filler").unlink()
+    db.stop()
+    os.write(1, b"started\n")
+
+
+def leave(disk: Path, left: int) -> None:
+    """Fill the disk up to `left` bytes."""
+    statvfs = os.statvfs(disk)
+    with (disk / "filler").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(4096, statvfs.f_bavail * statvfs.f_frsize - left))
+
+
 if __name__ == "__main__":
-    run(lambda: fill(Path(sys.argv[1]), Path(sys.argv[2])))
+    what = {"fill": fill, "start_full": start_full}[sys.argv[1]]
+    run(lambda: what(Path(sys.argv[2]), Path(sys.argv[3])))

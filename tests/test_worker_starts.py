@@ -22,7 +22,7 @@ import pytest
 from engine import ConfigError, Engine, EngineConfig, EngineError, LogId, WorkerFailedError
 from engine.lives import START_ATTEMPTS_MAX, Lives, Patience
 from engine.processes import Workers
-from shards.worker import IGNORED_SIGNALS
+from shards.worker import IGNORED_SIGNALS, _unready
 from tests.directories import ROOT, applies_ten, contents, holds_ten, in_another_process, opened, puts
 
 CONFIG = EngineConfig(map_bytes=16 << 20, ring_bytes=256 * 1024)
@@ -423,3 +423,13 @@ def test_a_stopped_loop_is_no_fault_of_the_workers(tmp_path: Path) -> None:
         assert [worker["restarts"] for worker in db.stats()["workers"]] == [0, 0]
 
     opened(tmp_path, use, shards=2, config=CONFIG)
+
+
+def test_what_the_system_says_to_a_worker_before_it_is_ready_gets_home_after_the_last_attempt() -> None:
+    lives = Lives(1)
+    for _ in range(START_ATTEMPTS_MAX - 1):
+        lives.said_last(0, _unready(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        assert lives.ended(0, was_up=False) is None
+    lives.said_last(0, _unready(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    error = lives.ended(0, was_up=False)
+    assert error is not None and "No space left" in error.message and error.hint == "free disk space"
