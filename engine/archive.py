@@ -26,6 +26,7 @@ from engine.manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest, manifest_byt
 from engine.pieces import Piece, file_errors_named, manifest_of
 from engine.reading import open_plain
 from engine.travel import PIECE_BYTES, SnapshotAssembler, stream_snapshot
+from ipc.files import sync
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
@@ -56,7 +57,7 @@ def export_snapshot(path: _Path, file: _Path) -> None:
                 for block in _blocks(pieces):
                     output.write(block)
                 output.flush()
-                os.fsync(output.fileno())
+                sync(output.fileno(), beside)
             beside.rename(target)
         except BaseException:
             with suppress(OSError):

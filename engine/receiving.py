@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import BinaryIO
 
 from engine.errors import PieceDamagedError, PieceGapError
 from engine.manifest import PartInfo
 from engine.pieces import Piece, check_end
+from ipc.files import sync
 from shards.digest import hasher128
 
 
@@ -94,7 +94,7 @@ class PartsWriter:
     def _complete(self) -> None:
         if self._file is not None:
             self._file.flush()
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno(), self._folder / self._parts[self.part].file)
             self.close()
 
     def close(self) -> None:

@@ -212,11 +212,19 @@ class Partial:
             self._descriptor = _make_locked(self.path)
 
     def seal(self, name: str) -> Path:
-        """Give the directory its final name, which must be free. Returns the path when it is on the disk."""
+        """Give the directory its final name, which must be free. Returns the path when it is on the disk.
+
+        A name whose sync has failed is taken back: another sync would not say so again. What a power loss may bring
+        back of it is a whole snapshot, or none.
+        """
         sealed = self.path.with_name(name)
         sync_directory(self.path)
         self.path.rename(sealed)
-        sync_directory(sealed.parent)
+        try:
+            sync_directory(sealed.parent)
+        except OSError:
+            sealed.rename(self.path)
+            raise
         self._release()
         return sealed
 

@@ -181,6 +181,7 @@ class Snapshots:
             return None
         for part in there.manifest.parts:
             read_part(path / part.file, part)
+        sync_directory(self.path)  # who gave it its name may have died before
         return there.info
 
     def _named(self, partial: _Partial, path: Path) -> SnapshotInfo:

@@ -24,6 +24,7 @@ from engine.errors import (
     SnapshotDamagedError,
     TravelError,
 )
+from engine.files import sync_directory
 from engine.manifest import Manifest, read_manifest, write_manifest
 from engine.parts import read_part, stretches
 from engine.pieces import Piece, decode_piece, encode_piece, file_errors_named, manifest_of
@@ -155,6 +156,8 @@ class SnapshotAssembler:
         path = self._directory / self._manifest.name
         if self._is_there(self._manifest):
             self._check_whole(path, self._manifest)
+            with self._file_work():
+                sync_directory(self._directory)  # who gave it its name may have died before
         else:
             with self._file_work():
                 write_manifest(self._partial.path, self._manifest)

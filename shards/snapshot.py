@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ipc.errors import EngineError, LinkClosedError, hint_for
-from ipc.files import create_file
+from ipc.files import create_file, sync
 from shards import wire
 from shards.digest import checksum128
 from shards.errors import StoreError
@@ -97,7 +97,7 @@ def copy_pinned(store: Store, pinned: ReadTx, path: Path, barrier: int) -> wire.
             descriptor = create_file(path)
             try:
                 store.copy(pinned, descriptor)
-                size, checksum = seal_file(descriptor)
+                size, checksum = seal_file(descriptor, path)
             finally:
                 os.close(descriptor)
         finally:
@@ -110,12 +110,12 @@ def copy_pinned(store: Store, pinned: ReadTx, path: Path, barrier: int) -> wire.
     return wire.Copied(barrier, size, entries, checksum, None)
 
 
-def seal_file(descriptor: int) -> tuple[int, bytes]:
-    """Size and XXH3-128 of a file; returns when its content is on the disk."""
+def seal_file(descriptor: int, path: Path) -> tuple[int, bytes]:
+    """Size and XXH3-128 of the file at `path`; returns when its content is on the disk."""
     size = os.fstat(descriptor).st_size
     checksum = checksum128(b"")
     if size:
         with mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) as content:
             checksum = checksum128(content)
-    os.fsync(descriptor)
+    sync(descriptor, path)
     return size, checksum

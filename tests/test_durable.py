@@ -15,12 +15,16 @@ from engine import (
     Engine,
     EngineConfig,
     LogId,
+    SnapshotAssembler,
+    SnapshotError,
     StartReport,
     StateUntrustedError,
     StoreError,
     SyncFailedError,
+    TravelError,
     run,
     runmark,
+    stream_snapshot,
 )
 from engine.generations import Generation
 from engine.runmark import Boot
@@ -189,6 +193,50 @@ def test_mode_power_looks_at_every_page_after_a_sync_that_failed(tmp_path: Path,
     data.write_bytes(content)
     with pytest.raises(StateUntrustedError):
         opened(tmp_path, config=POWER)
+
+
+def test_a_snapshot_whose_name_may_not_be_on_the_disk_does_not_count_when_it_is_asked_for_again(
+    tmp_path: Path, syncs: Syncs
+) -> None:
+    async def take(db: Engine) -> None:
+        await db.apply_chunk(puts(1, 5))
+        first = await db.create_snapshot()
+        await db.apply_chunk(puts(6, 5))
+        syncs.fails = ends_with("/snapshots")
+        with pytest.raises(SnapshotError):
+            await db.create_snapshot()
+        assert (db.snapshots(), db.durable()) == ([first], LogId(5, 1))
+        assert [path.name for path in (tmp_path / "snapshots").iterdir()] == [Path(first.path).name]
+        second = await db.create_snapshot()
+        assert (db.snapshots(), db.durable()) == ([first, second], LogId(10, 1))
+
+    opened(tmp_path, take, shards=2, config=PROCESS)
+
+
+def test_a_snapshot_that_came_counts_when_the_disk_has_its_name_whoever_gave_it(tmp_path: Path, syncs: Syncs) -> None:
+    async def take(db: Engine) -> None:
+        await db.apply_chunk(puts(1, 5))
+        await db.generate_snapshot_data(tmp_path / "taken", None)
+
+    opened(tmp_path / "data", take, shards=2, config=PROCESS)
+
+    def receive() -> Path:
+        with SnapshotAssembler(tmp_path / "here") as assembler:
+            for piece in stream_snapshot(tmp_path / "taken"):
+                assembler.add(piece)
+            return assembler.finish()
+
+    (tmp_path / "here").mkdir()
+    for _ in range(2):
+        syncs.fails = ends_with("/here")
+        with pytest.raises(TravelError):
+            receive()
+        assert list((tmp_path / "here").iterdir()) == []
+        syncs.fails = lambda name: False
+    path = receive()
+    syncs.names.clear()
+    assert receive() == path
+    assert str(tmp_path / "here") in syncs.names
 
 
 @pytest.mark.parametrize("name", ["ring", "decision"])
