@@ -100,7 +100,8 @@ class DirectoryChangedError(EngineError):
 
 
 class StateUntrustedError(EngineError):
-    """The machine went down while state was not yet synced (durability="process"); the files cannot be trusted."""
+    """The machine went down while state was not yet synced (durability="process"), or nothing tells that it did not;
+    the files cannot be trusted."""
 
 
 class LogGapError(EngineError):

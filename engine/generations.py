@@ -42,6 +42,7 @@ from shards.types import Limits, Position
 
 log = logging.getLogger("shardengine")
 _NAME = re.compile(r"gen-\d{6,}")
+SET_ASIDE = "set-aside-"
 CREATE_MAP_BYTES = 1 << 20
 LOCK_BYTES = 64 << 10  # a thousand readers
 
@@ -175,7 +176,7 @@ class Directory:
             return None
         path = self.path / name
         if not path.is_dir():
-            if (self.path / f"set-aside-{name}").is_dir():
+            if (self.path / f"{SET_ASIDE}{name}").is_dir():
                 return None
             raise FormatError(f"{self.path}: CURRENT names {name}, which is not there", hint="was it moved away?")
         return Generation(path)
@@ -222,14 +223,14 @@ class Directory:
 
     def set_aside(self, generation: Generation) -> Path:
         """Put an untrusted generation out of the way, whole. Returns where it is."""
-        aside = self.path / f"set-aside-{generation.path.name}"
+        aside = self.path / f"{SET_ASIDE}{generation.path.name}"
         generation.path.rename(aside)
         sync_directory(self.path)
         return aside
 
     def aside(self) -> Path | None:
         """Where the generation is that CURRENT names and that was set aside."""
-        aside = self.path / f"set-aside-{self._current_name()}"
+        aside = self.path / f"{SET_ASIDE}{self._current_name()}"
         return aside if aside.is_dir() else None
 
     def begin(self, shards: int, config: DirectoryConfig) -> Generation:
@@ -322,7 +323,7 @@ class Directory:
                 shutil.rmtree(path)
 
     def _next_number(self) -> int:
-        names = [path.name.removeprefix("set-aside-") for path in self.path.iterdir()]
+        names = [path.name.removeprefix(SET_ASIDE) for path in self.path.iterdir()]
         return max([int(name[4:]) for name in names if _NAME.fullmatch(name)], default=0) + 1
 
     def bytes_on_disk(self) -> int:

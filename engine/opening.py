@@ -10,6 +10,7 @@ from engine.config import BAD_ENTRY_DEFAULT, KEY_BYTES_MAX_DEFAULT, VALUE_BYTES_
 from engine.errors import ConfigError, StateUntrustedError
 from engine.files import Lock, absolute, make_directories, refuse_network_filesystem
 from engine.generations import (
+    SET_ASIDE,
     Directory,
     DirectoryConfig,
     Generation,
@@ -19,7 +20,7 @@ from engine.generations import (
 )
 from engine.install import Target
 from engine.resources import check_resource_limits, default_shards
-from engine.runmark import read_mark, trusted, write_clean
+from engine.runmark import read_mark, trusted, why_untrusted, write_clean
 from engine.snapshots import restore_newest
 from ipc.files import check_owner
 from shards.machine import Machine
@@ -137,10 +138,17 @@ def _decide_to_create(discarded: Path | None, config: EngineConfig) -> str:
         return "created"
     if config.after_power_loss == "empty":
         return "emptied"
+    why, may_be_known_better = why_untrusted(read_mark(discarded.parent))
+    hint = 'feed the log again into an empty state with after_power_loss="empty", or use durability="power"'
+    if may_be_known_better:
+        name = discarded.name.removeprefix(SET_ASIDE)
+        hint += (
+            f'; who knows that the machine did not go down starts once with after_power_loss="empty", stops, renames '
+            f"{discarded.name} to {name}, and writes {name} into CURRENT"
+        )
     raise StateUntrustedError(
-        f'the machine went down before the state was synced (durability="process"), so the files cannot be trusted; '
-        f"they are set aside, whole, in {discarded}",
-        hint='feed the log again into an empty state with after_power_loss="empty", or use durability="power"',
+        f"{why}; so the files cannot be trusted; they are set aside, whole, in {discarded}",
+        hint=hint,
         discarded=str(discarded),
     )
 

@@ -22,7 +22,6 @@ import msgspec
 from engine.errors import EngineError, FormatError, SyncFailedError
 from engine.files import disk_error, read_sealed, replace_file, sealed, write_sealed
 from engine.generations import Generation
-from ipc.errors import FileRefusedError
 from shards.types import LogId
 
 NAME = "run-mark"
@@ -72,10 +71,11 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 def read_mark(directory: Path) -> Mark | None:
-    """The mark of the last run; None when it is missing or unreadable."""
+    """The mark of the last run; None when it is missing or unreadable, as a power loss may leave it. FileRefusedError:
+    something else has its name, which no power loss did."""
     try:
         return read_sealed(directory / NAME, Mark)
-    except (FileNotFoundError, FormatError, FileRefusedError):
+    except (FileNotFoundError, FormatError):
         return None
 
 
@@ -100,6 +100,18 @@ def trusted(mark: Mark | None, generation: Generation, is_whole: Callable[[], bo
     return mark.lineage == generation.info.config.lineage and (
         mark.clean or mark.mode == "power" or mark.boot.is_same(this_boot())
     )
+
+
+def why_untrusted(mark: Mark | None) -> tuple[str, bool]:
+    """Why a generation whose mark that is is not `trusted`; and whether a person may know better."""
+    if mark is None:
+        return "the run mark is missing or unreadable: nothing tells whether the machine went down before a sync", True
+    if mark.failure is not None:
+        return f"a sync failed in the last run: {mark.failure}", False
+    return (
+        'the machine went down before the state was synced (durability="process"), or its clock was set by more than '
+        f"{_CLOCKS_APART_S} seconds, which looks the same"
+    ), True
 
 
 class RunMark:

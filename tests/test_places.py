@@ -7,10 +7,12 @@ import errno
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from engine import StateUntrustedError
 from engine.files import make_directories
-from tests.directories import applies_ten, config, holds_ten, opened
+from tests.directories import applies_ten, config, die_in_mid_run, holds_ten, opened, reboot
 
 SMALL = config("process")
 
@@ -45,3 +47,22 @@ def test_the_name_of_a_mount_point_is_not_ours_to_sync(monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "fsync", note)
     make_directories(mounted)
     assert synced == []
+
+
+@pytest.mark.parametrize("lost", ["the mark", "power"])
+def test_an_untrusted_state_says_why_and_how_who_knows_better_takes_it_back(tmp_path: Path, lost: str) -> None:
+    die_in_mid_run(tmp_path)
+    if lost == "power":
+        reboot(tmp_path)
+    else:
+        (tmp_path / "run-mark").write_bytes(b"junk")
+    why = "clock was set by more than 2 seconds" if lost == "power" else "the run mark is missing or unreadable"
+    for _ in range(2):
+        with pytest.raises(StateUntrustedError, match=why) as caught:
+            opened(tmp_path, config=SMALL)
+        assert ("machine went down before the state" in caught.value.message) == (lost == "power")
+        assert "renames set-aside-gen-000001 to gen-000001, and writes gen-000001 into CURRENT" in caught.value.hint
+    opened(tmp_path, config=msgspec.structs.replace(SMALL, after_power_loss="empty"))
+    (tmp_path / "set-aside-gen-000001").rename(tmp_path / "gen-000001")
+    (tmp_path / "CURRENT").write_text("gen-000001")
+    assert opened(tmp_path, holds_ten, config=SMALL).discarded is None
