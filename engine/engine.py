@@ -600,14 +600,18 @@ class Engine(Shell):
         return self._snapshots.metadata
 
     def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
-        """Remember `metadata` until the engine ends."""
+        """Remember `metadata` until the engine ends. Raises SnapshotError when it names no snapshot."""
         self._check_thread()
-        self._snapshots.metadata = metadata
+        self._snapshots.remember(metadata)
 
     def persist_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
-        """Remember `metadata` for good. Returns when it is on the disk."""
+        """Remember `metadata` for good. Returns when it is on the disk. Raises SnapshotError when it names no snapshot,
+        StoreError when the disk refuses."""
         self._running()
-        self._snapshots.persist(metadata)
+        try:
+            self._snapshots.persist(metadata)
+        except OSError as error:
+            raise disk_error("the snapshot's metadata cannot be written", error, path=str(self._path)) from error
 
     def set_snapshot_policy(self, policy: SnapshotPolicy) -> None:
         """From now on take snapshots by themselves when `policy` says so; `SnapshotPolicy()` takes none."""

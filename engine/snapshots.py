@@ -15,7 +15,14 @@ import msgspec
 
 from engine.config import EngineConfig
 from engine.contract import SnapshotInfo, SnapshotMetadata
-from engine.errors import SnapshotDamagedError, SnapshotError, SnapshotFormatError, SnapshotStaleError
+from engine.errors import (
+    FileRefusedError,
+    FormatError,
+    SnapshotDamagedError,
+    SnapshotError,
+    SnapshotFormatError,
+    SnapshotStaleError,
+)
 from engine.files import make_directories, read_json, sync_directory, write_json
 from engine.generations import Directory, DirectoryConfig, Generation, new_lineage
 from engine.install import Origin, Snapshot, Target, install
@@ -66,10 +73,17 @@ class Snapshots:
                 sync_directory(self.path)  # what an earlier run could not say for sure of the names it gave
         except OSError as error:
             log.warning("%s cannot be swept: %s", self.path, error)
+        self.metadata = self._read_metadata()
+
+    def _read_metadata(self) -> SnapshotMetadata | None:
+        """What was persisted, or None: it tells the host what it told us, and no state hangs on it."""
         try:
-            self.metadata = read_json(self._directory / METADATA, SnapshotMetadata)
+            return read_json(self._directory / METADATA, SnapshotMetadata)
         except FileNotFoundError:
-            self.metadata = None
+            return None
+        except (FormatError, FileRefusedError, OSError) as error:
+            log.warning("it is not known which snapshot the host named last: %s", error)
+            return None
 
     def look(self, lineage: str, applied: LogId) -> None:
         """The state is of `lineage` now, and stands at `applied`: only snapshots of its past would replace it.
@@ -282,9 +296,20 @@ class Snapshots:
         except OSError as error:
             log.warning("the metadata of the snapshot that was installed is kept until the engine ends: %s", error)
 
-    def persist(self, metadata: SnapshotMetadata) -> None:
-        write_json(self._directory / METADATA, metadata)
+    def remember(self, metadata: SnapshotMetadata) -> None:
+        """Until the engine ends. SnapshotError: a file with it could not be read back."""
+        try:
+            readable = msgspec.json.decode(msgspec.json.encode(metadata), type=SnapshotMetadata) == metadata
+        except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeError):
+            readable = False
+        if not readable:
+            raise SnapshotError(f"{metadata!r} names no snapshot", hint="pass a SnapshotMetadata")
         self.metadata = metadata
+
+    def persist(self, metadata: SnapshotMetadata) -> None:
+        """For good. Raises as `remember`; OSError."""
+        self.remember(metadata)
+        write_json(self._directory / METADATA, metadata)
 
 
 def metadata_of(manifest: Manifest) -> SnapshotMetadata:

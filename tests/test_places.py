@@ -6,11 +6,12 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from engine import StateUntrustedError
+from engine import Engine, LogId, SnapshotError, SnapshotMetadata, StateUntrustedError
 from engine.files import make_directories
 from tests.directories import applies_ten, config, die_in_mid_run, holds_ten, opened, reboot
 
@@ -66,3 +67,24 @@ def test_an_untrusted_state_says_why_and_how_who_knows_better_takes_it_back(tmp_
     (tmp_path / "set-aside-gen-000001").rename(tmp_path / "gen-000001")
     (tmp_path / "CURRENT").write_text("gen-000001")
     assert opened(tmp_path, holds_ten, config=SMALL).discarded is None
+
+
+async def test_what_names_no_snapshot_is_refused_and_what_cannot_be_read_stops_no_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = SnapshotMetadata(LogId(3, 1), bytes(16))
+    async with Engine(tmp_path, shards=1, config=SMALL) as db:
+        db.persist_last_snapshot_metadata(good)
+        none: Any = None
+        text: Any = "text"
+        for bad in (none, text, SnapshotMetadata(LogId(3, 1), text), SnapshotMetadata(none, b"")):
+            for call in (db.update_last_snapshot_metadata, db.persist_last_snapshot_metadata):
+                with pytest.raises(SnapshotError, match="names no snapshot"):
+                    call(bad)
+                assert db.snapshot_metadata() == good
+    for damage in (b"", b"null", b"{", b"\xff"):
+        (tmp_path / "snapshot-metadata").write_bytes(damage)
+        caplog.clear()
+        async with Engine(tmp_path, config=SMALL) as db:
+            assert db.snapshot_metadata() is None
+        assert "which snapshot the host named last" in caplog.text
