@@ -41,7 +41,7 @@ from engine.retention import (
     take_name,
     valid_snapshots,
 )
-from ipc.errors import hint_for
+from ipc.errors import LACKING, hint_for
 from shards.machine import Machine
 from shards.types import LogId
 
@@ -57,6 +57,7 @@ class Snapshots:
         self._machine = machine
         self._config = config
         self._lineage = ""
+        self._here: list[Found] | None = None  # from `start` to the first `look`
         self.newest = LogId(0, 0)
         self.metadata: SnapshotMetadata | None = None
 
@@ -65,14 +66,27 @@ class Snapshots:
         return self._directory / "snapshots"
 
     def start(self) -> None:
-        """Sweep what dead runs left, and read what was persisted. Nothing that lies among the snapshots stops it."""
+        """Sweep what dead runs left, and read what is there. Nothing that lies among the snapshots stops it.
+
+        Raises OSError, or SnapshotError, when this process lacks what it takes to look: `durable()` would fall below
+        where the log was cut.
+        """
         self._lineage = ""
         try:
             sweep(self.path)
             if self.path.is_dir():
                 sync_directory(self.path)  # what an earlier run could not say for sure of the names it gave
         except OSError as error:
+            if error.errno in LACKING:
+                raise
             log.warning("%s cannot be swept: %s", self.path, error)
+        try:
+            self._here = snapshots_in(self.path)
+        except SnapshotError as error:
+            if getattr(error.__cause__, "errno", None) in LACKING:
+                raise
+            log.warning("%s", error)
+            self._here = []
         self.metadata = self._read_metadata()
 
     def _read_metadata(self) -> SnapshotMetadata | None:
@@ -91,7 +105,10 @@ class Snapshots:
         One of that lineage ahead of it would not have been passed over, or the state would be there: it is damaged, or
         not ours yet. One that counted before counts on, whether or not it can be read just now: the log may be cut.
         """
-        own = [one.info.last_included for one in self._listed() if one.manifest.lineage == lineage]
+        here, self._here = self._here, None
+        if here is None:
+            here = self._listed()
+        own = [one.info.last_included for one in here if one.manifest.lineage == lineage]
         if lineage == self._lineage:
             own.append(self.newest)
         self.newest = max((place for place in own if place <= applied), default=LogId(0, 0))

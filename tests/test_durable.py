@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from engine import (
     DirectoryChangedError,
     Engine,
     EngineConfig,
+    EngineError,
     LogId,
     SnapshotAssembler,
     SnapshotError,
@@ -27,6 +29,7 @@ from engine import (
     stream_snapshot,
 )
 from engine.generations import Generation
+from engine.manifest import MANIFEST
 from engine.runmark import Boot
 from tests.directories import config, die_in_mid_run, holds_ten, mark_of, opened, puts, reboot
 
@@ -211,6 +214,40 @@ def test_a_snapshot_whose_name_may_not_be_on_the_disk_does_not_count_when_it_is_
         assert (db.snapshots(), db.durable()) == ([first, second], LogId(10, 1))
 
     opened(tmp_path, take, shards=2, config=PROCESS)
+
+
+def test_a_start_that_lacks_what_it_takes_to_look_at_the_snapshots_is_refused_and_durable_never_falls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def take(db: Engine) -> None:
+        await db.apply_chunk(puts(1, 10))
+        await db.create_snapshot()
+
+    opened(tmp_path, take, shards=2, config=PROCESS)
+    real = os.open
+
+    def refusal() -> str:
+        db = Engine(tmp_path, config=PROCESS)
+        try:
+            db.start()
+        except EngineError as error:
+            return error.hint
+        assert db.durable() == LogId(10, 1)
+        db.stop()
+        db.close_storage()
+        return ""
+
+    for refused in ("/snapshots", f"/{MANIFEST}"):
+
+        def refuse(path: Any, *arguments: Any, end: str = refused, **options: Any) -> int:
+            if isinstance(path, (str, Path)) and str(path).endswith(end):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return real(path, *arguments, **options)
+
+        monkeypatch.setattr(os, "open", refuse)
+        assert "open files" in refusal()
+    monkeypatch.setattr(os, "open", real)
+    assert refusal() == ""
 
 
 def test_a_snapshot_that_came_counts_when_the_disk_has_its_name_whoever_gave_it(tmp_path: Path, syncs: Syncs) -> None:
