@@ -238,10 +238,13 @@ class Directory:
         path = self.path / f"gen-{self._next_number():06}"
         try:
             make_directory(path)
-            for shard in range(shards):
-                _begin_shard(path / f"shard-{shard:03}")
+            try:
+                for shard in range(shards):
+                    _begin_shard(path / f"shard-{shard:03}")
+            except OSError:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
         except OSError as error:
-            shutil.rmtree(path, ignore_errors=True)
             raise disk_error(f"{path} cannot be made", error, path=str(path)) from error
         return Generation(path, GenerationInfo(f"{path.name}-{os.urandom(8).hex()}", shards, config))
 

@@ -100,7 +100,11 @@ def make_directory(path: Path) -> None:
     """Make a directory that was not there, for this user alone whatever the umask; FileExistsError when it was."""
     made = pathlib.Path(path)
     made.mkdir(DIRECTORY_MODE)
-    made.chmod(DIRECTORY_MODE)
+    try:
+        made.chmod(DIRECTORY_MODE)
+    except OSError:
+        made.rmdir()
+        raise
 
 
 def allocate(descriptor: int, start: int, length: int) -> None:

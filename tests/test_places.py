@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import Engine, LogId, SnapshotError, SnapshotMetadata, StateUntrustedError
+from engine import Engine, LogId, SnapshotError, SnapshotMetadata, StateUntrustedError, StoreError
 from engine.files import make_directories
 from tests.directories import applies_ten, config, die_in_mid_run, holds_ten, opened, reboot
 
@@ -88,3 +88,23 @@ async def test_what_names_no_snapshot_is_refused_and_what_cannot_be_read_stops_n
         async with Engine(tmp_path, config=SMALL) as db:
             assert db.snapshot_metadata() is None
         assert "which snapshot the host named last" in caplog.text
+
+
+def test_a_generation_that_somebody_else_makes_first_is_his(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(tmp_path, applies_ten, shards=2, config=SMALL)
+    real, his = os.mkdir, tmp_path / "gen-000002" / "his"
+
+    def overtaken(path: Any, *arguments: Any) -> None:
+        if Path(path) == his.parent and not his.parent.exists():
+            real(path)
+            his.touch()
+        real(path, *arguments)
+
+    async def replace(db: Engine) -> None:
+        with pytest.raises(StoreError, match="File exists"):
+            await db.reset()
+        await holds_ten(db)
+
+    monkeypatch.setattr(os, "mkdir", overtaken)
+    opened(tmp_path, replace, config=SMALL)
+    assert his.exists()
