@@ -32,6 +32,9 @@ T = TypeVar("T")
 SMALL_BYTES_MAX = 1 << 20
 """More than any small file has."""
 
+BESIDE = ".new"
+"""What the name of a file ends with that is about to take the place of the one without it."""
+
 _UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
 _LOCAL_ONLY = frozenset(
@@ -74,7 +77,7 @@ def replace_file(path: Path, data: bytes, *, synced: bool = True) -> None:
 
     Until the rename, which is the last step, a failure changes nothing.
     """
-    beside = path.with_name(path.name + ".new")
+    beside = path.with_name(path.name + BESIDE)
     beside.unlink(missing_ok=True)
     with os.fdopen(create_file(beside), "wb") as file:
         file.write(data)

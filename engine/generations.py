@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import msgspec
 
 from engine.decision import DecisionFile, Record, create_decision
 from engine.errors import DamagedError, EngineError, FormatError, MachineMismatchError, ShardCountMismatchError
-from engine.files import Lock, disk_error, read_sealed, read_small, replace_file, sync_directory, write_sealed
+from engine.files import BESIDE, Lock, disk_error, read_sealed, read_small, replace_file, sync_directory, write_sealed
 from ipc.files import (
     SyncError,
     allocate,
@@ -43,6 +44,7 @@ from shards.types import Limits, Position
 log = logging.getLogger("shardengine")
 _NAME = re.compile(r"gen-\d{6,}")
 SET_ASIDE = "set-aside-"
+_REPLACED = ("CURRENT", "config", "run-mark", "snapshot-metadata", "loads")
 CREATE_MAP_BYTES = 1 << 20
 LOCK_BYTES = 64 << 10  # a thousand readers
 
@@ -324,6 +326,18 @@ class Directory:
         for path in self._generations():
             if path.name != current:
                 shutil.rmtree(path)
+
+    def sweep_beside(self) -> None:
+        """Remove what a death left of files that were being replaced: plain files with names of ours, no others. What
+        cannot be removed is in nobody's way."""
+        files = [self.path / name for name in _REPLACED]
+        for generation in self._generations():
+            files += [generation / "GENERATION", *generation.glob("shard-*/ring")]
+        for file in files:
+            beside = file.with_name(file.name + BESIDE)
+            with suppress(OSError):
+                if stat.S_ISREG(beside.lstat().st_mode):
+                    beside.unlink()
 
     def _next_number(self) -> int:
         names = [path.name.removeprefix(SET_ASIDE) for path in self.path.iterdir()]

@@ -83,6 +83,7 @@ def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], confi
     check_machine(fixed, machine, directory.path)
     _check_fixed(fixed, config)
     directory.remove_half_built()
+    directory.sweep_beside()
     if generation is not None:
         check_shard_count(generation.shards, config.shards)
         check_resource_limits(config, generation.shards)

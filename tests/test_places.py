@@ -108,3 +108,17 @@ def test_a_generation_that_somebody_else_makes_first_is_his(tmp_path: Path, monk
     monkeypatch.setattr(os, "mkdir", overtaken)
     opened(tmp_path, replace, config=SMALL)
     assert his.exists()
+
+
+def test_what_a_death_left_beside_a_file_is_swept_and_nobody_elses(tmp_path: Path) -> None:
+    opened(tmp_path, applies_ten, shards=1, config=SMALL)
+    generation = tmp_path / "gen-000001"
+    ours = [tmp_path / f"{name}.new" for name in ("CURRENT", "config", "run-mark", "snapshot-metadata", "loads")]
+    ours += [generation / "GENERATION.new", generation / "shard-000" / "ring.new"]
+    foreign = [tmp_path / "notes.new", tmp_path / "CURRENT.new.old", tmp_path / "loads.new"]
+    for file in [*ours, *foreign]:
+        file.write_bytes(b"half")
+    foreign[-1].unlink()
+    foreign[-1].symlink_to(foreign[0])
+    opened(tmp_path, holds_ten, config=SMALL)
+    assert [file for file in [*ours, *foreign] if os.path.lexists(file)] == [foreign[-1], *foreign]
