@@ -38,8 +38,7 @@ _Path = str | os.PathLike[str]
 def export_snapshot(path: _Path, file: _Path) -> None:
     """Write the snapshot at `path` to `file`, which is replaced once all of it is on the disk, and not before.
 
-    Blocks. A failure leaves what was there; a crash may leave `file` with `.new` appended, which the next export to
-    the same place overwrites.
+    Blocks. A failure leaves what was there; a crash may leave a hidden file beside it, `.export-` and random digits.
 
     Raises:
         SnapshotDamagedError, SnapshotFormatError: it is no valid snapshot.
@@ -47,12 +46,12 @@ def export_snapshot(path: _Path, file: _Path) -> None:
     """
     pieces = stream_snapshot(path, PIECE_BYTES)
     target = Path(file)
-    beside = target.with_name(target.name + ".new")
+    beside = target.with_name(f".export-{os.urandom(8).hex()}")  # and no name that a person may have used
     with file_errors_named(f"writing {target}"):
         _check_target(target)
-        beside.unlink(missing_ok=True)
+        output = beside.open("xb")
         try:
-            with beside.open("xb") as output:
+            with output:
                 for block in _blocks(pieces):
                     output.write(block)
                 output.flush()
