@@ -226,3 +226,25 @@ def stopping_on_signals(on_stop: Callable[[], None] = lambda: None) -> Iterator[
         yield stop
     finally:
         restore()
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """The first SIGTERM or SIGHUP raises StoppedError where the main thread stands, so that nothing half made is left;
+    a second one acts as usual. One that is handled or ignored already stays so."""
+    handled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+
+    def restore() -> None:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+
+    def end(number: int, _: object) -> None:
+        restore()
+        raise StoppedError(signal.Signals(number))
+
+    for number in handled:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        restore()
