@@ -253,7 +253,10 @@ def reshard(
 
         before = convert(existing(directory), shards, machine, settings(config_file, {}), note)
     facts = {"path": str(directory), "shards": shards, "before": before, "records": told}
-    remark(f"{before} shards are {shards}: {told:,} records in {time.monotonic() - began:.1f} s")
+    if before == shards:
+        remark(f"{directory} has {shards} shards already; nothing to do")
+    else:
+        remark(f"{before} shards are {shards}: {told:,} records in {time.monotonic() - began:.1f} s")
     if as_json:
         print_json(facts)
     return DONE
