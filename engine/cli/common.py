@@ -130,7 +130,7 @@ def owned(data: Path) -> Path:
         name = f"#{owner}"
     raise EngineError(
         f"{data} belongs to user {name} ({owner}), and this runs as user {os.geteuid()}: "
-        f"files that it makes there would be in {name}'s way",
+        f"files that it makes there, locks even where it only reads, would be in {name}'s way",
         hint=f"run it as that user: sudo -u {shlex.quote(name)} shardengine ...",
         owner=owner,
         user=os.geteuid(),
