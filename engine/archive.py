@@ -39,8 +39,7 @@ _Path = str | os.PathLike[str]
 def export_snapshot(path: _Path, file: _Path) -> None:
     """Write the snapshot at `path` to `file`, which is replaced once all of it is on the disk, and not before.
 
-    Blocks. A failure leaves what was there; a crash may leave `file` with `.new` appended, which the next export to
-    the same place overwrites.
+    Blocks. A failure leaves what was there; a crash may leave a hidden file beside it, `.export-` and random digits.
 
     Raises:
         SnapshotDamagedError, SnapshotFormatError: it is no valid snapshot.
@@ -48,12 +47,12 @@ def export_snapshot(path: _Path, file: _Path) -> None:
     """
     pieces = stream_snapshot(path, PIECE_BYTES)
     target = Path(file)
-    beside = target.with_name(target.name + ".new")
+    beside = target.with_name(f".export-{os.urandom(8).hex()}")  # and no name that a person may have used
     with file_errors_named(f"writing {target}"):
         _check_target(target)
-        beside.unlink(missing_ok=True)
+        output = beside.open("xb")
         try:
-            with beside.open("xb") as output:
+            with output:
                 for block in _blocks(pieces):
                     output.write(block)
                 output.flush()
@@ -113,19 +112,25 @@ def import_snapshot(file: _Path, directory: _Path) -> Path:
     """
     source = Path(file)
     with file_errors_named(f"reading {source}"), open_plain(source.resolve()) as stream:
-        archive = _Archive(stream, source)
-        with SnapshotAssembler(directory) as assembler:
-            for piece in archive.pieces():
-                assembler.add(piece)
-            return assembler.finish()
+        return import_stream(stream, str(source), directory)
+
+
+def import_stream(stream: BinaryIO, name: str, directory: _Path) -> Path:
+    """As `import_snapshot`, from a pipe too, which errors call `name`. What cannot be ends it where it is read."""
+    archive = _Archive(stream, name)
+    with file_errors_named(f"reading {name}"), SnapshotAssembler(directory) as assembler:
+        for piece in archive.pieces():
+            assembler.add(piece)
+        return assembler.finish()
 
 
 class _Archive:
     """An archive that is read from its start to its end. Every refusal names the byte."""
 
-    def __init__(self, stream: BinaryIO, source: Path) -> None:
+    def __init__(self, stream: BinaryIO, source: str) -> None:
         self._stream = stream
         self._source = source
+        self._offset = 0
 
     def pieces(self) -> Iterator[Piece]:
         """What it holds, as the pieces that `stream_snapshot` would have given."""
@@ -142,11 +147,11 @@ class _Archive:
                 number += 1
             self._expect(_padding(info.bytes), f"what fills up {info.file}")
         self._expect(_END, "its end")
-        if self._stream.read(1):
+        if self._some(1):
             raise PieceEndError(f"{self._source} goes on after its end", hint="copy it again", offset=self._offset)
 
     def _manifest(self) -> Manifest:
-        header = self._stream.read(_BLOCK)
+        header = self._some(_BLOCK)
         self._check_kind(header)
         try:
             size = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size
@@ -156,7 +161,7 @@ class _Archive:
             raise self._foreign(f"its first file has {size} bytes; a manifest has up to {MANIFEST_BYTES_MAX}")
         content = self._read(size)
         try:
-            manifest = parse_manifest(content, f"{self._source}")
+            manifest = parse_manifest(content, self._source)
         except ValueError as error:
             raise PieceDamagedError(
                 f"{self._source}: its manifest {error}", hint="export it again", offset=0
@@ -188,14 +193,16 @@ class _Archive:
             )
 
     def _read(self, size: int) -> bytes:
-        data = self._stream.read(size)
+        data = self._some(size)
         if len(data) < size:
             raise self._cut_off()
         return data
 
-    @property
-    def _offset(self) -> int:
-        return self._stream.tell()
+    def _some(self, size: int) -> bytes:
+        """Less than `size` bytes only at the end."""
+        data = self._stream.read(size)
+        self._offset += len(data)
+        return data
 
     def _cut_off(self) -> PieceEndError:
         return PieceEndError(

@@ -29,6 +29,7 @@ from engine.errors import (
     DirectoryChangedError,
     EngineStateError,
     EngineStoppedError,
+    LogOrderError,
     SnapshotError,
     SnapshotInProgressError,
     TooManyViewsError,
@@ -84,6 +85,11 @@ class Engine(Shell):
         config: EngineConfig | None = None,
         reshard: bool = False,
     ) -> None:
+        if not isinstance(config, EngineConfig | None):
+            raise ConfigError(
+                f"config is of type {type(config).__name__}, not EngineConfig",
+                hint="pass EngineConfig(...), or load_config(...)",
+            )
         config = config or load_config(shards=shards)
         if shards is not None:
             if config.shards not in (None, shards):
@@ -335,6 +341,7 @@ class Engine(Shell):
         coordinator = runtime.coordinator
         if coordinator.failure is not None:
             raise coordinator.failure
+        _check_name(last)
         if last.index <= self.last_applied().index:
             return
         if self._replacing or not coordinator.idle or coordinator.applied.index:
@@ -429,6 +436,8 @@ class Engine(Shell):
         nor when the call is cancelled.
         """
         runtime = self._bind()
+        if last_included is not None:
+            _check_name(last_included)
         with self._taking_one(), self._snapshots.into(absolute(directory)) as target:
             manifest = await self._take(runtime, target, last_included)
         self._snapshots.metadata = metadata_of(manifest)
@@ -651,6 +660,12 @@ def _now_ms() -> int:
 def _at(report: StartReport) -> str:
     index = f"index {report.last_applied.index}"
     return index if report.discarded is None else f"{index}, what was there is set aside in {report.discarded}"
+
+
+def _check_name(entry: LogId) -> None:
+    """Raise LogOrderError when it is no entry's name."""
+    if not isinstance(entry, LogId) or type(entry.index) is not int or type(entry.term) is not int:
+        raise LogOrderError(f"{entry!r} is no LogId of two plain ints", hint="pass LogId(index, term)", got=entry)
 
 
 def _refuse_worker() -> None:

@@ -16,6 +16,8 @@ from shards import wire
 START_ATTEMPTS_MAX = 10
 _NO_PROGRAM = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC))
 """What the system says of a program that it cannot run."""
+_SILENT = "it said nothing"
+_SPEECHLESS = "see that interpreter names a Python, and one with this program's packages"
 DYING_S = 10.0  # a killed process takes milliseconds, unless it waits for a disk that does not answer
 LISTENED_S_MAX = 0.5  # what lies longer between two ticks is time in which this process did not listen
 
@@ -39,7 +41,8 @@ class Lives:
         self._refusals = [0] * shards  # since the last start
         self._last_words: list[wire.Problem | None] = [None] * shards
         self._late = [""] * shards
-        self._why_ended = ["it said nothing"] * shards
+        self._why_ended = [_SILENT] * shards
+        self._heard_of_any = False
         self._owed_for: list[float | None] = [None] * shards
         self._silent_for = [0.0] * shards
         self._dying: set[int] = set()
@@ -56,6 +59,7 @@ class Lives:
     def welcome(self, shard: int) -> None:
         """It has said Hello."""
         self._deaths[shard] = 0
+        self._heard_of_any = True
 
     def said_last(self, shard: int, problem: wire.Problem) -> None:
         self._last_words[shard] = problem
@@ -67,7 +71,7 @@ class Lives:
         self._deaths[shard] += 1
         problem, late = self._last_words[shard], self._late[shard]
         self._last_words[shard], self._late[shard] = None, ""
-        said = "it said nothing" if problem is None else f"it said {problem.kind}: {problem.message}"
+        said = _SILENT if problem is None else f"it said {problem.kind}: {problem.message}"
         self._why_ended[shard] = late or said
         if problem is not None and not was_up and "passing" not in problem.facts:
             return error_of(problem, None)
@@ -76,7 +80,9 @@ class Lives:
         return WorkerFailedError(
             f"the worker of shard {shard} died {START_ATTEMPTS_MAX} times in a row before it was ready, the last time: "
             f"{self.why_ended(shard)}",
-            hint=(problem and problem.hint) or "see worker.log in the data directory",
+            hint=(problem and problem.hint)
+            or "see worker.log in the data directory"
+            + ("" if self._heard_of_any or self.why_ended(shard) != _SILENT else f"; {_SPEECHLESS}"),
             shard=shard,
         )
 

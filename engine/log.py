@@ -57,7 +57,11 @@ class Tail:
             raise LogGapError(
                 f"the chunk starts at index {first}, the next index is {self.index + 1}",
                 hint=f"feed the log from index {self.index + 1}"
-                + (f", or begin there: update_last_applied(LogId({first - 1}, term))" if not self.index else ""),
+                + (
+                    f", or begin there: update_last_applied(LogId({first - 1}, term))"
+                    if not self.index and first > 1
+                    else ""
+                ),
                 expected=self.index + 1,
                 got=first,
             )

@@ -56,7 +56,8 @@ def open_directory(path: Path, machine: type[Machine], config: EngineConfig) -> 
     StateUntrustedError; the lock is free then.
     """
     check_library()
-    check_resource_limits(config, config.shards or 1)
+    if config.shards or not (path / "config").exists():  # else first how many the directory has
+        check_resource_limits(config, config.shards or default_shards())
     make_directories(path)
     refuse_network_filesystem(path)
     check_owner(path, path.stat())

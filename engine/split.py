@@ -106,10 +106,10 @@ class Splitter:
                 return None
             if not self._keyed_by_itself:
                 keys = list(map(self._machine.partition_key, keys))
+            table = self._table
+            return [table[key_hash(key) & SLOT_MASK] for key in keys]
         except Exception:  # a bad command or a no-op among them, which _split_each names
             return None
-        table = self._table
-        return [table[key_hash(key) & SLOT_MASK] for key in keys]
 
     def _distribute(self, owners: Sequence[int], datas: list[bytes]) -> Pieces:
         offsets: list[list[int]] = [[] for _ in range(self._shards)]
@@ -162,7 +162,11 @@ class Splitter:
             if not isinstance(key, bytes) or not 1 <= len(key) <= self._limits.key_bytes_max:
                 found = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
                 return 0, f"a key of {found}; allowed are 1 to key_bytes_max={self._limits.key_bytes_max}"
-        slots = {slot_of(self._machine.partition_key(key)) for key in keys}
+        partitions = [self._machine.partition_key(key) for key in keys]
+        for partition in partitions:
+            if not isinstance(partition, bytes):
+                return 0, f"partition_key() returned {type(partition).__name__}, not bytes"
+        slots = set(map(slot_of, partitions))
         if len(slots) > 1:
             reason = f"its {len(keys)} keys lie in {len(slots)} partitions; partition_key() keeps related keys together"
             return 0, reason

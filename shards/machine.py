@@ -6,6 +6,7 @@ The same log then gives the same state on every replica and for every shard coun
 
 from __future__ import annotations
 
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -85,7 +86,7 @@ class Tx:
 
     def _refuse(self, key: bytes) -> None:
         raise UndeclaredKeyError(
-            f"apply touched the key {key!r}, which keys(command) does not name",
+            f"apply touched the key {reprlib.repr(key)}, which keys(command) does not name",
             hint="declare every key that a command may read or write",
             key=key,
             declared=list(self._allowed),

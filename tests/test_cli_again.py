@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from engine import Engine, Entry, LogId, Put, encode, run
 from engine.cli import loads as memory
 from engine.cli.common import DataSaysNoError
 from engine.cli.feed import IN_FLIGHT_CHUNKS
@@ -186,7 +187,7 @@ def test_a_chunk_is_remembered_before_it_is_sent(tmp_path: Path, durable: bool) 
     with reading(tmp_path / "input", text("a", 10)) as lines:
         loads = Loads(tmp_path, "lineage", 7, durable=durable)
         loads.begin(None)
-        records_of = Records(lines, parse_tsv, before=Prefix(), index=7, chunk_entries=4, chunk_bytes=1 << 20)
+        records_of = Records(lines, parse_tsv, before=Prefix(), last=LogId(7, 1), chunk_entries=4, chunk_bytes=1 << 20)
         for chunk in _noted(records_of, loads):
             end = chunk.entries[-1].index
             (stretch,) = Loads(tmp_path, "lineage", end, durable=durable).stretches
@@ -215,6 +216,22 @@ def test_load_appends_another_file_goes_on_with_a_grown_one_and_says_which(tmp_p
     assert (whole.facts["skipped"], whole.facts["records"], whole.facts["index"]) == (0, 12, 54)
     assert cli("scan", "--data", data).out.encode() == records(1, 12) + records(101, 130)
     assert cli("verify", "--data", data).code == 0
+
+
+def test_load_goes_on_behind_a_log_of_any_term(tmp_path: Path) -> None:
+    data, file = tmp_path / "data", tmp_path / "file"
+    file.write_bytes(records(1, 10))
+
+    async def elected() -> str:
+        async with Engine(tmp_path / "host", shards=1) as db:
+            await db.apply_chunk([Entry(1, 7, encode(Put(b"a", b"b")))])
+            return (await db.create_snapshot()).path
+
+    assert cli("restore", run(elected), "--data", data, "--shards", 2).code == 0
+    assert cli("load", file, "--data", data).code == 0
+    facts = cli("stats", "--data", data, "--json").facts
+    assert (facts["entries"], facts["last_applied"]) == (11, {"index": 11, "term": 7})
+    assert cli("load", file, "--data", data, "--json").facts["skipped"] == 10
 
 
 def test_a_kill_while_a_second_file_is_loaded_loses_and_doubles_nothing(tmp_path: Path) -> None:

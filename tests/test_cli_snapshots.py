@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.commands import cli
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -72,6 +74,7 @@ def test_resharding_keeps_every_record(data: Path, tmp_path: Path) -> None:
     assert facts("digest", "--data", data) == before
     assert facts("verify", "--data", data)["ok"]
     shardengine("reshard", data, "--shards", 2, "--quiet")
+    assert cli("reshard", data, "--shards", 2).err == f"{data} has 2 shards already; nothing to do\n"
 
 
 def test_a_damaged_snapshot_is_found_and_not_restored(data: Path, tmp_path: Path) -> None:

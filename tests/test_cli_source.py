@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import Delete, Entry, Put, encode
+from engine import Delete, Entry, LogId, Put, encode
 from engine.cli.common import DataSaysNoError
 from engine.cli.loads import Prefix
 from engine.cli.records import BadRecordError, Records, format_tsv, parse_jsonl, parse_tsv
@@ -98,7 +98,7 @@ def test_packed_data_that_is_cut_off_or_damaged_is_named_with_its_line(tmp_path:
         lines_of(tmp_path / "file", bytes(damaged))
     with source(tmp_path / "file", packed[: len(packed) // 2]) as found:
         records = Records(
-            Lines(found, 1 << 20), parse_tsv, before=Prefix(), index=7, chunk_entries=500, chunk_bytes=1 << 20
+            Lines(found, 1 << 20), parse_tsv, before=Prefix(), last=LogId(7, 1), chunk_entries=500, chunk_bytes=1 << 20
         )
         read: list[Entry] = []
         with pytest.raises(BadRecordError) as caught:

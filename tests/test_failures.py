@@ -127,6 +127,9 @@ async def test_a_command_that_touches_an_undeclared_key_fails_whatever_the_shard
         with pytest.raises(UndeclaredKeyError, match="b'other', which keys") as caught:
             await db.apply_chunk(chunk)
         assert (caught.value.index, caught.value.key) == (7, b"other")
+        with pytest.raises(UndeclaredKeyError) as caught:
+            await db.apply_chunk(replaced(adds(1, 20), 7, Trespass(b"7", bytes(10_000), how)))
+        assert caught.value.key == bytes(10_000) and len(caught.value.message) < 200
         assert (db.last_applied(), len(db)) == (LogId(0, 0), 0)
 
 

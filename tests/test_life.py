@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 import threading
@@ -329,6 +330,11 @@ def test_a_process_that_may_not_map_or_write_that_much_is_told_so(
     with pytest.raises(ConfigError, match=r"map_bytes=68719476736 .*RLIMIT_AS allows this process 1073741824"):
         Engine(tmp_path / "db").start()
     assert not (tmp_path / "db").exists()
+    with monkeypatch.context() as unlimited:
+        unlimited.setattr("resource.getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        opened(tmp_path / "db", applies_ten, shards=2)
+    with pytest.raises(ConfigError, match="over 2 shards"):
+        Engine(tmp_path / "db").start()
     check_resource_limits(EngineConfig(map_bytes=(1 << 29) - (32 << 20)), 2)
     with pytest.raises(ConfigError, match="over 3 shards"):
         check_resource_limits(EngineConfig(map_bytes=(1 << 29) - (32 << 20)), 3)

@@ -13,6 +13,7 @@ import pytest
 from engine import (
     BadEntryError,
     ChunkFailedError,
+    ConfigError,
     DamagedError,
     Engine,
     EngineConfig,
@@ -20,6 +21,7 @@ from engine import (
     Entry,
     FormatError,
     KeyValue,
+    LogGapError,
     LogId,
     LogOrderError,
     MachineImportError,
@@ -160,6 +162,44 @@ async def test_a_machine_that_fails_to_place_a_key_refuses_the_entry_each_time(t
             assert caught.value.index == 2
         await db.apply_chunk([put(2), put(3)])
         assert db.last_applied() == LogId(3, 1)
+
+
+class Textual(KeyValue):
+    """Places some keys by a str."""
+
+    name: ClassVar[str] = "test.textual"
+
+    def partition_key(self, key: bytes) -> bytes:
+        found: Any = key.decode() if key.startswith(b"text") else key
+        return found  # type: ignore[no-any-return]
+
+
+async def test_a_partition_key_that_is_no_bytes_makes_a_bad_entry(tmp_path: Path) -> None:
+    async with Engine(tmp_path, shards=2, machine=Textual) as db:
+        with pytest.raises(BadEntryError, match=r"partition_key\(\) returned str, not bytes") as caught:
+            await db.apply_chunk([put(1), put(2, b"text")])
+        assert caught.value.index == 2
+        await db.apply_chunk([put(1)])
+
+
+async def test_arguments_of_another_type_are_refused_by_name(tmp_path: Path) -> None:
+    settings: list[Any] = [{"shards": 2}, {}]
+    for wrong in settings:
+        with pytest.raises(ConfigError, match="of type dict, not EngineConfig"):
+            Engine(tmp_path, config=wrong)
+    names: list[Any] = [5, (1, 1), None, LogId("1", 1), LogId(1, 1.5)]  # type: ignore[arg-type]
+    async with Engine(tmp_path / "data", shards=1) as db:
+        for name in names:
+            with pytest.raises(LogOrderError, match="LogId of two plain ints"):
+                db.update_last_applied(name)
+            if name is not None:
+                with pytest.raises(LogOrderError, match="LogId of two plain ints"):
+                    await db.generate_snapshot_data(tmp_path / "snapshot", name)
+        assert not (tmp_path / "snapshot").exists()
+        for index, advice in ((0, False), (3, True)):
+            with pytest.raises(LogGapError) as gap:
+                await db.apply_chunk([put(index)])
+            assert ("update_last_applied" in gap.value.hint) is advice
 
 
 async def test_keys_may_come_from_a_generator(tmp_path: Path) -> None:

@@ -185,6 +185,12 @@ def test_a_frozen_program_is_refused_unless_it_names_an_interpreter(
     opened(tmp_path / "data", applies_ten, shards=2, config=EngineConfig(interpreter=python))
 
 
+def test_a_program_that_is_no_python_is_named_as_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailedError, match="it said nothing") as caught:
+        Engine(tmp_path / "data", shards=1, config=EngineConfig(interpreter="/bin/true")).start()
+    assert "interpreter" in caught.value.hint
+
+
 def test_a_module_with_a_machine_and_a_started_engine_is_no_fork_bomb(tmp_path: Path) -> None:
     (tmp_path / "bomb.py").write_text(
         textwrap.dedent(

@@ -7,15 +7,13 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
-from engine import export_snapshot
-from engine.cli.streams import named
+from engine.archive import export_snapshot, import_snapshot, import_stream
+from engine.cli.common import ending_on_signals
 
 STREAM = "-"
 """What stands for standard output, or standard input."""
@@ -27,6 +25,11 @@ def export_to(path: Path, file: Path, *, force: bool) -> None:
     A stream gets it from a temporary file, so nothing of a snapshot that is damaged is sent. Raises UsageError where
     something would be replaced.
     """
+    with ending_on_signals():
+        _export_to(path, file, force)
+
+
+def _export_to(path: Path, file: Path, force: bool) -> None:
     if str(file) == STREAM:
         if sys.stdout.isatty():
             raise click.UsageError("standard output is a terminal: send it through a pipe, or name a FILE")
@@ -69,19 +72,12 @@ def _refuse_to_replace(file: Path, force: bool) -> None:
         raise click.UsageError(f"{file} is there already; --force replaces it")
 
 
-@contextmanager
-def archive(file: Path) -> Iterator[Path]:
-    """`file` as one that can be read as often as it takes: what comes from a stream is put into a temporary one."""
-    if str(file) != STREAM and not _is_stream(file):
-        yield file
-        return
-    with tempfile.TemporaryDirectory(prefix="shardengine-import-") as folder:
-        whole = Path(folder, "snapshot")
-        with whole.open("wb") as content:
-            if str(file) == STREAM:
-                with named("standard input"):
-                    shutil.copyfileobj(sys.stdin.buffer, content, 1 << 20)
-            else:
-                with file.open("rb") as stream:
-                    shutil.copyfileobj(stream, content, 1 << 20)
-        yield whole
+def unpack(file: Path, directory: Path) -> Path:
+    """Make the snapshot in `file`, which may be a stream, in `directory`. Returns its path there."""
+    with ending_on_signals():
+        if str(file) == STREAM:
+            return import_stream(sys.stdin.buffer, "standard input", directory)
+        if _is_stream(file):
+            with file.open("rb") as stream:
+                return import_stream(stream, str(file), directory)
+        return import_snapshot(file, directory)

@@ -9,9 +9,17 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from engine import import_snapshot
-from engine.cli.archives import archive
-from engine.cli.common import DATA_SAYS_NO, DONE, MachineType, data_option, existing, json_option, quiet_option
+from engine.cli.archives import unpack
+from engine.cli.common import (
+    DATA_SAYS_NO,
+    DONE,
+    MachineType,
+    data_option,
+    ending_on_signals,
+    existing,
+    json_option,
+    quiet_option,
+)
 from engine.cli.streams import print_json, print_text
 from engine.errors import SnapshotDamagedError, TravelError
 from engine.manifest import MANIFEST
@@ -80,8 +88,8 @@ def _snapshot_facts(path: Path, machine: type[Machine] | None) -> dict[str, Any]
         if path.is_dir():
             manifest = verify_snapshot(path, deep=True, machine=machine)
         else:
-            with archive(path) as file, tempfile.TemporaryDirectory(prefix="shardengine-verify-") as folder:
-                manifest = verify_snapshot(import_snapshot(file, folder), deep=True, machine=machine)
+            with ending_on_signals(), tempfile.TemporaryDirectory(prefix="shardengine-verify-") as folder:
+                manifest = verify_snapshot(unpack(path, Path(folder)), deep=True, machine=machine)
     except (SnapshotDamagedError, TravelError) as error:
         if error.facts.get("errno"):  # the system refused: nothing is known of the snapshot
             raise

@@ -130,7 +130,7 @@ def owned(data: Path) -> Path:
         name = f"#{owner}"
     raise EngineError(
         f"{data} belongs to user {name} ({owner}), and this runs as user {os.geteuid()}: "
-        f"files that it makes there would be in {name}'s way",
+        f"files that it makes there, locks even where it only reads, would be in {name}'s way",
         hint=f"run it as that user: sudo -u {shlex.quote(name)} shardengine ...",
         owner=owner,
         user=os.geteuid(),
@@ -224,5 +224,27 @@ def stopping_on_signals(on_stop: Callable[[], None] = lambda: None) -> Iterator[
         loop.add_signal_handler(number, handle, number)
     try:
         yield stop
+    finally:
+        restore()
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """The first SIGTERM or SIGHUP raises StoppedError where the main thread stands, so that nothing half made is left;
+    a second one acts as usual. One that is handled or ignored already stays so."""
+    handled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+
+    def restore() -> None:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+
+    def end(number: int, _: object) -> None:
+        restore()
+        raise StoppedError(signal.Signals(number))
+
+    for number in handled:
+        signal.signal(number, end)
+    try:
+        yield
     finally:
         restore()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from engine import Engine, EngineConfig, SnapshotInfo, import_snapshot, run, valid_snapshots
-from engine.cli.archives import STREAM, archive, export_to
+from engine import Engine, SnapshotInfo, run, valid_snapshots
+from engine.cli.archives import STREAM, export_to, unpack
 from engine.cli.common import (
     DONE,
     config_option,
@@ -132,17 +133,12 @@ def restore(
 
     async def work() -> dict[str, Any]:
         async with Engine(owned(data), config=config, machine=machine) as db:
-            await db.restore(path if path.is_dir() else _unpacked(path, data), force=force)
+            await db.restore(path if path.is_dir() else unpack(path, data / "snapshots"), force=force)
             at = db.last_applied()
             return {"path": str(data), "index": at.index, "term": at.term, "entries": len(db)}
 
     _show(run(work), as_json)
     return DONE
-
-
-def _unpacked(file: Path, data: Path) -> Path:
-    with archive(file) as readable:
-        return import_snapshot(readable, data / "snapshots")
 
 
 @click.command("export")
@@ -193,9 +189,10 @@ def import_(
     Examples:
       shardengine import state.snapshot --data dir
     """
-    if not (owned(data) / "config").is_file():
-        _make(data, machine, settings(config_file, {"shards": shards}))
-    path = _unpacked(file, data)
+    if (owned(data) / "config").is_file():
+        path = unpack(file, data / "snapshots")
+    else:
+        path = _into_new(file, Engine(data, config=settings(config_file, {"shards": shards}), machine=machine), data)
     if as_json:
         print_json({"path": str(path)})
     else:
@@ -203,10 +200,25 @@ def import_(
     return DONE
 
 
-def _make(data: Path, machine: type[Machine], config: EngineConfig) -> None:
-    """An empty state where no engine was."""
-    db = Engine(data, config=config, machine=machine)
-    db.start()
+def _into_new(file: Path, db: Engine, data: Path) -> Path:
+    """The snapshot in `file` beside an empty state, where no engine was. A failure leaves what was there: nothing, or
+    an empty directory."""
+    made = [path for path in (data, *data.parents) if not path.exists()]
+    db.start()  # nobody else begins to use it meanwhile
+    try:
+        path = unpack(file, data / "snapshots")
+    except BaseException:
+        _stop(db)
+        for child in data.iterdir():
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+        for folder in made:
+            folder.rmdir()
+        raise
+    _stop(db)
+    return path
+
+
+def _stop(db: Engine) -> None:
     db.stop()
     db.close_storage()
 
@@ -241,7 +253,10 @@ def reshard(
 
         before = convert(existing(directory), shards, machine, settings(config_file, {}), note)
     facts = {"path": str(directory), "shards": shards, "before": before, "records": told}
-    remark(f"{before} shards are {shards}: {told:,} records in {time.monotonic() - began:.1f} s")
+    if before == shards:
+        remark(f"{directory} has {shards} shards already; nothing to do")
+    else:
+        remark(f"{before} shards are {shards}: {told:,} records in {time.monotonic() - began:.1f} s")
     if as_json:
         print_json(facts)
     return DONE

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from engine import ApplyResult, Engine, EngineConfig, run
+from engine import ApplyResult, Engine, EngineConfig, LogId, run
 from engine.cli.common import (
     DONE,
     DataSaysNoError,
@@ -145,12 +145,13 @@ class Load:
         return stop
 
     async def _feed(self, db: Engine, lines: Lines, loads: Loads, chunk_bytes: int, stop: Stop) -> None:
-        before = db.last_applied().index
+        last = db.last_applied()
+        before = last.index
         with Progress("load", self._source.bytes_total, quiet=self._wanted.quiet) as progress:
             known = await asyncio.to_thread(_recognise, lines, [] if self._wanted.append else loads.stretches)
             loads.begin(known.head)
             progress.begin(self._source.bytes_read)
-            records = self._records(lines, known, before, chunk_bytes)
+            records = self._records(lines, known, last, chunk_bytes)
 
             def applied(chunk: Chunk, results: Sequence[ApplyResult]) -> None:
                 self._rejected += sum(not result.succeeded for result in results)
@@ -178,13 +179,13 @@ class Load:
             self._left_out = records.left_out
             self._remark(known.prefix.line, before, index)
 
-    def _records(self, lines: Lines, known: Recognition, index: int, chunk_bytes: int) -> Records:
+    def _records(self, lines: Lines, known: Recognition, last: LogId, chunk_bytes: int) -> Records:
         wanted, source = self._wanted, self._source
         records = Records(
             lines,
             PARSERS[wanted.form],
             before=known.prefix,
-            index=index,
+            last=last,
             chunk_entries=wanted.chunk_entries,
             chunk_bytes=chunk_bytes,
         )

@@ -22,14 +22,14 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engine import Delete, Entry, Put, encode
+from engine import Delete, Entry, LogId, Put, encode
 from engine.cli.common import DataSaysNoError
 from engine.cli.feed import Chunk
 from engine.cli.loads import Mark, Prefix
 from engine.cli.source import Lines
 
 TERM = 1
-"""All loaded entries belong to one term: nobody votes here."""
+"""What is loaded belongs to one term, nobody votes here: this one, or that in which a restored log ended."""
 
 Parser = Callable[[bytes], bytes]
 """A line without its newline to the data of an entry; raises ValueError with what is wrong."""
@@ -64,16 +64,17 @@ class Records:
     """What is left of an input as chunks. Iterate once."""
 
     def __init__(
-        self, lines: Lines, parse: Parser, *, before: Prefix, index: int, chunk_entries: int, chunk_bytes: int
+        self, lines: Lines, parse: Parser, *, before: Prefix, last: LogId, chunk_entries: int, chunk_bytes: int
     ) -> None:
-        """`before` was read already; the log ends at `index`."""
+        """`before` was read already; the log ends at `last`."""
         self.line = before.line
         """Lines read so far."""
-        self.entries_behind = index - before.line
+        self.entries_behind = last.index - before.line
         """Line N becomes the entry at index N + this."""
         self.open_end_taken = True
         """Whether a last line without a newline is a record; else it stays where it is, and `left_out` says so."""
         self.left_out = False
+        self._term = max(TERM, last.term)
         self._prefix = before.copy()
         self._lines = lines
         self._parse = parse
@@ -92,7 +93,7 @@ class Records:
                 raise data
             if data is None:
                 continue
-            entries.append(Entry(self.entries_behind + self.line, TERM, data))
+            entries.append(Entry(self.entries_behind + self.line, self._term, data))
             lines.append(line)
             size += len(data)
             if len(entries) >= self._chunk_entries:
