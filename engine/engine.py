@@ -365,6 +365,7 @@ class Engine(Shell):
             for part in cut.digest_slices():
                 total += part
                 await self._breathe()
+                self._check_thread()
             return (total % DIGEST_MODULUS).to_bytes(16, "big")
         finally:
             cut.hand_back()
