@@ -38,7 +38,8 @@ class Lives:
         self._deaths = [0] * shards  # since the last Hello
         self._refusals = [0] * shards  # since the last start
         self._last_words: list[wire.Problem | None] = [None] * shards
-        self._late = [""] * shards
+        self._late = [("", "")] * shards  # why it is killed, and by which setting
+        self._outlasted = [""] * shards
         self._why_ended = ["it said nothing"] * shards
         self._owed_for: list[float | None] = [None] * shards
         self._silent_for = [0.0] * shards
@@ -65,8 +66,8 @@ class Lives:
         self._owed_for[shard] = None
         self._dying.discard(shard)
         self._deaths[shard] += 1
-        problem, late = self._last_words[shard], self._late[shard]
-        self._last_words[shard], self._late[shard] = None, ""
+        problem, (late, self._outlasted[shard]) = self._last_words[shard], self._late[shard]
+        self._last_words[shard], self._late[shard] = None, ("", "")
         said = "it said nothing" if problem is None else f"it said {problem.kind}: {problem.message}"
         self._why_ended[shard] = late or said
         if problem is not None and not was_up:
@@ -76,13 +77,17 @@ class Lives:
         return WorkerFailedError(
             f"the worker of shard {shard} died {START_ATTEMPTS_MAX} times in a row before it was ready, the last time: "
             f"{self.why_ended(shard)}",
-            hint="see worker.log in the data directory",
+            hint=f"raise {setting}" if (setting := self._outlasted[shard]) else "see worker.log in the data directory",
             shard=shard,
         )
 
     def why_ended(self, shard: int) -> str:
         """What is known of the end of the last one that ended."""
         return self._why_ended[shard]
+
+    def outlasted(self, shard: int) -> str:
+        """The setting by which the last one that ended was late, and killed for it; empty: it ended otherwise."""
+        return self._outlasted[shard]
 
     def started(self, shard: int) -> None:
         self._refusals[shard] = 0
@@ -128,7 +133,7 @@ class Lives:
         if shard in self._dying:
             return undying(shard, pid, DYING_S), True
         self._dying.add(shard)
-        self._late[shard] = f"it owed an answer for more than {limit * 1000:.0f} ms and was killed"
+        self._late[shard] = f"it owed an answer for more than {limit * 1000:.0f} ms and was killed", setting
         what = f"the worker of shard {shard} (process {pid}) owed an answer for more than {limit * 1000:.0f} ms"
         return WorkerFailedError(f"{what} and was killed", hint=f"raise {setting}", shard=shard, pid=pid), False
 

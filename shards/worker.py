@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -38,8 +38,9 @@ from shards.shard import Fork, OrphanError, Shard, problem_of, text_of
 from shards.snapshot import COPIER_ORDERS, Copier
 from shards.stamps import Stamped
 from shards.store import Identity, Store
-from shards.types import Limits
+from shards.types import Limits, Position
 
+Say = Callable[[wire.Answer], None]
 _RETRY_S = 0.2
 _ALIVE_S = 0.2
 _WATCH_S = 1.0  # between looks at who our parent is, where no pidfd can be had
@@ -147,7 +148,7 @@ def _run(spec: WorkerSpec, link: Link, end: socket.socket) -> None:
 
     with _owning(directory / "owner", spec.coordinator):
         try:
-            store, shard = _open(directory, spec)
+            store, shard = _open(directory, spec, say)
         except EngineError as error:
             traceback.print_exception(error)
             say(wire.Failed(problem_of(error)))
@@ -176,7 +177,7 @@ def _run(spec: WorkerSpec, link: Link, end: socket.socket) -> None:
         store.close()
 
 
-def _open(directory: Path, spec: WorkerSpec) -> tuple[Store, Shard]:
+def _open(directory: Path, spec: WorkerSpec, say: Say) -> tuple[Store, Shard]:
     """All that is needed to serve. Raises EngineErrors that no other process would fare better with."""
     kind = import_machine(spec.machine)
     try:
@@ -187,7 +188,7 @@ def _open(directory: Path, spec: WorkerSpec) -> tuple[Store, Shard]:
             hint="its class takes no arguments",
             machine=spec.machine,
         ) from error
-    store = Store(directory, spec.identity, map_bytes=spec.map_bytes, readers_max=spec.readers_max, sync=spec.sync)
+    store = _Telling(directory, spec, say)
     return store, Shard(store, machine, spec.limits, RingReader(directory / "ring").view)
 
 
@@ -226,8 +227,8 @@ def _readable(descriptor: int, timeout_s: float | None) -> bool:
 
 
 @contextmanager
-def _saying_alive(say: Callable[[wire.Answer], None]) -> Iterator[None]:
-    """Let the coordinator know, as long as it takes, that a flush is no hang."""
+def _saying_alive(say: Say) -> Iterator[None]:
+    """Let the coordinator know, as long as it takes, that to wait for the disk is no hang."""
     ended = threading.Event()
 
     def speak() -> None:
@@ -238,13 +239,33 @@ def _saying_alive(say: Callable[[wire.Answer], None]) -> Iterator[None]:
     speaking = threading.Thread(target=speak, daemon=True)
     with suppress(RuntimeError):  # no thread can be had: then it has to be done in time
         speaking.start()
-    yield
-    ended.set()
-    if speaking.ident is not None:
-        speaking.join()
+    try:
+        yield
+    finally:
+        ended.set()
+        if speaking.ident is not None:
+            speaking.join()
 
 
-def _serve(shard: Shard, copier: Copier, link: Link, say: Callable[[wire.Answer], None]) -> None:
+class _Telling(Store):
+    """A shard's store that says Alive while it waits for the disk."""
+
+    def __init__(self, directory: Path, spec: WorkerSpec, say: Say) -> None:
+        super().__init__(
+            directory, spec.identity, map_bytes=spec.map_bytes, readers_max=spec.readers_max, sync=spec.sync
+        )
+        self._say = say
+
+    def commit(self, position: Position, solo_results: bytes | None = None) -> None:
+        with _saying_alive(self._say) if self._syncs else nullcontext():
+            super().commit(position, solo_results)
+
+    def sync(self) -> None:
+        with _saying_alive(self._say):
+            super().sync()
+
+
+def _serve(shard: Shard, copier: Copier, link: Link, say: Say) -> None:
     """Answer orders until Stop. LinkClosedError: the coordinator is gone."""
     for served in itertools.count(1):
         if shard.stalled and not _readable(link.fileno(), _RETRY_S):
@@ -255,9 +276,6 @@ def _serve(shard: Shard, copier: Copier, link: Link, say: Callable[[wire.Answer]
                 return
             if isinstance(order, COPIER_ORDERS):
                 answers = copier.handle(order)
-            elif isinstance(order, wire.Flush):
-                with _saying_alive(say):
-                    answers = shard.handle(order)
             else:
                 answers = shard.handle(order)
         for answer in answers:
