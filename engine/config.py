@@ -116,11 +116,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     that is frozen, or has Python embedded, must name one."""
 
     worker_timeout_ms: _TimeMs = 30_000
-    """How long a worker may owe an answer before it is killed and replaced, milliseconds. While it flushes it says that
-    it is alive."""
+    """How long a worker may owe an answer before it is killed and replaced, milliseconds. While it waits for the disk,
+    in a flush or in a commit of mode "power", it says that it is alive, and has `flush_timeout_ms`."""
 
     flush_timeout_ms: _TimeMs = 600_000
-    """How long a flush may take, milliseconds: writing all of a large state to a slow disk is no hang."""
+    """How long a flush, or a commit in mode "power", may take, milliseconds: writing all of a large state to a
+    slow disk is no hang."""
 
     start_timeout_ms: _TimeMs = 30_000
     """How long `start()` waits for locks, and any worker may take to its first word, milliseconds."""

@@ -381,10 +381,15 @@ class Coordinator:
     def _killer_error(self, guilty: Batch, shard: int) -> WorkerFailedError:
         last = guilty.position.index
         first = guilty.chunks[0].first if guilty.chunks else last
+        chunk, worker = f"the chunk of entries {first} to {last}", f"the worker of shard {shard}"
+        what = f"{chunk} killed {worker} every time it was sent"
+        hint = "see worker.log; reads go on, and a restart with a mended machine applies again"
+        if setting := self.lives.outlasted(shard):
+            what = f"{worker} was not done with {chunk} in time, however often it was sent"
+            hint = f"raise {setting}, or find what it waits for: the disk, or the machine's apply; reads go on"
         return WorkerFailedError(
-            f"the chunk of entries {first} to {last} killed the worker of shard {shard} every time it was sent, the "
-            f"last time: {self.lives.why_ended(shard)}",
-            hint="see worker.log; reads go on, and a restart with a mended machine applies again",
+            f"{what}, the last time: {self.lives.why_ended(shard)}",
+            hint=hint,
             shard=shard,
             index=first,
             last=last,
@@ -511,13 +516,12 @@ class Coordinator:
         self.pinning.tick(now)
         late = self.lives.tick(now, self._awaits, lambda shard: self._limits(shard, patience))
         for shard, limit in late.items():
-            flush_is_late = self._flushes(shard) and limit == patience.flush
-            setting = "flush_timeout_ms" if flush_is_late else "worker_timeout_ms"
+            setting = self._setting(shard, limit, patience)
             error, again = self.lives.condemn(shard, self._workers.pid(shard), limit, setting)
             if again:
                 self.fail(error)
                 return
-            if flush_is_late:
+            if self._flushes(shard) and setting == "flush_timeout_ms":
                 self.flushing.expire(shard, error)
             self._workers.kill(shard)
 
@@ -525,10 +529,19 @@ class Coordinator:
         return self.failure is None and self.owes(shard)
 
     def _limits(self, shard: int, patience: Patience) -> tuple[float, float]:
-        """How long the worker of `shard` may owe its answer, and be silent."""
+        """How long the worker of `shard` may owe its answer, and be silent: it is not while it waits for the disk."""
         if shard not in self.up:
             return patience.start, patience.start
-        return patience.flush if self._flushes(shard) else patience.answer, patience.answer
+        if self._flushes(shard):
+            return patience.flush, patience.answer
+        return max(patience.flush, patience.answer) if self._power else patience.answer, patience.answer
+
+    def _setting(self, shard: int, limit: float, patience: Patience) -> str:
+        """Which setting the `limit` is of that the worker of `shard` has passed."""
+        if shard not in self.up:
+            return "start_timeout_ms"
+        waits = self._flushes(shard) or self._power
+        return "flush_timeout_ms" if waits and limit == patience.flush else "worker_timeout_ms"
 
     def _flushes(self, shard: int) -> bool:
         return shard in self.up and self.flushing.owes(shard)

@@ -107,6 +107,7 @@ class Engine(Shell):
         self._taking = False
         self._snapshots = Snapshots(self._path, machine, config)
         self._policy = PolicyState(SnapshotPolicy(), _now_ms())
+        self._register()
 
     def __bool__(self) -> bool:
         return True
@@ -372,6 +373,7 @@ class Engine(Shell):
             for part in cut.digest_slices():
                 total += part
                 await self._breathe()
+                self._check_thread()
             return (total % DIGEST_MODULUS).to_bytes(16, "big")
         finally:
             cut.hand_back()
@@ -679,7 +681,7 @@ def _refuse_worker() -> None:
 
 def _make_way(path: Path) -> None:
     """A stopped engine of this process may still read there; LMDB lets a process open it only once."""
-    for other in list(shells):
+    for other in shells():
         if not isinstance(other, Engine) or other._forked or other._runtime is not None or other._reads is None:
             continue
         if other._path.resolve() == path.resolve():
@@ -689,7 +691,7 @@ def _make_way(path: Path) -> None:
 
 def _at_exit() -> None:
     """Leaving the interpreter flushes, as dropping the machine does in the contract."""
-    for engine in [shell for shell in shells if isinstance(shell, Engine)]:
+    for engine in [shell for shell in shells() if isinstance(shell, Engine)]:
         engine._leave(engine._stop_quietly)
 
 

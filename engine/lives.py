@@ -40,7 +40,8 @@ class Lives:
         self._deaths = [0] * shards  # since the last Hello
         self._refusals = [0] * shards  # since the last start
         self._last_words: list[wire.Problem | None] = [None] * shards
-        self._late = [""] * shards
+        self._late = [("", "")] * shards  # why it is killed, and by which setting
+        self._outlasted = [""] * shards
         self._why_ended = [_SILENT] * shards
         self._heard_of_any = False
         self._owed_for: list[float | None] = [None] * shards
@@ -69,8 +70,8 @@ class Lives:
         self._owed_for[shard] = None
         self._dying.discard(shard)
         self._deaths[shard] += 1
-        problem, late = self._last_words[shard], self._late[shard]
-        self._last_words[shard], self._late[shard] = None, ""
+        problem, (late, self._outlasted[shard]) = self._last_words[shard], self._late[shard]
+        self._last_words[shard], self._late[shard] = None, ("", "")
         said = _SILENT if problem is None else f"it said {problem.kind}: {problem.message}"
         self._why_ended[shard] = late or said
         if problem is not None and not was_up and "passing" not in problem.facts:
@@ -80,15 +81,26 @@ class Lives:
         return WorkerFailedError(
             f"the worker of shard {shard} died {START_ATTEMPTS_MAX} times in a row before it was ready, the last time: "
             f"{self.why_ended(shard)}",
-            hint=(problem and problem.hint)
-            or "see worker.log in the data directory"
-            + ("" if self._heard_of_any or self.why_ended(shard) != _SILENT else f"; {_SPEECHLESS}"),
+            hint=self._hint(shard, problem),
             shard=shard,
         )
+
+    def _hint(self, shard: int, problem: wire.Problem | None) -> str:
+        """What to do when one life after the other ends before its Hello."""
+        if setting := self._outlasted[shard]:
+            return f"raise {setting}"
+        if problem is not None and problem.hint:
+            return problem.hint
+        speechless = not self._heard_of_any and self.why_ended(shard) == _SILENT
+        return "see worker.log in the data directory" + (f"; {_SPEECHLESS}" if speechless else "")
 
     def why_ended(self, shard: int) -> str:
         """What is known of the end of the last one that ended."""
         return self._why_ended[shard]
+
+    def outlasted(self, shard: int) -> str:
+        """The setting by which the last one that ended was late, and killed for it; empty: it ended otherwise."""
+        return self._outlasted[shard]
 
     def started(self, shard: int) -> None:
         self._refusals[shard] = 0
@@ -134,7 +146,7 @@ class Lives:
         if shard in self._dying:
             return undying(shard, pid, DYING_S), True
         self._dying.add(shard)
-        self._late[shard] = f"it owed an answer for more than {limit * 1000:.0f} ms and was killed"
+        self._late[shard] = f"it owed an answer for more than {limit * 1000:.0f} ms and was killed", setting
         what = f"the worker of shard {shard} (process {pid}) owed an answer for more than {limit * 1000:.0f} ms"
         return WorkerFailedError(f"{what} and was killed", hint=f"raise {setting}", shard=shard, pid=pid), False
 

@@ -41,7 +41,12 @@ T = TypeVar("T")
 
 _NOBODY = -1
 log = logging.getLogger("shardengine")
-shells: weakref.WeakSet[Shell] = weakref.WeakSet()
+_shells: weakref.WeakValueDictionary[int, Shell] = weakref.WeakValueDictionary()
+
+
+def shells() -> list[Shell]:
+    """Those of this process that are whole. Any thread, while others make some."""
+    return [shell for ref in _shells.valuerefs() if (shell := ref()) is not None]
 
 
 class Shell:
@@ -68,7 +73,10 @@ class Shell:
         self._idlers: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Future[None]] = set()
         self._working: set[Future[Any]] = set()
-        shells.add(self)
+
+    def _register(self) -> None:
+        """From now on all threads find it in `shells`: the last step of making one."""
+        _shells[id(self)] = self
 
     def _run(self, runtime: Runtime) -> None:
         """From now on `runtime` is the engine's; a bound loop watches it instead of the one before."""
@@ -386,7 +394,7 @@ class Shell:
 
 
 def _after_fork() -> None:
-    for shell in list(shells):
+    for shell in shells():
         shell._orphan()
 
 

@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -38,8 +38,9 @@ from shards.shard import Fork, OrphanError, Shard, problem_of, text_of
 from shards.snapshot import COPIER_ORDERS, Copier
 from shards.stamps import Stamped
 from shards.store import Identity, Store
-from shards.types import Limits
+from shards.types import Limits, Position
 
+Say = Callable[[wire.Answer], None]
 _RETRY_S = 0.2
 _ALIVE_S = 0.2
 _WATCH_S = 1.0  # between looks at who our parent is, where no pidfd can be had
@@ -148,7 +149,7 @@ def _run(spec: WorkerSpec, link: Link, end: socket.socket) -> None:
     with ExitStack() as held:
         try:
             held.enter_context(_owning(directory / "owner", spec.coordinator))
-            store, shard = _open(directory, spec)
+            store, shard = _open(directory, spec, say)
         except LinkClosedError:
             raise
         except (EngineError, OSError) as error:
@@ -186,7 +187,7 @@ def _unready(error: EngineError | OSError) -> wire.Problem:
     return problem_of(error)
 
 
-def _open(directory: Path, spec: WorkerSpec) -> tuple[Store, Shard]:
+def _open(directory: Path, spec: WorkerSpec, say: Say) -> tuple[Store, Shard]:
     """All that is needed to serve. Raises EngineErrors that no other process would fare better with."""
     kind = import_machine(spec.machine)
     try:
@@ -197,7 +198,7 @@ def _open(directory: Path, spec: WorkerSpec) -> tuple[Store, Shard]:
             hint="its class takes no arguments",
             machine=spec.machine,
         ) from error
-    store = Store(directory, spec.identity, map_bytes=spec.map_bytes, readers_max=spec.readers_max, sync=spec.sync)
+    store = _Telling(directory, spec, say)
     return store, Shard(store, machine, spec.limits, RingReader(directory / "ring").view)
 
 
@@ -235,8 +236,8 @@ def _readable(descriptor: int, timeout_s: float | None) -> bool:
 
 
 @contextmanager
-def _saying_alive(say: Callable[[wire.Answer], None]) -> Iterator[None]:
-    """Let the coordinator know, as long as it takes, that a flush is no hang."""
+def _saying_alive(say: Say) -> Iterator[None]:
+    """Let the coordinator know, as long as it takes, that to wait for the disk is no hang."""
     ended = threading.Event()
 
     def speak() -> None:
@@ -247,13 +248,33 @@ def _saying_alive(say: Callable[[wire.Answer], None]) -> Iterator[None]:
     speaking = threading.Thread(target=speak, daemon=True)
     with suppress(RuntimeError):  # no thread can be had: then it has to be done in time
         speaking.start()
-    yield
-    ended.set()
-    if speaking.ident is not None:
-        speaking.join()
+    try:
+        yield
+    finally:
+        ended.set()
+        if speaking.ident is not None:
+            speaking.join()
 
 
-def _serve(shard: Shard, copier: Copier, link: Link, say: Callable[[wire.Answer], None]) -> None:
+class _Telling(Store):
+    """A shard's store that says Alive while it waits for the disk."""
+
+    def __init__(self, directory: Path, spec: WorkerSpec, say: Say) -> None:
+        super().__init__(
+            directory, spec.identity, map_bytes=spec.map_bytes, readers_max=spec.readers_max, sync=spec.sync
+        )
+        self._say = say
+
+    def commit(self, position: Position, solo_results: bytes | None = None) -> None:
+        with _saying_alive(self._say) if self._syncs else nullcontext():
+            super().commit(position, solo_results)
+
+    def sync(self) -> None:
+        with _saying_alive(self._say):
+            super().sync()
+
+
+def _serve(shard: Shard, copier: Copier, link: Link, say: Say) -> None:
     """Answer orders until Stop. LinkClosedError: the coordinator is gone."""
     for served in itertools.count(1):
         if shard.stalled and not _readable(link.fileno(), _RETRY_S):
@@ -264,9 +285,6 @@ def _serve(shard: Shard, copier: Copier, link: Link, say: Callable[[wire.Answer]
                 return
             if isinstance(order, COPIER_ORDERS):
                 answers = copier.handle(order)
-            elif isinstance(order, wire.Flush):
-                with _saying_alive(say):
-                    answers = shard.handle(order)
             else:
                 answers = shard.handle(order)
         for answer in answers:

@@ -101,7 +101,7 @@ def nothing_is_left_behind(request: pytest.FixtureRequest, temporary_directory: 
 def kill_engines() -> list[str]:
     """End every engine of this process, as hard as it takes. Returns the paths of those that ran."""
     running = []
-    for engine in [shell for shell in shells if isinstance(shell, Engine)]:
+    for engine in [shell for shell in shells() if isinstance(shell, Engine)]:
         runtime = engine._runtime
         if runtime is not None:
             running.append(str(engine._path))

@@ -33,6 +33,14 @@ def taken(name: str) -> bool:
     return True
 
 
+def waits_for(name: str) -> None:
+    """Wait until the FIFO of that name, if it is there, is opened at its other end, and let go."""
+    if present(name):
+        gate = os.open(Path(os.environ[ENVIRONMENT]) / name, os.O_RDONLY)
+        select.select([gate], [], [])
+        os.close(gate)
+
+
 class Unprintable(Exception):
     def __str__(self) -> str:
         raise SystemExit("not even this")
@@ -101,7 +109,7 @@ class Wild(KeyValue):
 
 class Breaking(KeyValue):
     """The built-in machine in a worker whose commits fail while a file says so: `before` LMDB does it, `after`, or for
-    want of room (`full`); and whose sync waits while the FIFO `sync` is there."""
+    want of room (`full`); and whose sync, or LMDB's in a commit, waits while the FIFO `sync` or `slow` is there."""
 
     name: ClassVar[str] = "test.breaking"
 
@@ -117,15 +125,13 @@ class Breaking(KeyValue):
             if taken("before"):
                 store.abort()
                 raise StoreError("told to fail before")
+            waits_for("slow")
             commit(store, *arguments)
             if taken("after"):
                 raise StoreError("told to fail after")
 
         def waits(store: Store) -> None:
-            if present("sync"):
-                gate = os.open(Path(os.environ[ENVIRONMENT]) / "sync", os.O_RDONLY)
-                select.select([gate], [], [])
-                os.close(gate)
+            waits_for("sync")
             sync(store)
 
         Store.commit, Store.sync = fails, waits  # type: ignore[method-assign, assignment]

@@ -35,6 +35,7 @@ from engine import (
     WrongThreadError,
     run,
 )
+from engine.engine import _make_way
 from engine.files import read_sealed, write_sealed
 from engine.generations import DirectoryConfig
 from engine.resources import check_resource_limits
@@ -247,6 +248,32 @@ def test_a_forked_child_cannot_use_the_engine_and_does_it_no_harm(tmp_path: Path
     db.stop()
     db.close_storage()
     assert opened(tmp_path, holds_ten).outcome == "opened"
+
+
+def test_an_engine_starts_while_other_threads_make_engines(tmp_path: Path) -> None:
+    ended, interval = threading.Event(), sys.getswitchinterval()
+
+    def make() -> None:
+        kept = []
+        while not ended.is_set():
+            kept.append(Engine(tmp_path / "other"))
+
+    threads = [threading.Thread(target=make) for _ in range(2)]
+    made = [Engine(tmp_path / "data", shards=1) for _ in range(200)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for other in made:
+            _make_way(other._path)
+        made[0].start()
+    finally:
+        ended.set()
+        sys.setswitchinterval(interval)
+        for thread in threads:
+            thread.join()
+    made[0].stop()
+    made[0].close_storage()
 
 
 @pytest.mark.parametrize("where", ["in this process", "in another process"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import shutil
@@ -9,13 +10,25 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import lmdb
 import pytest
 
-from engine import Delete, Engine, EngineConfig, EngineError, Entry, Put, View, ViewClosedError, encode
+from engine import (
+    Delete,
+    Engine,
+    EngineConfig,
+    EngineError,
+    Entry,
+    ForkedError,
+    Put,
+    View,
+    ViewClosedError,
+    encode,
+)
 from shards.placement import SLOTS
 from shards.store import Identity, ReadStore, Store
 from shards.types import Position
@@ -324,3 +337,55 @@ async def test_a_digest_takes_as_long_as_it_takes(tmp_path: Path) -> None:
         assert db._open_reads()._pinned
         dropped.close()
         assert db.stats()["pinned_cuts"] == 0 and not db._open_reads()._pinned
+
+
+@pytest.mark.parametrize("engine", ["runs", "is gone"])
+def test_a_forked_child_cannot_read_a_view_nor_go_on_with_a_digest_and_takes_neither_from_its_parent(
+    tmp_path: Path, engine: str
+) -> None:
+    """Nothing would keep pages for it: it would see other records once the parent has let go, and no error."""
+    runner = asyncio.Runner()
+    db: Engine | None = Engine(tmp_path, shards=2)
+    assert db is not None
+    db.start()
+    runner.run(db.apply_chunk(puts(1)))
+    view, digest = db.view(), db.digest()
+    digest.send(None)  # it has read a shard
+    if engine == "is gone":
+        digest.close()
+        db.stop()
+        db = None
+        gc.collect()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)
+        refused = 0
+        calls: list[Callable[[], object]] = [
+            lambda: view.get(KEYS[1]),
+            lambda: view.get_multi([KEYS[1]]),
+            lambda: view.scan_prefix(b"key"),
+            lambda: len(view),
+            lambda: digest.send(None),
+            view.close,
+            lambda: view.get(KEYS[1]),
+        ]
+        for number, call in enumerate(calls):
+            try:
+                call()
+            except ForkedError:
+                refused |= 1 << number
+            except RuntimeError:  # the digest was ended before
+                refused |= (engine == "is gone") << number
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0b1011111
+    check(view, 1)
+    if db is not None:
+        for round_ in range(2, 7):
+            runner.run(db.apply_chunk(puts(round_)))
+        check(view, 1)
+        digest.close()
+        view.close()
+        db.stop()
+        db.close_storage()
+    view.close()
+    runner.close()

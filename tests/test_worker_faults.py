@@ -156,6 +156,7 @@ async def test_a_worker_that_takes_too_long_is_said_to_have_taken_too_long(
     with pytest.raises(WorkerFailedError, match="owed an answer for more than 600 ms and was killed") as caught:
         await db.apply_chunk([put(11, "hangs")])
     assert (caught.value.index, caught.value.last) == (11, 11)
+    assert "raise worker_timeout_ms" in caught.value.hint
     assert "owed an answer for more than 600 ms" in caplog.text
     with pytest.raises(WorkerFailedError):
         await db.aclose()
@@ -219,29 +220,70 @@ LEAVING: dict[str, Callable[[Engine], Coroutine[Any, Any, None]]] = {
 }
 
 
+def once_told(db: Engine, times: int) -> asyncio.Event:
+    """Set when workers have said Alive so often."""
+    runtime, told, later = db._running(), 0, asyncio.Event()
+    alive = runtime.coordinator.lives.alive
+
+    def heard(shard: int) -> None:
+        nonlocal told
+        told += 1
+        alive(shard)
+        if told == times:
+            later.set()
+
+    runtime.coordinator.lives.alive = heard  # type: ignore[method-assign]
+    return later
+
+
+def open_gate(gate: Path) -> None:
+    """Let who waits at a FIFO, and who would, go on."""
+    descriptor = os.open(gate, os.O_WRONLY)
+    gate.unlink()
+    os.close(descriptor)
+
+
 async def test_a_flush_that_takes_longer_than_other_answers_may_is_no_hang(tmp_path: Path, faults: Path) -> None:
     os.mkfifo(faults / "sync")
     async with Engine(tmp_path / "data", shards=1, machine=Breaking, config=impatient(worker_timeout_ms=2000)) as db:
         await db.apply_chunk(puts(1, 10))
-        runtime = db._runtime
-        assert runtime is not None
-        flushing, told = asyncio.create_task(db.flush_async()), 0
-        alive, later = runtime.coordinator.lives.alive, asyncio.Event()
-
-        def heard(shard: int) -> None:
-            nonlocal told
-            told += 1
-            alive(shard)
-            if told == 15:  # three seconds of its clock
-                later.set()
-
-        runtime.coordinator.lives.alive = heard  # type: ignore[method-assign]
+        later = once_told(db, 15)  # three seconds of the worker's clock
+        flushing = asyncio.create_task(db.flush_async())
         await later.wait()
-        gate = os.open(faults / "sync", os.O_WRONLY)
-        (faults / "sync").unlink()
-        os.close(gate)
+        open_gate(faults / "sync")
         await flushing
         assert restarts(db) == [0]
+
+
+SLOW = {"durability": "power", "worker_timeout_ms": 2000}
+
+
+@pytest.mark.parametrize("count", [1, 20], ids=["a solo", "a vote"])
+async def test_a_commit_that_waits_longer_for_the_disk_than_other_answers_may_take_is_no_hang(
+    tmp_path: Path, faults: Path, count: int
+) -> None:
+    config = msgspec.structs.replace(CONFIG, **SLOW)
+    async with Engine(tmp_path / "data", shards=2, machine=Breaking, config=config) as db:
+        await db.apply_chunk(puts(1, 10))
+        os.mkfifo(faults / "slow")
+        later = once_told(db, 30)  # of two workers, or of one
+        applying = asyncio.create_task(db.apply_chunk(puts(11, count)))
+        await later.wait()
+        open_gate(faults / "slow")
+        await applying
+        assert restarts(db) == [0, 0] and db.last_applied().index == 10 + count
+
+
+async def test_a_commit_that_is_late_all_the_same_names_the_setting(tmp_path: Path, faults: Path) -> None:
+    config = msgspec.structs.replace(CONFIG, **SLOW | {"worker_timeout_ms": 400, "flush_timeout_ms": 600})
+    db = Engine(tmp_path / "data", shards=1, machine=Breaking, config=config)
+    db.start()
+    os.mkfifo(faults / "slow")
+    with pytest.raises(WorkerFailedError, match=r"was not done with the chunk .* for more than 600 ms") as caught:
+        await db.apply_chunk(puts(1, 10))
+    assert "raise flush_timeout_ms" in caught.value.hint
+    with pytest.raises(WorkerFailedError):
+        await db.aclose()
 
 
 @pytest.mark.parametrize("how", ["flush", "flush_async"])
