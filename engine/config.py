@@ -17,10 +17,12 @@ Three settings are remembered by the directory, and `shards` is implied by it: t
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import logging
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
@@ -231,8 +233,11 @@ def _from_file(path: str | os.PathLike[str] | None) -> list[_Setting]:
 
 
 def _text_of(path: str | os.PathLike[str]) -> str:
-    """All of a file that people write settings in. A pipe will do, or a link, but nothing endless."""
-    with open(path, "rb") as file:
+    """All of a file that people write settings in. A link will do, but nothing endless, nor a pipe: it may be one that
+    nobody writes to."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "no plain file")
         data = file.read(_FILE_BYTES_MAX + 1)
     if len(data) > _FILE_BYTES_MAX:
         raise ValueError(f"more than {_FILE_BYTES_MAX} bytes")

@@ -75,16 +75,21 @@ def write_whole(path: Path, data: bytes) -> None:
 def replace_file(path: Path, data: bytes, *, synced: bool = True) -> None:
     """Give `path` new content, which is on the disk when this returns, unless not `synced`; its name may not be.
 
-    Until the rename, which is the last step, a failure changes nothing.
+    Until the rename, which is the last step, a failure changes nothing, and leaves no file.
     """
     beside = path.with_name(path.name + BESIDE)
     beside.unlink(missing_ok=True)
-    with os.fdopen(create_file(beside), "wb") as file:
-        file.write(data)
-        file.flush()
-        if synced:
-            sync(file.fileno(), beside)
-    beside.rename(path)
+    try:
+        with os.fdopen(create_file(beside), "wb") as file:
+            file.write(data)
+            file.flush()
+            if synced:
+                sync(file.fileno(), beside)
+        beside.rename(path)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink()
+        raise
 
 
 def sync_directory(path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
+import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from engine.cli.loads import Loads, Mark, Prefix, Recognition
 from engine.cli.records import Records, parse_tsv
 from engine.cli.source import Lines, Source
 from engine.errors import FormatError
-from engine.files import SMALL_BYTES_MAX
+from engine.files import SMALL_BYTES_MAX, replace_file
 from tests.commands import cli, records, running
 
 
@@ -232,6 +234,38 @@ def test_load_goes_on_behind_a_log_of_any_term(tmp_path: Path) -> None:
     facts = cli("stats", "--data", data, "--json").facts
     assert (facts["entries"], facts["last_applied"]) == (11, {"index": 11, "term": 7})
     assert cli("load", file, "--data", data, "--json").facts["skipped"] == 10
+
+
+def test_a_disk_that_refuses_is_named_with_what_is_loaded(tmp_path: Path) -> None:
+    data, file = tmp_path / "data", tmp_path / "file"
+    file.write_bytes(records(1, 10))
+    assert cli("load", file, "--data", data, "--shards", 1).code == 0
+    (data / "loads.new").mkdir()
+    file.write_bytes(records(1, 30))
+    ran = cli("load", file, "--data", data)
+    assert ran.code == 3 and str(data / "loads") in ran.err and "the first 10 lines are loaded" in ran.err, ran.err
+    (data / "loads.new").rmdir()
+    assert cli("load", file, "--data", data, "--json").facts["index"] == 30
+
+
+def test_a_replacement_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10 << 10, hard))
+    try:
+        with pytest.raises(OSError, match="large"):
+            replace_file(tmp_path / "loads", bytes(20 << 10), synced=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_packed_lines_that_are_known_and_cut_off_are_told_with_a_hint(tmp_path: Path) -> None:
+    file = tmp_path / "file.gz"
+    file.write_bytes(gzip.compress(records(1, 10)))
+    assert cli("load", file, "--data", tmp_path / "data", "--shards", 1).code == 0
+    file.write_bytes(file.read_bytes()[:-3])
+    ran = cli("load", file, "--data", tmp_path / "data")
+    assert ran.code == 1 and "the gzip data is cut off" in ran.err and "hint: " in ran.err, ran.err
 
 
 def test_a_kill_while_a_second_file_is_loaded_loses_and_doubles_nothing(tmp_path: Path) -> None:

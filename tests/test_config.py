@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,12 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path, field: msgspec
     assert resolve_config(path=path, environ={}) == expected
     assert resolve_config(environ={variable: str(value)}) == expected
     assert resolve_config(environ={}, overrides={field.name: value}) == expected
+
+
+def test_a_pipe_that_nobody_writes_to_is_refused_and_a_link_is_followed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="no plain file"):
+        resolve_config(path=tmp_path / "pipe", environ={})
+    (tmp_path / "file").write_text("shards = 3\n")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert resolve_config(path=tmp_path / "link", environ={}).shards == 3

@@ -30,13 +30,14 @@ from engine.cli.common import (
     shards_option,
     stopping_on_signals,
 )
-from engine.cli.feed import Chunk, RefusedError, feed
+from engine.cli.feed import Applied, Chunk, RefusedError, feed
 from engine.cli.loads import Loads, Recognition, Stretch
 from engine.cli.progress import Progress
 from engine.cli.records import PARSERS, BadRecordError, Read, Records
 from engine.cli.source import Lines, Source
 from engine.cli.streams import print_json, print_table
-from engine.errors import BadEntryError
+from engine.errors import BadEntryError, StoreError
+from engine.files import disk_error
 from shards.machine import Machine
 
 
@@ -158,9 +159,9 @@ class Load:
                 progress.update(len(results), chunk.position)
 
             try:
-                await feed(db, _noted(records, loads), applied, stop)
-            except RefusedError as refused:
-                await _keep_what_was_right(db, refused, records, loads)
+                await _send(db, records, loads, applied, stop)
+            except (OSError, StoreError) as error:
+                raise _stopped_at(db.last_applied().index - records.entries_behind, error) from error
             finally:
                 with suppress(OSError):  # the next run settles what this one could not
                     loads.settle(db.last_applied().index)
@@ -213,7 +214,24 @@ def _recognise(lines: Lines, stretches: list[Stretch]) -> Recognition:
     try:
         return Recognition(lines, stretches)
     except ValueError as error:
-        raise DataSaysNoError(f"the input cannot be read: {error}") from None
+        raise DataSaysNoError(
+            f"the input cannot be read: {error}",
+            hint="nothing was loaded of it now: get it whole, and run the same command again",
+        ) from None
+
+
+async def _send(db: Engine, records: Records, loads: Loads, applied: Applied, stop: Stop) -> None:
+    try:
+        await feed(db, _noted(records, loads), applied, stop)
+    except RefusedError as refused:
+        await _keep_what_was_right(db, refused, records, loads)
+
+
+def _stopped_at(line: int, error: OSError | StoreError) -> StoreError:
+    """What the disk said, and how far the load came."""
+    told = error if isinstance(error, StoreError) else disk_error("the load ends", error)
+    hint = f"{told.hint}; the first {line} lines are loaded, and the same command goes on from there"
+    return type(told)(told.message, hint=hint, **told.facts)
 
 
 def _noted(records: Records, loads: Loads) -> Iterator[Chunk]:

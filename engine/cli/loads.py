@@ -19,6 +19,7 @@ import msgspec
 from engine.cli.common import DataSaysNoError
 from engine.cli.feed import IN_FLIGHT_CHUNKS
 from engine.cli.source import Lines
+from engine.cli.streams import named
 from engine.errors import FormatError
 from engine.files import read_json, replace_file, write_whole
 from shards.digest import hasher128
@@ -103,10 +104,11 @@ class Loads:
     def note(self, mark: Mark) -> None:
         """Before the chunk that ends at `mark` is sent."""
         self.stretches[-1].add(mark)
-        if self._durable:
-            write_whole(self._path, msgspec.json.encode(self._memory))
-        else:  # a process's death leaves the one or the other
-            replace_file(self._path, msgspec.json.encode(self._memory), synced=False)
+        with named(str(self._path)):
+            if self._durable:
+                write_whole(self._path, msgspec.json.encode(self._memory))
+            else:  # a process's death leaves the one or the other
+                replace_file(self._path, msgspec.json.encode(self._memory), synced=False)
 
     def settle(self, index: int) -> None:
         """The log ends at `index`: forget chunks that did not come so far. Returns when all is on the disk."""
