@@ -19,10 +19,12 @@ import msgspec
 
 from engine.beside import each
 from engine.check import Claim, Verdict, claims_of, judge
+from engine.config import load_config
 from engine.decision import DecisionFile, recover
 from engine.errors import EngineError, FormatError, StoreError
 from engine.files import Lock
 from engine.generations import Directory, Generation, check_machine
+from engine.launch import launch_of
 from engine.manifest import Manifest, read_manifest
 from engine.opening import data_path
 from engine.parts import damaged, read_part
@@ -33,18 +35,15 @@ from shards.digest import checksum
 from shards.kv import KeyValue
 from shards.machine import Machine
 from shards.types import Position
-from shards.worker import import_machine
+from shards.worker import Process, import_machine
 
 log = logging.getLogger("shardengine")
 
 PREDECESSORS_MS = 30_000
 """How long workers whose coordinator was killed may take to end, milliseconds."""
 
-_BOOTSTRAP = (  # nothing is imported before the path is set
-    "import sys; given = sys.stdin.buffer; "
-    "sys.path[:] = given.read(int(sys.argv[1])).decode('utf-8', 'surrogateescape').split('\\0'); "
-    "from engine.verify import child; child(sys.argv[2], sys.argv[3], given.read())"
-)
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+"""What a page that is wrong can end a process with."""
 _CHILD_S, _BYTES_PER_S = 120, 1 << 20  # how long a child may take: so long, and as it reads a very slow disk
 
 
@@ -63,7 +62,8 @@ def verify_directory(path: str | Path, machine: type[Machine] | None = None) -> 
     of that, and not at all in another one's, which a warning in the log then says.
 
     Raises EngineLockedError while an engine runs on it, FormatError when there is nothing to judge, and
-    MachineMismatchError when the directory is of another machine than `machine`.
+    MachineMismatchError when the directory is of another machine than `machine`; StoreError or ConfigError when this
+    host lacks what it takes to look, so that nothing is known.
     """
     directory = Directory(data_path(path))
     if not os.path.lexists(directory.path / "config"):
@@ -146,7 +146,7 @@ def verify_snapshot(path: Path, *, deep: bool = False, machine: type[Machine] | 
     `deep`, every page and every record of them. Blocks for as long as it takes to read them.
 
     `machine` as in `verify_directory`. Raises SnapshotDamagedError or SnapshotFormatError, which name the part, and
-    MachineMismatchError.
+    MachineMismatchError; StoreError or ConfigError as `verify_directory`.
     """
     manifest = read_manifest(path)
     each(lambda part: read_part(path / part.file, part), manifest.parts)
@@ -159,7 +159,8 @@ def verify_snapshot(path: Path, *, deep: bool = False, machine: type[Machine] | 
 
 
 def _in_children(folder: Path, claims: list[Claim], machine: type[Machine] | None) -> list[Verdict]:
-    """A verdict for each claim. A child that dies, or takes too long, is the verdict on what it was looking at."""
+    """A verdict for each claim. A child that ends by a fault, or takes too long, is the verdict on what it was looking
+    at. StoreError: it ended otherwise, and nothing is known; ConfigError: none can be started."""
     verdicts: list[Verdict] = []
     while len(verdicts) < len(claims):
         found, end = _in_a_child(folder, claims[len(verdicts) :], machine)
@@ -171,12 +172,13 @@ def _in_children(folder: Path, claims: list[Claim], machine: type[Machine] | Non
 
 def _in_a_child(folder: Path, claims: list[Claim], machine: type[Machine] | None) -> tuple[list[Verdict], str]:
     """The verdicts of one child, and how it ended before it had one for all."""
-    paths = "\0".join(map(str, sys.path)).encode("utf-8", "surrogateescape")
+    launch = launch_of(load_config().interpreter)
+    paths = b"\0".join(launch.sys_path)
     name = "" if machine is None else machine_name(machine)
     seconds = _CHILD_S + sum(size for claim in claims for size in _sizes(folder / claim.file)) / _BYTES_PER_S
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", _BOOTSTRAP, str(len(paths)), str(folder), name],
+            [*launch.command, "-c", _bootstrap(instead=launch.instead), str(len(paths)), str(folder), name],
             input=paths + msgspec.json.encode(claims),
             capture_output=True,
             timeout=seconds,
@@ -186,11 +188,37 @@ def _in_a_child(folder: Path, claims: list[Claim], machine: type[Machine] | None
         raise StoreError(f"no process can be had to look at {folder}: {error}", hint=hint_for(error)) from error
     except subprocess.TimeoutExpired as late:
         return _verdicts(late.stdout or b""), f"looking at it took longer than {seconds:.0f} s"
-    end = f"looking at it ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-500:]}"
-    if done.returncode < 0:
+    verdicts = _verdicts(done.stdout)
+    if -done.returncode in _FAULTS:
         kind = signal.Signals(-done.returncode).name
-        end = f"looking at it ended the process with {kind}: a page is wrong in a way that LMDB does not survive"
-    return _verdicts(done.stdout), end
+        return verdicts, f"looking at it ended the process with {kind}: a page is wrong in a way LMDB does not survive"
+    if len(verdicts) < len(claims):
+        raise _unknown(folder / claims[len(verdicts)].file, done)
+    return verdicts, ""
+
+
+def _bootstrap(*, instead: bool) -> str:
+    """The program text of the child: nothing is imported before the path is the host's; or, when not `instead`, the
+    interpreter's own and then the host's."""
+    return (
+        "import sys; given = sys.stdin.buffer; coding = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors(); "
+        "path = given.read(int(sys.argv[1])).split(b'\\0'); "
+        f"sys.path{'[:]' * instead} {'+' * (not instead)}= [str(entry, *coding) for entry in path]; "
+        "from engine.verify import child; child(sys.argv[2], sys.argv[3], given.read())"
+    )
+
+
+def _unknown(file: Path, done: subprocess.CompletedProcess[bytes]) -> StoreError:
+    """The child ended, and what it was looking at is not why."""
+    said = done.stderr.decode(errors="replace").strip()[-500:]
+    how = f"exit status {done.returncode}: {said}"
+    if done.returncode < 0:
+        how = f"signal {-done.returncode} ({signal.strsignal(-done.returncode)})"
+    return StoreError(
+        f"{file} was not judged: the process that looked at it ended with {how}",
+        hint="nothing is known of it; verify again, with more memory if the system was short of it",
+        path=str(file),
+    )
 
 
 def _sizes(path: Path) -> Iterator[int]:
@@ -208,6 +236,7 @@ def _verdicts(lines: bytes) -> list[Verdict]:
 
 def child(folder: str, name: str, claims: bytes) -> None:
     """Be the child: write a verdict for each of the claims, one JSON a line, as soon as it is there."""
+    Process.is_worker = True  # the machine's module may make an engine
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.stdout = sys.stderr  # what the machine's module may print is no verdict
     machine = import_machine(name)() if name else None
