@@ -204,7 +204,7 @@ class Coordinator:
         self._batches[position.group] = Batch([], 0, position, frozenset(), {})
         self._run(self._commit.submit(Group(position.group, frozenset())))
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.again()
 
     def _fill(self) -> None:
         """Submit what is queued, as far as the commit table takes groups."""

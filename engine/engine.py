@@ -341,7 +341,7 @@ class Engine(Shell):
         runtime = self._running()
         coordinator = runtime.coordinator
         if coordinator.failure is not None:
-            raise coordinator.failure
+            raise coordinator.failure.again()
         _check_name(last)
         if last.index <= self.last_applied().index:
             return

@@ -35,7 +35,6 @@ class _Fields(NamedTuple):
 
 
 _decode_one = msgspec.msgpack.Decoder(_Fields).decode
-_decode_many = msgspec.msgpack.Decoder(list[_Fields]).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
