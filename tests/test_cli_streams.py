@@ -61,6 +61,27 @@ def test_a_full_disk_behind_standard_output_is_named(loaded: Path) -> None:
     assert (code, err) == (3, "error: standard output: No space left on device\nhint: free disk space\n")
 
 
+def test_what_nobody_listens_to_leaves_the_exit_code_alone(loaded: Path) -> None:
+    """A warning that is logged stays in the buffer of a standard error that is gone."""
+    program = (
+        "import logging, sys; from engine.cli import main; logging.getLogger('shardengine').warning('a warning'); "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    receive, send = os.pipe()
+    os.close(receive)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "digest", "--data", str(loaded)],
+        stdout=subprocess.DEVNULL,
+        stderr=send,
+        cwd=ROOT,
+        env=environment(),
+        timeout=WATCHDOG_S,
+        check=False,
+    )
+    os.close(send)
+    assert done.returncode == 0
+
+
 def test_nobody_listening_to_remarks_stops_no_load(tmp_path: Path) -> None:
     receive, send = os.pipe()
     os.close(receive)

@@ -17,7 +17,7 @@ from engine.cli.hints import for_machine, in_command_words
 from engine.cli.keep import compact, export_, import_, reshard, restore, snapshot, snapshots
 from engine.cli.load import load
 from engine.cli.show import digest, get, scan, stats
-from engine.cli.streams import abandon_output, named, occupy, say
+from engine.cli.streams import abandon, flush_remarks, named, occupy, say
 from engine.errors import ConfigError, EngineError, MachineMismatchError
 from ipc.errors import hint_for
 
@@ -73,8 +73,9 @@ def run_command(argv: list[str]) -> int:
     except BrokenPipeError:
         code = _reader_gone()
     except OSError as error:
-        abandon_output()
+        abandon(sys.stdout)
         code = code or _refused(error)
+    flush_remarks()
     return code
 
 
@@ -132,5 +133,5 @@ def _interrupted() -> int:
 
 def _reader_gone() -> int:
     """Whoever read standard output has enough."""
-    abandon_output()
+    abandon(sys.stdout)
     return 141

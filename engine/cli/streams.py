@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 from rich.console import Console
@@ -32,11 +32,19 @@ def occupy() -> None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False, errors="backslashreplace"))
 
 
-def abandon_output() -> None:
-    """What is left in the buffer of standard output must not complain at exit."""
+def abandon(stream: TextIO) -> None:
+    """What is left in the buffer of a standard stream must not complain at exit, nor change the exit code."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, stream.fileno())
     os.close(null)
+
+
+def flush_remarks() -> None:
+    """Let go of what nobody listens to: remarks of ours, and of the logger, that standard error did not take."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        abandon(sys.stderr)
 
 
 def print_bytes(line: bytes) -> None:
