@@ -29,6 +29,8 @@ export SHARDENGINE_COMPILED ?= require
 
 # The suite starts thousands of interpreters: let them keep what the first of them has compiled.
 unexport PYTHONDONTWRITEBYTECODE
+# Buffered output, as users have it, shows what is left in a buffer at exit.
+unexport PYTHONUNBUFFERED
 
 .PHONY: help demo test check format perf clean
 
