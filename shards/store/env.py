@@ -138,20 +138,20 @@ def open_table(table: Path) -> int | None:
         raise
 
 
-def keep_from_children(handle: lmdb.Environment | lmdb.Transaction[bytes]) -> None:
-    """See to it that no forked child closes `handle`, not even as its interpreter ends and drops everything: the slots
-    in the readers' table are the parent's, and closing would free them."""
-    _handles.add(handle)
+def keep_from_children(holder: object) -> None:
+    """See to it that no forked child drops `holder`, an environment or what refers to its open transactions, not even
+    as its interpreter ends: the slots in the readers' table are the parent's, and closing would free them."""
+    _holders.add(holder)
 
 
-_handles: weakref.WeakSet[lmdb.Environment | lmdb.Transaction[bytes]] = weakref.WeakSet()
+_holders: weakref.WeakSet[object] = weakref.WeakSet()
 
 
 def _leave_to_the_parent() -> None:
     import ctypes
 
-    for handle in list(_handles):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
+    for holder in list(_holders):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(holder))
 
 
 os.register_at_fork(after_in_child=_leave_to_the_parent)

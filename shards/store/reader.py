@@ -58,7 +58,6 @@ class ReadTx:
     def __init__(self, txn: lmdb.Transaction[bytes], owner: Owner) -> None:
         self.holders = 0
         self._txn = txn
-        keep_from_children(txn)
         self._owner = owner
         self.number = txn.id()
         """Of the commit it sees, as LMDB counts."""
@@ -145,6 +144,7 @@ class ReadStore:
         self._spare: list[lmdb.Transaction[bytes]] = []
         self._table = path / "lock.mdb"
         self._locks: int | None = None
+        keep_from_children(self)
         try:
             self.data = self._env.open_db(b"data", create=False)
             self.meta = self._env.open_db(b"meta", create=False)

@@ -3,6 +3,8 @@
 Invariant: LMDB takes no page that lies on no disk. Either the worst case of the open transaction ends below `end`, up
 to which disk is reserved (`take` said True), or the map itself ends there (`confine`), so that LMDB refuses.
 
+`_needed` is where the last page ends at the worst: that of the last measurement, and all that was taken since.
+
 Between the two lies a store whose map, or whose disk, is nearly full: it may still have any number of free pages
 before `end`. The worst case does not count them; LMDB does. So then the writer tries, and takes a refusal for what it
 is: see `Store._rehearse`.
@@ -36,9 +38,10 @@ class Reserve:
         self._map_bytes = int(env.info()["map_size"])
         self.for_deletes = min(_DELETE_PAGES_MAX, self._map_bytes // PAGE_BYTES // 32)
         """Pages that puts leave free, so that there is room to delete something."""
-        self._needed = 0
+        self._taken = 0
+        self._needed = used_bytes(env)
         self._no_disk: OSError | None = None
-        self.end = min(used_bytes(env), self._map_bytes)
+        self.end = min(self._needed, self._map_bytes)
         self.confined = False
 
     def begin(self, *, movable: bool) -> None:
@@ -46,14 +49,17 @@ class Reserve:
         if self.confined and movable and self._allocate(self.end + _WORTH_A_MOVE_BYTES):
             self._env.set_mapsize(self._map_bytes)
             self.confined = False
-        self._needed = used_bytes(self._env)
+        self._taken = 0
 
     def take(self, pages: int) -> bool:
         """Make room for `pages` more in the open transaction, whatever is free before `end`. False: there is not so
         much; nothing may be written then, unless the store is `tight` and LMDB is asked instead."""
+        self._taken += pages * PAGE_BYTES
         self._needed += pages * PAGE_BYTES
-        if self._needed > self.end and not self.confined:
-            self._allocate(self._needed)
+        if self._needed > self.end:
+            self._needed = used_bytes(self._env) + self._taken  # most of what was taken was not used
+            if self._needed > self.end and not self.confined:
+                self._allocate(self._needed)
         return self._needed <= self.end
 
     @property

@@ -61,6 +61,7 @@ class Store:
         self._txn: lmdb.Transaction[bytes] | None = None
         self._pins: set[ReadTx] = set()
         self._descriptor = -1
+        keep_from_children(self)
         try:
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
             if not self._env.stat()["entries"]:
@@ -118,7 +119,6 @@ class Store:
 
     def _open_transaction(self) -> None:
         self._txn = self._env.begin(write=True, db=self.data)
-        keep_from_children(self._txn)
 
     def get(self, key: bytes) -> bytes | None:
         """What the open transaction sees: the last commit and its own writes."""
