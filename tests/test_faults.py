@@ -27,28 +27,28 @@ from tests.killing import ROOT, environment
 # Which calls are made in which phase, and fail: of the host (h) and of a worker (w); * in mode "power" only.
 # +: others are made too, by the same code as in the phase "start", or as "apply" for a worker that was respawned.
 MATRIX = """
-             create  start  recover  redo  apply  flush  snapshot  install  respawn  stop
-open         h+      hw     h+       +     h      h      hw        h+       h+       h
-read         h+      hw     h+       +     -      -      h         h+       +        -
-write        h+      w      h+       +     h      h      hw        h+       h+       h
-pwrite       h       h      h        +     h      -      -         h        h        -
-fsync        h       h      h        +     h      h      hw        h        h        h
-fdatasync    h       -      h        -     h*     h      -         h        h*       h
-msync        h       -      h        -     w*     w      -         h        w*       w
-fallocate    h+      hw     h+       w+    hw     -      -         h+       hw       -
-truncate     h+      hw     +        +     -      -      -         h+       +        w
-rename       h       -      h        -     h      h      h         h        h        h
-mkdir        h+      w      h+       +     -      -      h         h+       +        -
-unlink       h       -      h        -     h      h      h         h        h        h
-mmap         h+      hw     +        +     -      -      w         h+       w        -
-lock         h+      hw     h+       +     -      -      h         h+       hw       h
-socketpair   +       h      +        +     -      -      -         h        h        -
-pipe         +       h      +        +     -      -      -         h        h        -
-fork         +       h      +        +     -      -      -         h        h        -
-exec         +       h      +        +     -      -      -         h        h        -
-thread       +       w      h+       +     -      -      w         h+       w        -
-send         +       hw     +        hw    hw     hw     hw        w+       hw       hw
-recv         +       hw     +        hw    hw     hw     hw        hw       hw       hw
+             create  start  recover  redo  apply  flush  snapshot  install  compact  respawn  stop
+open         h+      hw     h+       +     h      h      hw        h+       h+       h+       h
+read         h+      hw     h+       +     -      -      h         h+       h+       +        -
+write        h+      w      h+       +     h      h      hw        h+       h+       h+       h
+pwrite       h       h      h        +     h      -      -         h        h        h        -
+fsync        h       h      h        +     h      h      hw        h        h        h        h
+fdatasync    h       -      h        -     h*     h      -         h        h        h*       h
+msync        h       -      h        -     w*     w      -         h        h        w*       w
+fallocate    h+      hw     h+       w+    hw     -      -         h+       h+       hw       -
+truncate     h+      hw     +        +     -      -      -         h+       h+       +        w
+rename       h       -      h        -     h      h      h         h        h        h        h
+mkdir        h+      w      h+       +     -      -      h         h+       h+       +        -
+unlink       h       -      h        -     h      h      h         h        h        h        h
+mmap         h+      hw     +        +     -      -      w         h+       h+       w        -
+lock         h+      hw     h+       +     -      -      h         h+       h+       hw       h
+socketpair   +       h      +        +     -      -      -         h        h        h        -
+pipe         +       h      +        +     -      -      -         h        h        h        -
+fork         +       h      +        +     -      -      -         h        h        h        -
+exec         +       h      +        +     -      -      -         h        h        h        -
+thread       +       w      h+       +     -      -      w         h+       h+       w        -
+send         +       hw     +        hw    hw     hw     hw        w+       w+       hw       hw
+recv         +       hw     +        hw    hw     hw     hw        hw       hw       hw       hw
 """
 
 ERRORS: Mapping[str, tuple[int, ...]] = {
@@ -83,6 +83,7 @@ ASKED = (
     "flush",
     "snapshot",
     "install",
+    "compact",
     "stop",
 )  # phases in which the first and the last of TWICE fail
 SYNCING = ("fsync", "fdatasync", "msync", "pwrite")  # what mode "power" does in another way

@@ -48,7 +48,7 @@ WATCHDOG_S = 40.0
 SYNCS = ("fsync", "fdatasync", "msync")
 REBOOTED = (*SYNCS, "write", "rename")  # after the others a machine that goes down finds what it ever does
 SYNCED = ("flush", "snapshot", "stop")  # phases that promise what a failed sync cannot keep
-ASIDE = ("snapshot", "install")  # what they sync is given up with its files, unless it is in place already
+ASIDE = ("snapshot", "install", "compact")  # what they sync is given up with its files, unless it is in place already
 _decode: Callable[[bytes], Frame] = msgspec.json.Decoder(Frame).decode
 Mode = Literal["process", "power"]
 

@@ -223,6 +223,7 @@ class Life:
             "flush": (True, self.db.flush_async),
             "snapshot": (True, self.snapshot),
             "install": (True, self.install),
+            "compact": (True, self.db.compact),
             "respawn": (False, self.respawn),
             "stop": (True, self.db.aclose),
         }
