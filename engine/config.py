@@ -30,8 +30,8 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from engine.errors import ConfigError
-from shards.puts import SWITCH as COMPILED_SWITCH
+from shardengine.engine.errors import ConfigError
+from shardengine.shards.fast import SWITCH as COMPILED_SWITCH
 
 log = logging.getLogger("shardengine")
 

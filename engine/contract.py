@@ -12,7 +12,7 @@ from typing import Protocol, overload
 
 import msgspec
 
-from shards.types import ApplyResult, Entry, LogId
+from shardengine.shards.types import ApplyResult, Entry, LogId
 
 Checksum = bytes
 """An XXH3-128, 16 bytes."""

@@ -21,10 +21,10 @@ from typing import Any
 
 import msgspec
 
-from engine.config import EngineConfig, load_config
-from engine.contract import ScanResult, SnapshotInfo, SnapshotMetadata, StartReport
-from engine.cut import Reads
-from engine.errors import (
+from shardengine.engine.commit.pinning import Done, Request
+from shardengine.engine.config import EngineConfig, load_config
+from shardengine.engine.contract import ScanResult, SnapshotInfo, SnapshotMetadata, StartReport
+from shardengine.engine.errors import (
     ConfigError,
     DirectoryChangedError,
     EngineStateError,
@@ -34,26 +34,27 @@ from engine.errors import (
     SnapshotInProgressError,
     TooManyViewsError,
     WorkerFailedError,
+    disk_error,
 )
-from engine.files import absolute, disk_error
-from engine.generations import Generation
-from engine.install import Origin, Snapshot
-from engine.launch import launch_of
-from engine.manifest import Manifest
-from engine.opening import Opened, data_path, open_directory
-from engine.pinning import Done, Request
-from engine.policy import PolicyState, SnapshotPolicy
-from engine.reshard import convert
-from engine.runtime import Runtime, machine_name
-from engine.shell import Shell, shells
-from engine.snapshots import Snapshots, metadata_of
-from engine.view import View
-from shards.digest import DIGEST_MODULUS
-from shards.kv import KeyValue
-from shards.machine import Machine
-from shards.puts import COMPILED
-from shards.types import ApplyResult, Entry, LogId
-from shards.worker import Process
+from shardengine.engine.read.cut import Reads
+from shardengine.engine.read.view import View
+from shardengine.engine.run.launch import launch_of
+from shardengine.engine.run.opening import Opened, data_path, open_directory
+from shardengine.engine.run.reshard import convert
+from shardengine.engine.run.runtime import Runtime, machine_name
+from shardengine.engine.run.shell import Shell, shells
+from shardengine.engine.snapshot.build import Origin, Snapshot
+from shardengine.engine.snapshot.keeper import Snapshots, metadata_of
+from shardengine.engine.snapshot.manifest import Manifest
+from shardengine.engine.snapshot.policy import PolicyState, SnapshotPolicy
+from shardengine.engine.storage.files import absolute
+from shardengine.engine.storage.generations import Generation
+from shardengine.shards.digest import DIGEST_MODULUS
+from shardengine.shards.fast import COMPILED
+from shardengine.shards.kv import KeyValue
+from shardengine.shards.machine import Machine
+from shardengine.shards.types import ApplyResult, Entry, LogId
+from shardengine.shards.worker import Process
 
 log = logging.getLogger("shardengine")
 

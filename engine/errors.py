@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from ipc.errors import EngineError, FileRefusedError, hint_for
-from shards.errors import (
+from typing import Any
+
+from shardengine.ipc.errors import FULL, EngineError, FileRefusedError, hint_for
+from shardengine.ipc.files import SyncError
+from shardengine.shards.errors import (
     BadEntryError,
     ChunkFailedError,
     MachineImportError,
@@ -212,3 +215,9 @@ def named(error: Exception) -> EngineError:
     if isinstance(error, OSError):
         return StoreError(str(error), hint=hint_for(error))
     return WorkerFailedError(f"defect: {error!r}", hint="report it, with the traceback in the log")
+
+
+def disk_error(what: str, error: OSError, **facts: Any) -> StoreError:
+    """What the system said about files, as an error that names `what` and says what to do."""
+    kind = SyncFailedError if isinstance(error, SyncError) else StoreFullError if error.errno in FULL else StoreError
+    return kind(f"{what}: {error}", hint=hint_for(error), **facts)

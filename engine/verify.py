@@ -17,25 +17,25 @@ from pathlib import Path
 
 import msgspec
 
-from engine.beside import each
-from engine.check import Claim, Verdict, claims_of, judge
-from engine.config import load_config
-from engine.decision import DecisionFile, recover
-from engine.errors import EngineError, FormatError, StoreError
-from engine.files import Lock
-from engine.generations import Directory, Generation, check_machine
-from engine.launch import launch_of
-from engine.manifest import Manifest, read_manifest
-from engine.opening import data_path
-from engine.parts import damaged, read_part
-from engine.runtime import machine_name
-from ipc.errors import hint_for
-from ipc.ring import RingReader
-from shards.digest import checksum
-from shards.kv import KeyValue
-from shards.machine import Machine
-from shards.types import Position
-from shards.worker import Process, import_machine
+from shardengine.engine.beside import each
+from shardengine.engine.commit.decision import DecisionFile, recover
+from shardengine.engine.config import load_config
+from shardengine.engine.errors import EngineError, FormatError, StoreError
+from shardengine.engine.run.launch import launch_of
+from shardengine.engine.run.opening import data_path
+from shardengine.engine.run.runtime import machine_name
+from shardengine.engine.snapshot.check import Claim, Verdict, claims_of, judge
+from shardengine.engine.snapshot.manifest import Manifest, read_manifest
+from shardengine.engine.snapshot.parts import damaged, read_part
+from shardengine.engine.storage.files import Lock
+from shardengine.engine.storage.generations import Directory, Generation, check_machine
+from shardengine.ipc.errors import hint_for
+from shardengine.ipc.ring import RingReader
+from shardengine.shards.digest import checksum
+from shardengine.shards.kv import KeyValue
+from shardengine.shards.machine import Machine
+from shardengine.shards.types import Position
+from shardengine.shards.worker import Process, import_machine
 
 log = logging.getLogger("shardengine")
 
@@ -204,7 +204,7 @@ def _bootstrap(*, instead: bool) -> str:
         "import sys; given = sys.stdin.buffer; coding = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors(); "
         "path = given.read(int(sys.argv[1])).split(b'\\0'); "
         f"sys.path{'[:]' * instead} {'+' * (not instead)}= [str(entry, *coding) for entry in path]; "
-        "from engine.verify import child; child(sys.argv[2], sys.argv[3], given.read())"
+        "from shardengine.engine.verify import child; child(sys.argv[2], sys.argv[3], given.read())"
     )
 
 

@@ -13,7 +13,7 @@ import os
 import pathlib
 import stat
 
-from ipc.errors import FileRefusedError
+from shardengine.ipc.errors import FileRefusedError
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700

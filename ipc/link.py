@@ -19,8 +19,8 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from ipc.errors import LinkClosedError
-from ipc.spin import Spin
+from shardengine.ipc.errors import LinkClosedError
+from shardengine.ipc.spin import Spin
 
 PACKET_BYTES = 32 * 1024
 _MORE, _LAST = b"\0", b"\1"

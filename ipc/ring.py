@@ -18,8 +18,8 @@ import os
 
 import msgspec
 
-from ipc.errors import RingError
-from ipc.files import allocate, create_file, open_file, sync, write_all
+from shardengine.ipc.errors import RingError
+from shardengine.ipc.files import allocate, create_file, open_file, sync, write_all
 
 ALIGNMENT = 8
 _RESERVE_STEP = 1 << 20

@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engine import Entry, run
 from perf import latency, peers
 from perf.load import Load, digest_of, entries_of
 from perf.report import CheckError, save, setting, show_heading, show_table
 from perf.sides import Applied, apply_all
+from shardengine import Entry, run
 
 SIDES = ("engine", "py-lmdb", "limit")
 TIMED = "engine, a time each"

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shards.puts import COMPILED
+from shardengine.shards.fast import COMPILED
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PACKAGES = ("lmdb", "msgspec", "xxhash", "uvloop")

@@ -21,10 +21,10 @@ from typing import Any
 
 import msgspec
 
-from engine import Engine, EngineConfig, Entry, Put, encode, run
 from perf.facts import machine
 from perf.report import CheckError, save
-from shards.placement import shard_of, slot_of
+from shardengine import Engine, EngineConfig, Entry, Put, encode, run
+from shardengine.shards.placement import shard_of, slot_of
 
 BLOCK = 100
 WARM_UP = 200

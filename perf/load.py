@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 import xxhash
 
-from engine import Entry, Put, encode
+from shardengine import Entry, Put, encode
 
 KEY_BYTES = 16
 _POOL_BYTES = 1 << 20

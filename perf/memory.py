@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-from engine import Engine, EngineConfig, Entry, run
 from perf.facts import anonymous_bytes
 from perf.load import Load, entries_of
 from perf.report import save, setting, show_heading, show_table
 from perf.sides import feed
+from shardengine import Engine, EngineConfig, Entry, run
 
 SAMPLES = 200
 SETTLED = 0.05  # of the stream: caches and buffers have their size by then

@@ -15,7 +15,7 @@ import lmdb
 import msgspec
 
 from perf.load import Load, Pair
-from shards.placement import shard_of, slot_of
+from shardengine.shards.placement import shard_of, slot_of
 
 FLAGS: dict[str, Any] = {"writemap": True, "sync": False, "meminit": False, "lib_version": 0}
 MAP_BYTES = 64 << 30

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from engine import Engine, Entry
 from perf.facts import cpu_seconds
+from shardengine import Engine, Entry
 
 
 class Applied(msgspec.Struct, frozen=True):

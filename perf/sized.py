@@ -13,11 +13,11 @@ from itertools import cycle, islice
 from pathlib import Path
 from unittest.mock import patch
 
-from engine import Engine, Entry, Put, encode
-from engine.commit import Action, Commit
 from perf.load import Load, entries_of
 from perf.report import CheckError
 from perf.sides import feed
+from shardengine import Engine, Entry, Put, encode
+from shardengine.engine.commit.table import Action, Commit
 
 PAUSES = 8  # of each size and stream, each round
 BETWEEN_S = 0.02  # at most, at random, before a barrier: it may fall anywhere in a group's life

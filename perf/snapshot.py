@@ -18,12 +18,12 @@ from typing import Any
 
 import msgspec
 
-from engine import Engine, LogId, run
-from engine.generations import Directory
 from perf import peers
 from perf.load import Load
 from perf.report import CheckError, save, setting, show_heading, show_table
 from perf.sized import STREAMS, WAIT_S, Sized, pauses
+from shardengine import Engine, LogId, run
+from shardengine.engine.storage.generations import Directory
 
 SIZES = (1, 4, 16)  # times the entries of the smallest
 COPIES = 4  # of each side, each round, in turn: a single fsync varies much

@@ -18,7 +18,7 @@ Files, lowest first:
     placement.py  key -> slot -> shard
     wire.py       the closed set of messages between coordinator and worker
     part.py       the byte layout of a part in a ring
-    puts.py       the short cut for plain puts, and its compiled twin
+    fast/         what is done to every entry: in Python, and its compiled twin
     machine.py    the contract an application implements, and its transaction
     kv.py         the built-in machine
     store/        one LMDB environment: the writer's side and the readers'

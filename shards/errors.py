@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipc.errors import EngineError
+from shardengine.ipc.errors import EngineError
 
 
 class ChunkFailedError(EngineError):

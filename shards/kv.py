@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from shards.machine import Context, Machine, Rejected, Tx
-from shards.types import Limits
+from shardengine.shards.machine import Context, Machine, Rejected, Tx
+from shardengine.shards.types import Limits
 
 
 class _Command(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -67,6 +67,6 @@ class KeyValue(Machine):
 
 
 def plain_put_of(machine: Machine) -> int | None:
-    """The tag of commands that are puts and nothing else (see `shards.puts`): of exactly this machine's; None for any
+    """The tag of commands that are puts and nothing else (see `shards/fast/`): of exactly this machine's; None for any
     other machine, whatever it derives from."""
     return PUT_TAG if type(machine) is KeyValue else None

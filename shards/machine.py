@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from shards.errors import BadEntryError, UndeclaredKeyError
-from shards.types import Limits
+from shardengine.shards.errors import BadEntryError, UndeclaredKeyError
+from shardengine.shards.types import Limits
 
 
 class Rejected(Exception):

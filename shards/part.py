@@ -24,8 +24,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from ipc.errors import RingError
-from ipc.ring import aligned
+from shardengine.ipc.errors import RingError
+from shardengine.ipc.ring import aligned
 
 _HEAD = struct.Struct("<IIQQ")
 _RUN = struct.Struct("<QQQ")

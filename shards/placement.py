@@ -5,7 +5,7 @@ Slots never move between keys; shards own contiguous ranges of them, for any sha
 
 from __future__ import annotations
 
-from shards.digest import key_hash
+from shardengine.shards.digest import key_hash
 
 SLOTS = 1 << 14
 SLOT_MASK = SLOTS - 1

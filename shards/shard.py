@@ -19,15 +19,15 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ipc.errors import EngineError, RingError
-from ipc.ring import Extent
-from shards import part as layout
-from shards import wire
-from shards.errors import ChunkFailedError, StoreFullError
-from shards.kv import plain_put_of
-from shards.machine import Context, Machine, Rejected, Tx
-from shards.puts import sorted_puts
-from shards.types import Limits, Position
+from shardengine.ipc.errors import EngineError, RingError
+from shardengine.ipc.ring import Extent
+from shardengine.shards import part as layout
+from shardengine.shards import wire
+from shardengine.shards.errors import ChunkFailedError, StoreFullError
+from shardengine.shards.fast import sorted_puts
+from shardengine.shards.kv import plain_put_of
+from shardengine.shards.machine import Context, Machine, Rejected, Tx
+from shardengine.shards.types import Limits, Position
 
 
 class TransactionalStore(Protocol):

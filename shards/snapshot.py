@@ -13,14 +13,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ipc.errors import EngineError, LinkClosedError, hint_for
-from ipc.files import create_file, sync
-from shards import wire
-from shards.digest import checksum128
-from shards.errors import StoreError
-from shards.shard import problem_of
-from shards.store import ReadTx, Store
-from shards.types import Position
+from shardengine.ipc.errors import EngineError, LinkClosedError, hint_for
+from shardengine.ipc.files import create_file, sync
+from shardengine.shards import wire
+from shardengine.shards.digest import checksum128
+from shardengine.shards.errors import StoreError
+from shardengine.shards.shard import problem_of
+from shardengine.shards.store import ReadTx, Store
+from shardengine.shards.types import Position
 
 COPIER_ORDERS = (wire.Pin, wire.Copy, wire.Unpin)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from ipc.ring import Extent
-from shards.types import Position
+from shardengine.ipc.ring import Extent
+from shardengine.shards.types import Position
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):

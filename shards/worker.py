@@ -27,18 +27,18 @@ from typing import ClassVar
 
 import msgspec
 
-from ipc.errors import EngineError, LinkClosedError, hint_for
-from ipc.files import open_file
-from ipc.link import PACKET_BYTES, Link
-from ipc.ring import RingReader
-from shards import wire
-from shards.errors import MachineImportError, StoreError
-from shards.machine import Machine
-from shards.shard import Fork, OrphanError, Shard, problem_of, text_of
-from shards.snapshot import COPIER_ORDERS, Copier
-from shards.stamps import Stamped
-from shards.store import Identity, Store
-from shards.types import Limits, Position
+from shardengine.ipc.errors import EngineError, LinkClosedError, hint_for
+from shardengine.ipc.files import open_file
+from shardengine.ipc.link import PACKET_BYTES, Link
+from shardengine.ipc.ring import RingReader
+from shardengine.shards import wire
+from shardengine.shards.errors import MachineImportError, StoreError
+from shardengine.shards.machine import Machine
+from shardengine.shards.shard import Fork, OrphanError, Shard, problem_of, text_of
+from shardengine.shards.snapshot import COPIER_ORDERS, Copier
+from shardengine.shards.stamps import Stamped
+from shardengine.shards.store import Identity, Store
+from shardengine.shards.types import Limits, Position
 
 Say = Callable[[wire.Answer], None]
 _RETRY_S = 0.2
@@ -89,7 +89,7 @@ def bootstrap(link: int, *, instead: bool) -> str:
         "coding = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()\n"
         f"sys.path{'[:]' * instead} {'+' * (not instead)}= [str(entry, *coding) for entry in path]\n"
         "if not spec: sys.exit('the coordinator is gone')\n"
-        "from shards.worker import main\n"
+        "from shardengine.shards.worker import main\n"
         f"main({link}, spec)"
     )
 

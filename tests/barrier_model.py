@@ -1,6 +1,6 @@
 """The snapshot barrier and the commit table in a world of their own: a coordinator, workers, and the messages between.
 
-Workers are modelled as shards/snapshot.py has them; the coordinator's glue is that of engine/pinning.py.
+Workers are modelled as shards/snapshot.py has them; the coordinator's glue is that of engine/commit/pinning.py.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from engine import barrier as barriers
-from engine.barrier import Barrier, Stage
-from engine.commit import Commit, Group, Publish, Record, SendCommit, SendPart
-from shards import wire
+from shardengine.engine.commit import barrier as barriers
+from shardengine.engine.commit.barrier import Barrier, Stage
+from shardengine.engine.commit.table import Commit, Group, Publish, Record, SendCommit, SendPart
+from shardengine.shards import wire
 
 PROBLEM = wire.Problem("StoreError", "told to fail", "", {})
 

@@ -32,7 +32,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def command(*args: object) -> list[str]:
-    return [sys.executable, "-m", "engine", *map(str, args)]
+    return [sys.executable, "-m", "shardengine", *map(str, args)]
 
 
 def cli(*args: object, stdin: str = "", **env: str) -> Ran:

@@ -1,8 +1,8 @@
 """The commit protocol in a small world, walked breadth first through every state the world can be in.
 
 The world is one coordinator, two or three workers, and a short log. Its decisions are made by the very classes the
-engine runs, `engine.commit.Commit`, `engine.decision.recover` and `shards.shard.Shard`, which speak in encoded
-messages of `shards.wire`. What is modelled is what lies around them:
+engine runs, `Commit`, `recover` and `Shard`, which speak in encoded messages of `shards/wire.py`. What is modelled is
+what lies around them:
 
     coordinator   carries out the table's actions: rings in two halves, the decision record, publish, resubmission
     link          two queues in order; what a dead worker has sent is read before the end of the link is
@@ -23,13 +23,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from engine.commit import Abandon, Action, Commit, Group, Publish, Record, SendAbort, SendCommit, SendPart, SendSolo
-from engine.decision import Record as Decision
-from engine.decision import Recovery, recover
-from engine.errors import DamagedError
-from ipc.ring import Extent
-from shards import wire
-from shards.types import Position
+from shardengine.engine.commit.decision import Record as Decision
+from shardengine.engine.commit.decision import Recovery, recover
+from shardengine.engine.commit.table import (
+    Abandon,
+    Action,
+    Commit,
+    Group,
+    Publish,
+    Record,
+    SendAbort,
+    SendCommit,
+    SendPart,
+    SendSolo,
+)
+from shardengine.engine.errors import DamagedError
+from shardengine.ipc.ring import Extent
+from shardengine.shards import wire
+from shardengine.shards.types import Position
 from tests.commit_pieces import (
     CANCELLED,
     CODES,

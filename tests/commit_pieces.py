@@ -13,14 +13,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
-from engine.commit import Action, Commit
-from engine.errors import CommitRuleError
-from shards import part as layout
-from shards import wire
-from shards.errors import StoreFullError
-from shards.machine import Context, Machine, Tx
-from shards.shard import Shard
-from shards.types import Limits, Position
+from shardengine.engine.commit.table import Action, Commit
+from shardengine.engine.errors import CommitRuleError
+from shardengine.shards import part as layout
+from shardengine.shards import wire
+from shardengine.shards.errors import StoreFullError
+from shardengine.shards.machine import Context, Machine, Tx
+from shardengine.shards.shard import Shard
+from shardengine.shards.types import Limits, Position
 from tests.explorer import ViolationError
 
 PENDING, PUBLISHED, CANCELLED = range(3)
@@ -63,7 +63,7 @@ class Side(NamedTuple):
 
 
 def readable(message: bytes) -> str:
-    """A message of `shards.wire` in a few words."""
+    """A message of `shards/wire.py` in a few words."""
     if message == END:
         return "(the end of the link)"
     kind, *fields = msgspec.msgpack.decode(message)

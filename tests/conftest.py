@@ -26,8 +26,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from engine import Engine, run
-from engine.shell import shells
+from shardengine import Engine, run
+from shardengine.engine.run.shell import shells
 
 LEAVING_S = 20.0  # how long a process that is ending already may take; nothing waits that long when all is well
 _MARK = "LEAK_CHECK_OF"

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from engine import Engine, EngineConfig, EngineError, Entry, LogId, Put, StartReport, encode, run
-from engine.files import read_sealed, write_sealed
-from engine.runmark import NAME, Boot, Mark
+from shardengine import Engine, EngineConfig, EngineError, Entry, LogId, Put, StartReport, encode, run
+from shardengine.engine.storage.files import read_sealed, write_sealed
+from shardengine.engine.storage.runmark import NAME, Boot, Mark
 from tests.model import Model, log_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +32,7 @@ def config(durability: Literal["process", "power"]) -> EngineConfig:
 
 def in_another_process(program: str, *args: object) -> str:
     """Run a program that may use everything that is here. Returns what it prints."""
-    prelude = "import os, sys; from pathlib import Path; from engine import *; from tests.directories import *\n"
+    prelude = "import os, sys; from pathlib import Path; from shardengine import *; from tests.directories import *\n"
     done = subprocess.run(
         [sys.executable, "-c", prelude + textwrap.dedent(program), *map(str, args)],
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
@@ -66,7 +66,7 @@ def die_after_deciding(path: Path) -> None:
     """Leave a group of entries 11 to 20 that is decided and committed nowhere."""
     in_another_process(
         """
-        from engine.commit import Commit
+        from shardengine.engine.commit.table import Commit
         async def main():
             db = Engine(sys.argv[1], shards=2, config=config("process"))
             db.start()

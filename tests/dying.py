@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine import Context, Delete, KeyValue, Put, Tx
-from ipc.link import Link
-from shards.store import Store
-from shards.worker import Process
+from shardengine import Context, Delete, KeyValue, Put, Tx
+from shardengine.ipc.link import Link
+from shardengine.shards.store import Store
+from shardengine.shards.worker import Process
 
 ENVIRONMENT = "DYING"
 GATE = "gate"

@@ -15,7 +15,7 @@ from collections import deque
 
 import msgspec
 
-from engine import Engine, EngineConfig, run
+from shardengine import Engine, EngineConfig, run
 from tests.kill_points import Points, arm
 from tests.streams import chunk_ends, entries, script_ends
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import generations
-from engine.cut import Reads
-from engine.decision import DecisionFile
-from engine.processes import Workers
+from shardengine.engine.commit.decision import DecisionFile
+from shardengine.engine.read.cut import Reads
+from shardengine.engine.run.processes import Workers
+from shardengine.engine.storage import generations
 
 
 class Points:

@@ -16,8 +16,8 @@ from types import TracebackType
 
 import msgspec
 
-from engine.files import Lock
-from engine.verify import verify_directory
+from shardengine.engine.storage.files import Lock
+from shardengine.engine.verify import verify_directory
 from tests.kill_child import Acknowledged, Ended, Frame, Opened, Orders
 from tests.streams import Follower, chunk_ends, script_ends, term_at
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn
 
 import msgspec
 
-from engine import Context, KeyValue, Machine, Rejected, Tx
+from shardengine import Context, KeyValue, Machine, Rejected, Tx
 
 _FAULTS = "FAULT_DIRECTORY"
 

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine import Context, KeyValue, Rejected, Tx
-from shards.errors import StoreError, StoreFullError
-from shards.store import Store
-from shards.worker import Process
+from shardengine import Context, KeyValue, Rejected, Tx
+from shardengine.shards.errors import StoreError, StoreFullError
+from shardengine.shards.store import Store
+from shardengine.shards.worker import Process
 
 ENVIRONMENT = "MISBEHAVING"
 

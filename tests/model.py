@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import xxhash
 
-from engine import ApplyResult, Entry
+from shardengine import ApplyResult, Entry
 
 PUT, DELETE, COMPARE_AND_SWAP = 1, 2, 3
 

@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.manifest import Manifest, PartInfo, write_manifest
-from engine.travel import Piece, SnapshotAssembler, stream_snapshot
-from shards.digest import checksum128
-from shards.types import Limits, LogId
+from shardengine.engine.snapshot.manifest import Manifest, PartInfo, write_manifest
+from shardengine.engine.snapshot.travel import Piece, SnapshotAssembler, stream_snapshot
+from shardengine.shards.digest import checksum128
+from shardengine.shards.types import Limits, LogId
 
 PARTS = [b"", bytes(range(100)), b"", b"x" * 64, b""]
 PIECE = 32  # four pieces of part 1, the last one short; two full ones of part 3

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from engine import ApplyResult, CompareAndSwap, Delete, Entry, Put, encode
+from shardengine import ApplyResult, CompareAndSwap, Delete, Entry, Put, encode
 from tests.model import Model
 
 KEYS = 1500

@@ -9,14 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine import Engine, EngineConfig, KeyValue
-from engine.manifest import Manifest
-from engine.verify import verify_snapshot
-from shards import snapshot
-from shards.placement import shard_table, slot_of
-from shards.store import ReadStore
-from shards.types import Position
-from shards.worker import Process
+from shardengine import Engine, EngineConfig, KeyValue
+from shardengine.engine.snapshot.manifest import Manifest
+from shardengine.engine.verify import verify_snapshot
+from shardengine.shards import snapshot
+from shardengine.shards.placement import shard_table, slot_of
+from shardengine.shards.store import ReadStore
+from shardengine.shards.types import Position
+from shardengine.shards.worker import Process
 from tests.model import digest_of
 from tests.streams import Follower, entries, term_at
 

@@ -14,7 +14,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import (
+from shardengine import (
     ApplyResult,
     CompareAndSwap,
     Delete,

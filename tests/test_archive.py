@@ -17,9 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import archive
-from engine.archive import export_snapshot, import_snapshot
-from engine.errors import (
+from shardengine.engine.errors import (
     PieceDamagedError,
     PieceEndError,
     SnapshotDamagedError,
@@ -27,9 +25,11 @@ from engine.errors import (
     SnapshotFormatError,
     TravelError,
 )
-from engine.manifest import MANIFEST
-from engine.retention import valid_snapshots
-from shards.types import U64_MAX
+from shardengine.engine.snapshot import archive
+from shardengine.engine.snapshot.archive import export_snapshot, import_snapshot
+from shardengine.engine.snapshot.folder import valid_snapshots
+from shardengine.engine.snapshot.manifest import MANIFEST
+from shardengine.shards.types import U64_MAX
 from tests.snapshots import contents, deaths, file_work, make_snapshot, manifest_for
 
 PARTS = [b"first part, " * 5, b"", b"second"]

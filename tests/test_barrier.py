@@ -10,9 +10,19 @@ from typing import Any
 
 import pytest
 
-from engine.barrier import Abandoned, Barrier, Kill, Resume, Seal, SendCopy, SendPin, SendUnpin, Stage
-from engine.errors import CommitRuleError, SnapshotAbortedError
-from shards import wire
+from shardengine.engine.commit.barrier import (
+    Abandoned,
+    Barrier,
+    Kill,
+    Resume,
+    Seal,
+    SendCopy,
+    SendPin,
+    SendUnpin,
+    Stage,
+)
+from shardengine.engine.errors import CommitRuleError, SnapshotAbortedError
+from shardengine.shards import wire
 
 Event = Callable[[Barrier], list[Any]]
 

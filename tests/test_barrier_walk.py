@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from engine import barrier as barriers
-from engine.barrier import Barrier, Stage
-from shards import wire
+from shardengine.engine.commit import barrier as barriers
+from shardengine.engine.commit.barrier import Barrier, Stage
+from shardengine.shards import wire
 from tests.barrier_model import Budget, Step, World
 from tests.explorer import Explorer, ViolationError
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine, run
-from engine.beside import each
-from engine.errors import StoreError
-from engine.verify import verify_directory
+from shardengine import Engine, run
+from shardengine.engine.beside import each
+from shardengine.engine.errors import StoreError
+from shardengine.engine.verify import verify_directory
 from tests.streams import entries
 
 

@@ -89,7 +89,8 @@ def test_a_wrong_setting_exits_2_and_names_key_and_source(tmp_path: Path) -> Non
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_without_the_extra_the_command_says_how_to_get_it_and_the_engine_imports(missing: str) -> None:
     code = (
-        f"import sys; sys.modules[{missing!r}] = None; import engine; from engine.cli import main; sys.exit(main([]))"
+        f"import sys; sys.modules[{missing!r}] = None; "
+        "import shardengine; from shardengine.engine.cli import main; sys.exit(main([]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, timeout=WATCHDOG_S, env=environment(), check=False

@@ -14,16 +14,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine import Engine, Entry, LogId, Put, encode, run
-from engine.cli import loads as memory
-from engine.cli.common import DataSaysNoError
-from engine.cli.feed import IN_FLIGHT_CHUNKS
-from engine.cli.load import _noted
-from engine.cli.loads import Loads, Mark, Prefix, Recognition
-from engine.cli.records import Records, parse_tsv
-from engine.cli.source import Lines, Source
-from engine.errors import FormatError
-from engine.files import SMALL_BYTES_MAX, replace_file
+from shardengine import Engine, Entry, LogId, Put, encode, run
+from shardengine.engine.cli import loads as memory
+from shardengine.engine.cli.common import DataSaysNoError
+from shardengine.engine.cli.feed import IN_FLIGHT_CHUNKS
+from shardengine.engine.cli.load import _noted
+from shardengine.engine.cli.loads import Loads, Mark, Prefix, Recognition
+from shardengine.engine.cli.records import Records, parse_tsv
+from shardengine.engine.cli.source import Lines, Source
+from shardengine.engine.errors import FormatError
+from shardengine.engine.storage.files import SMALL_BYTES_MAX, replace_file
 from tests.commands import cli, records, running
 
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import Delete, Put, encode
-from engine.cli.progress import clock
-from engine.cli.records import format_tsv, parse_jsonl, parse_tsv
+from shardengine import Delete, Put, encode
+from shardengine.engine.cli.progress import clock
+from shardengine.engine.cli.records import format_tsv, parse_jsonl, parse_tsv
 from tests.commands import WATCHDOG_S, cli, command, environment, records, running
 
 

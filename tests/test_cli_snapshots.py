@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def shardengine(*arguments: object, input: str = "", code: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "engine", *map(str, arguments)],
+        [sys.executable, "-m", "shardengine", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         input=input,
@@ -143,7 +143,7 @@ def test_export_writes_through_pipes_and_devices_and_replaces_nothing_unasked(da
 
 def test_a_dash_is_a_standard_stream_and_never_a_file(data: Path, tmp_path: Path) -> None:
     taken = facts("snapshot", "--data", data)["path"]
-    program = 'cd "$2"; "$0" -m engine export "$1" - | "$0" -m engine restore - --data new --shards 3 --json'
+    program = 'cd "$2"; "$0" -m shardengine export "$1" - | "$0" -m shardengine restore - --data new --shards 3 --json'
     done = subprocess.run(
         ["/bin/sh", "-c", program, sys.executable, taken, tmp_path],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import Delete, Entry, LogId, Put, encode
-from engine.cli.common import DataSaysNoError
-from engine.cli.loads import Prefix
-from engine.cli.records import BadRecordError, Records, format_tsv, parse_jsonl, parse_tsv
-from engine.cli.source import READ_BYTES, Lines, Source, text_mark
+from shardengine import Delete, Entry, LogId, Put, encode
+from shardengine.engine.cli.common import DataSaysNoError
+from shardengine.engine.cli.loads import Prefix
+from shardengine.engine.cli.records import BadRecordError, Records, format_tsv, parse_jsonl, parse_tsv
+from shardengine.engine.cli.source import READ_BYTES, Lines, Source, text_mark
 from tests.commands import cli
 
 TEXT = "ä\teins\nb\tzwei\n"

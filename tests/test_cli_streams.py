@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli.hints import in_command_words
+from shardengine.engine.cli.hints import in_command_words
 from tests.commands import ROOT, WATCHDOG_S, cli, command, environment, records
 
 
@@ -64,7 +64,8 @@ def test_a_full_disk_behind_standard_output_is_named(loaded: Path) -> None:
 def test_what_nobody_listens_to_leaves_the_exit_code_alone(loaded: Path) -> None:
     """A warning that is logged stays in the buffer of a standard error that is gone."""
     program = (
-        "import logging, sys; from engine.cli import main; logging.getLogger('shardengine').warning('a warning'); "
+        "import logging, sys; from shardengine.engine.cli import main; "
+        "logging.getLogger('shardengine').warning('a warning'); "
         "sys.exit(main(sys.argv[1:]))"
     )
     receive, send = os.pipe()
@@ -192,7 +193,7 @@ def test_foreign_variables_are_named_and_with_quiet_they_are_not(loaded: Path) -
 
 def test_a_directory_of_another_machine_opens_with_that_machine(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "from engine import KeyValue\nclass Outer:\n  class Mine(KeyValue):\n    name = 'mine'\n"
+        "from shardengine import KeyValue\nclass Outer:\n  class Mine(KeyValue):\n    name = 'mine'\n"
     )
     there = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     args: tuple[object, ...] = ("--data", tmp_path / "data", "--machine", "mine:Outer.Mine")
@@ -273,7 +274,7 @@ def test_a_command_of_another_user_than_the_directorys_is_refused_and_makes_noth
 def test_progress_off_a_terminal_is_plain_lines_and_with_quiet_nothing() -> None:
     program = """
         import sys, time
-        from engine.cli import progress
+        from shardengine.engine.cli import progress
         progress.PLAIN_INTERVAL_S = 0.0
         for quiet in (False, True):
             with progress.Progress("load", 1000, quiet=quiet) as shown:

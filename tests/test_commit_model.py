@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.commit import Action, Commit, Group, Phase, Record, SendAbort, SendCommit, SendSolo
-from engine.decision import Record as Decision
-from engine.decision import Recovery, recover
-from shards.types import Position
+from shardengine.engine.commit.decision import Record as Decision
+from shardengine.engine.commit.decision import Recovery, recover
+from shardengine.engine.commit.table import Action, Commit, Group, Phase, Record, SendAbort, SendCommit, SendSolo
+from shardengine.shards.types import Position
 from tests.commit_model import Setting, Walk, explore
 from tests.commit_pieces import Item
 from tests.explorer import ViolationError
@@ -124,14 +124,14 @@ def test_the_promises_hold_in(name: str) -> None:
 @pytest.mark.parametrize("name", KILLERS)
 def test_a_group_that_kills_its_workers_is_taken_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kills_max, setting, expected = KILLERS[name]
-    monkeypatch.setattr("engine.commit.KILLS_MAX", kills_max)
+    monkeypatch.setattr("shardengine.engine.commit.table.KILLS_MAX", kills_max)
     found = walk(setting)
     assert found.met >= expected, found
 
 
 def test_the_worlds_show_every_phase_every_action_and_everything_of_note(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting(2, items(("01", "0!0", "1")), failures=1)
-    monkeypatch.setattr("engine.commit.KILLS_MAX", 1)
+    monkeypatch.setattr("shardengine.engine.commit.table.KILLS_MAX", 1)
     found = walk(setting)
     assert found.met == PHASES | ACTIONS | MARKS, found
 

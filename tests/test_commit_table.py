@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.commit import (
+from shardengine.engine.commit.table import (
     KILLS_MAX,
     Abandon,
     Action,
@@ -24,7 +24,7 @@ from engine.commit import (
     SendPart,
     SendSolo,
 )
-from engine.errors import CommitRuleError
+from shardengine.engine.errors import CommitRuleError
 from tests.commit_pieces import frozen
 
 Event = Callable[[Commit], list[Action]]

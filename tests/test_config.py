@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import Engine
-from engine.config import (
+from shardengine import Engine
+from shardengine.engine.config import (
     ENV_PREFIX,
     KEY_BYTES_MAX_DEFAULT,
     VALUE_BYTES_MAX_DEFAULT,
@@ -20,7 +20,7 @@ from engine.config import (
     load_config,
     resolve_config,
 )
-from engine.errors import ConfigError
+from shardengine.engine.errors import ConfigError
 
 FIELDS = msgspec.structs.fields(EngineConfig)
 

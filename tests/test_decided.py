@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine, Entry, LogId, Put, StartReport, WorkerFailedError, encode
-from engine.coordinator import DECIDED_KILLS_MAX
-from engine.processes import Workers
-from shards import wire
-from shards.placement import shard_of, slot_of
+from shardengine import Engine, Entry, LogId, Put, StartReport, WorkerFailedError, encode
+from shardengine.engine.commit.coordinator import DECIDED_KILLS_MAX
+from shardengine.engine.run.processes import Workers
+from shardengine.shards import wire
+from shardengine.shards.placement import shard_of, slot_of
 
 
 def key(shard: int) -> bytes:

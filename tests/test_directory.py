@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import (
+from shardengine import (
     ConfigError,
     DamagedError,
     DirectoryChangedError,
@@ -27,14 +27,14 @@ from engine import (
     Put,
     encode,
     load_config,
-    resources,
     run,
 )
-from engine.files import Lock, filesystem_of
-from engine.generations import LOCK_BYTES
-from engine.runtime import _TICKS_A_LOOK
-from engine.verify import verify_directory
-from ipc.files import allocate, check_owner
+from shardengine.engine.run import resources
+from shardengine.engine.run.runtime import _TICKS_A_LOOK
+from shardengine.engine.storage.files import Lock, filesystem_of
+from shardengine.engine.storage.generations import LOCK_BYTES
+from shardengine.engine.verify import verify_directory
+from shardengine.ipc.files import allocate, check_owner
 from tests.directories import (
     applies_ten,
     config,
@@ -397,7 +397,7 @@ def test_a_stopped_directory_on_a_read_only_medium_can_be_verified(tmp_path: Pat
         f"mount -t tmpfs -o size=200m none '{disk}' && cp -r --sparse=always '{tmp_path}/data' '{disk}' && "
         f"rm '{disk}/data/LOCK' && mount -o remount,ro '{disk}' && exec \"$@\""
     )
-    program = "import sys; from engine.verify import verify_directory; print(verify_directory(sys.argv[1]))"
+    program = "import sys; from shardengine.engine.verify import verify_directory; print(verify_directory(sys.argv[1]))"
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     if subprocess.run([*inside, steps, "sh", "true"], capture_output=True, timeout=60, check=False).returncode:
         pytest.skip("no file systems of its own for this user")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine import (
+from shardengine import (
     DirectoryChangedError,
     Engine,
     EngineConfig,
@@ -25,12 +25,12 @@ from engine import (
     SyncFailedError,
     TravelError,
     run,
-    runmark,
     stream_snapshot,
 )
-from engine.generations import Generation
-from engine.manifest import MANIFEST
-from engine.runmark import Boot
+from shardengine.engine.snapshot.manifest import MANIFEST
+from shardengine.engine.storage import runmark
+from shardengine.engine.storage.generations import Generation
+from shardengine.engine.storage.runmark import Boot
 from tests.directories import config, die_in_mid_run, holds_ten, mark_of, opened, puts, reboot
 
 PROCESS, POWER = config("process"), config("power")

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from engine import Engine, EngineError, Put, encode
+from shardengine import Engine, EngineError, Put, encode
 from tests.conftest import descendants, open_descriptors
 from tests.model import log_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine import (
+from shardengine import (
     ApplyResult,
     BadEntryError,
     ChunkAbortedError,

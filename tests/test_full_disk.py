@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine, KeyValue, SnapshotError, StoreFullError, run
-from engine.reshard import reshard
+from shardengine import Engine, KeyValue, SnapshotError, StoreFullError, run
+from shardengine.engine.run.reshard import reshard
 from tests.killing import ROOT, environment
 from tests.streams import Follower
 from tests.taking import CONFIG, Feeder, holds

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import (
+from shardengine import (
     Engine,
     LogGapError,
     LogId,
@@ -25,8 +25,8 @@ from engine import (
     ViewClosedError,
     run,
 )
-from engine.manifest import MANIFEST, read_manifest, write_manifest
-from shards.types import Limits
+from shardengine.engine.snapshot.manifest import MANIFEST, read_manifest, write_manifest
+from shardengine.shards.types import Limits
 from tests.machines import Other
 from tests.streams import Follower, entries
 from tests.taking import CONFIG, Feeder, holds, tree

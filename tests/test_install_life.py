@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import (
+from shardengine import (
     Engine,
     LogId,
     SnapshotInfo,
@@ -24,10 +24,10 @@ from engine import (
     StoreFullError,
     run,
 )
-from engine.reshard import reshard
-from engine.runmark import RunMark
-from engine.runtime import Runtime
-from shards.kv import KeyValue
+from shardengine.engine.run.reshard import reshard
+from shardengine.engine.run.runtime import Runtime
+from shardengine.engine.storage.runmark import RunMark
+from shardengine.shards.kv import KeyValue
 from tests.directories import reboot
 from tests.streams import Follower, entries, term_at
 from tests.taking import CONFIG as LARGE

@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import Engine, SnapshotDamagedError, SnapshotError, SnapshotFormatError
-from engine.generations import Directory
-from engine.manifest import MANIFEST, read_manifest
-from engine.retention import snapshot_at, valid_snapshots
-from engine.travel import stream_snapshot
-from shards.types import Limits, LogId
+from shardengine import Engine, SnapshotDamagedError, SnapshotError, SnapshotFormatError
+from shardengine.engine.snapshot.folder import snapshot_at, valid_snapshots
+from shardengine.engine.snapshot.manifest import MANIFEST, read_manifest
+from shardengine.engine.snapshot.travel import stream_snapshot
+from shardengine.engine.storage.generations import Directory
+from shardengine.shards.types import Limits, LogId
 from tests.snapshots import make_snapshot, part_of
 from tests.streams import Follower
 from tests.taking import CONFIG, Feeder, holds

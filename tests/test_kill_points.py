@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine
+from shardengine import Engine
 from tests.kill_child import CONFIG, Acknowledged, Frame, Opened, Orders
 from tests.killing import WATCHDOG_S, Judge, note, points_of
 

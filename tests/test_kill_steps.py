@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import (
+from shardengine import (
     ApplyResult,
     CompareAndSwap,
     Delete,
@@ -21,8 +21,8 @@ from engine import (
     WorkerFailedError,
     encode,
 )
-from shards import wire
-from shards.placement import shard_of, slot_of
+from shardengine.shards import wire
+from shardengine.shards.placement import shard_of, slot_of
 from tests.directories import mark_of
 from tests.dying import ENVIRONMENT, GATE, STEPS, Deadly, Dying
 from tests.model import Model

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from engine import ApplyResult, Engine, EngineConfig, WorkerFailedError
-from engine.processes import Workers
-from shards import wire
+from shardengine import ApplyResult, Engine, EngineConfig, WorkerFailedError
+from shardengine.engine.run.processes import Workers
+from shardengine.shards import wire
 from tests.killing import seeded
 from tests.streams import Follower, chunk_ends, entries
 

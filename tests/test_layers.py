@@ -1,26 +1,35 @@
-"""The layer rule, read from the sources: what a file may import, what a package lists, who owns an outside library."""
+"""The layer rule, read from the sources: what a file may import, what a package lists, who owns an outside library;
+and the front door, through which everybody comes in.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+import shardengine
+from tests.killing import WATCHDOG_S, environment
+
 ROOT = Path(__file__).resolve().parent.parent
+HOUSE = "shardengine"
 RANKS = {"ipc": 0, "shards": 1, "engine": 2}
 CLI = "engine/cli/"
 OWNERS = {
     "lmdb": ("shards/store/",),
     "xxhash": ("shards/digest.py",),
-    "asyncio": ("engine/shell.py", CLI),
-    "uvloop": ("engine/shell.py", CLI),
+    "asyncio": ("engine/run/shell.py", CLI),
+    "uvloop": ("engine/run/shell.py", CLI),
     "click": (CLI,),
     "rich": (CLI,),
 }
 _LISTED = re.compile(r"^ {4}(\w+\.py|\w+/) ", re.MULTILINE)
+_LIST = re.compile(r"^Files(?: and rooms)?, lowest first:$", re.MULTILINE)
 
 
 def sources() -> dict[str, str]:
@@ -34,11 +43,12 @@ def sources() -> dict[str, str]:
 def listed(text: str) -> list[str]:
     """The files that a package's docstring lists, lowest first."""
     docstring = ast.get_docstring(ast.parse(text), clean=False) or ""
-    return _LISTED.findall(docstring.partition("Files, lowest first:")[2])
+    found = _LIST.split(docstring)
+    return _LISTED.findall(found[1]) if len(found) > 1 else []
 
 
 def imported(path: str, text: str, files: Mapping[str, str]) -> set[str]:
-    """What a file imports anywhere in it: files of the house by their path, outside libraries by their name."""
+    """What a file imports anywhere in it: files of the house by their path, all else by its name."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
@@ -50,34 +60,29 @@ def imported(path: str, text: str, files: Mapping[str, str]) -> set[str]:
             names = [name.name for name in node.names]
         else:
             continue
-        found |= {_file(name, files) or name.partition(".")[0] for name in names}
+        found |= {_file(name, files) or name for name in names}
     return found
 
 
 def _file(module: str, files: Mapping[str, str]) -> str | None:
-    stem = module.replace(".", "/")
+    house, _, inside = module.partition(".")
+    stem = inside.replace(".", "/") if house == HOUSE else ""
     return next((path for path in (f"{stem}.py", f"{stem}/__init__.py") if path in files), None)
 
 
 def places(files: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Where each file stands: a file may import those that stand lower. `__init__.py` stands on top of its package,
-    but below the command line, which uses the engine as anybody does; `__main__.py` above everything."""
+    """Where each file stands: a file may import those that stand lower. A room stands where its package lists it, its
+    files in the order that its own `__init__.py` lists, and that on top of them; the command line above all others."""
     found: dict[str, tuple[int, ...]] = {}
     for package, rank in RANKS.items():
-        order = listed(files[f"{package}/__init__.py"])
-        for at, name in enumerate(order):
-            found |= _folder(f"{package}/{name}", files, (rank, 0, at))
-        found[f"{package}/__init__.py"] = (rank, 1)
-    for at, name in enumerate(listed(files.get(f"{CLI}__init__.py", ""))):
-        found[CLI + name] = (2, 2, at)
-    found[f"{CLI}__init__.py"] = (2, 3)
-    found["engine/__main__.py"] = (2, 4)
+        for at, name in enumerate([*listed(files[f"{package}/__init__.py"]), "__init__.py"]):
+            found |= _folder(f"{package}/{name}", files, (rank, at))
     return found
 
 
 def _folder(path: str, files: Mapping[str, str], place: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """A file at its place, or all files of a folder there, in the order that its own `__init__.py` lists."""
-    if not path.endswith("/") or path == CLI:
+    """A file at its place, or all files of a folder there."""
+    if not path.endswith("/"):
         return {path: place}
     order = listed(files[f"{path}__init__.py"])
     return {path + name: (*place, at) for at, name in enumerate([*order, "__init__.py"])}
@@ -94,8 +99,14 @@ def violations(files: Mapping[str, str]) -> list[str]:
             if name in files:
                 if standing.get(name, ()) >= standing[path] and name in standing:
                     found.append(f"{path} imports {name}, which is not below it")
-            elif name in OWNERS and not any(_owns(owner, path) for owner in OWNERS[name]):
-                found.append(f"{path} imports {name}, which belongs to {', '.join(OWNERS[name])}")
+                continue
+            outside = name.partition(".")[0]
+            if outside in RANKS:
+                found.append(f"{path} imports {outside}, which is {HOUSE}.{outside} to everybody")
+            elif name == HOUSE and not path.startswith(CLI):
+                found.append(f"{path} imports {HOUSE}, the front door, from inside")
+            elif outside in OWNERS and not any(_owns(owner, path) for owner in OWNERS[outside]):
+                found.append(f"{path} imports {outside}, which belongs to {', '.join(OWNERS[outside])}")
     found += [f"{path} is listed and not there" for path in standing if path not in files and not path.endswith("/")]
     return found
 
@@ -110,66 +121,176 @@ def test_an_import_goes_down_and_a_library_has_one_owner() -> None:
 
 def test_every_package_is_of_the_house() -> None:
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert packages - {"tests", "perf"} == set(RANKS)
+    assert packages - {"tests", "perf", HOUSE} == set(RANKS)
 
 
-HOUSE = {
+def test_tests_and_perf_come_in_by_the_front_door() -> None:
+    for folder in ("tests", "perf"):
+        for path in (ROOT / folder).rglob("*.py"):
+            names = {name.partition(".")[0] for name in imported(path.name, path.read_text(), {})}
+            assert not names & RANKS.keys(), path
+
+
+# ---- the front door --------------------------------------------------------------------------------------------------
+
+
+def test_the_front_door_holds_links_to_the_ranks_and_what_type_checkers_see_is_what_is_resolved() -> None:
+    door = ROOT / HOUSE
+    assert {path.name: str(path.readlink()) for path in door.iterdir() if path.is_symlink()} == {
+        rank: f"../{rank}" for rank in RANKS
+    }
+    tree = ast.parse((door / "__init__.py").read_text())
+    static = {
+        alias.asname: node.module.removeprefix(f"{HOUSE}.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith(HOUSE)
+        for alias in node.names
+    }
+    assert static == shardengine._HOME_OF
+    for name in shardengine.__all__:
+        assert getattr(shardengine, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = shardengine.nothing
+
+
+@pytest.mark.parametrize(
+    ("program", "unwanted"),
+    [
+        ("import shardengine.shards.worker", ("asyncio", "uvloop", "shardengine.engine")),
+        ("from shardengine import Machine, Put, Rejected, Entry, BadEntryError", ("asyncio", "shardengine.engine")),
+        ("import shardengine", ("lmdb", "msgspec", "shardengine.shards")),
+        ("import shardengine.ipc.link", ("lmdb", "shardengine.shards")),
+        ("from shardengine import Engine", ("click", "rich", "uvloop", "shardengine.engine.cli")),
+    ],
+)
+def test_an_import_loads_no_more_than_it_needs(program: str, unwanted: tuple[str, ...]) -> None:
+    program = f"{program}\nimport sys\nprint(*(set({unwanted!r}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=WATCHDOG_S,
+    )
+    assert done.stdout.split() == []
+
+
+def test_modules_of_a_program_that_are_called_like_our_ranks_are_in_nobodys_way(tmp_path: Path) -> None:
+    for name in ("engine.py", "ipc.py"):
+        (tmp_path / name).write_text("raise SystemExit('the wrong module')")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "__init__.py").write_text("raise SystemExit('the wrong module')")
+    (tmp_path / "program.py").write_text(
+        "from shardengine import Engine, Entry, Put, encode, run\n"
+        "async def main():\n"
+        "    async with Engine('data', shards=2) as db:\n"
+        "        await db.apply_chunk([Entry(1, 1, encode(Put(b'k', b'v')))])\n"
+        "        print(db.get(b'k'))\n"
+        "run(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WATCHDOG_S,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("b'v'\n", "", 0)
+
+
+# ---- the rule itself -------------------------------------------------------------------------------------------------
+
+
+SMALL = {
     "ipc/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    errors.py  e\n    link.py    l\n"""',
     "ipc/errors.py": "",
-    "ipc/link.py": "from ipc.errors import E",
+    "ipc/link.py": "from shardengine.ipc.errors import E",
     "shards/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    digest.py  d\n    store/     s\n"""',
     "shards/digest.py": "import xxhash",
     "shards/store/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    env.py     e\n    writer.py  w\n"""\n'
-    "from shards.store.writer import Store",
-    "shards/store/env.py": "import lmdb\nfrom shards.digest import checksum\nfrom ipc import link",
-    "shards/store/writer.py": "import lmdb\nfrom shards.store.env import open_environment",
-    "engine/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    commit.py  c\n    shell.py   e\n    cli/       l\n"""\n'
-    "from engine.shell import Engine",
-    "engine/__main__.py": "from engine.cli import main",
-    "engine/commit.py": "import msgspec",
-    "engine/shell.py": "import asyncio\ndef run(): import uvloop\nfrom engine import commit\nfrom shards import store",
+    "from shardengine.shards.store.writer import Store",
+    "shards/store/env.py": "import lmdb\nfrom shardengine.shards.digest import checksum",
+    "shards/store/writer.py": "import lmdb\nfrom shardengine.shards.store.env import open_environment",
+    "engine/__init__.py": '"""P.\n\nFiles and rooms, lowest first:\n\n    errors.py  e\n    commit/    c\n'
+    '    run/       r\n    cli/       l\n"""',
+    "engine/errors.py": "",
+    "engine/commit/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    table.py  t\n"""',
+    "engine/commit/table.py": "import msgspec\nfrom shardengine.engine.errors import E",
+    "engine/run/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    opening.py  o\n    shell.py    s\n"""',
+    "engine/run/opening.py": "",
+    "engine/run/shell.py": "import asyncio\ndef run(): import uvloop\nfrom shardengine.engine.commit import table\n"
+    "from shardengine.shards import store",
     "engine/cli/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    common.py  c\n    app.py     a\n"""\n'
-    "from engine.cli.app import main",
-    "engine/cli/common.py": "import asyncio\nimport rich.console\nfrom engine import Engine",
-    "engine/cli/app.py": "import click\nfrom engine.cli.common import say\nfrom engine.commit import Commit",
+    "from shardengine.engine.cli.app import main",
+    "engine/cli/common.py": "import asyncio\nimport rich.console\nfrom shardengine import Engine",
+    "engine/cli/app.py": "import click\nfrom shardengine.engine.cli.common import say",
 }
 
 
 def test_a_house_in_order_has_no_violation() -> None:
-    assert violations(HOUSE) == []
+    assert violations(SMALL) == []
 
 
 @pytest.mark.parametrize(
     ("path", "text", "said"),
     [
-        ("ipc/errors.py", "from ipc.link import Link", "ipc/errors.py imports ipc/link.py, which is not below it"),
-        ("ipc/errors.py", "def f():\n    import ipc.link", "ipc/errors.py imports ipc/link.py, which is not below it"),
-        ("ipc/link.py", "from shards import digest", "ipc/link.py imports shards/digest.py, which is not below it"),
-        ("ipc/link.py", "import engine", "ipc/link.py imports engine/__init__.py, which is not below it"),
-        ("ipc/link.py", "from ipc import anything", "ipc/link.py imports ipc/__init__.py, which is not below it"),
-        ("engine/commit.py", "from engine import Engine", "engine/commit.py imports engine/__init__.py"),
-        ("engine/shell.py", "from engine.cli import main", "engine/shell.py imports engine/cli/__init__.py"),
-        ("engine/cli/common.py", "from engine.cli.app import main", "engine/cli/common.py imports engine/cli/app.py"),
+        ("ipc/errors.py", "from shardengine.ipc.link import Link", "ipc/errors.py imports ipc/link.py, which is not"),
+        (
+            "ipc/errors.py",
+            "def f():\n    import shardengine.ipc.link",
+            "ipc/errors.py imports ipc/link.py, which is not",
+        ),
+        ("ipc/link.py", "from shardengine.shards import digest", "ipc/link.py imports shards/digest.py, which is not"),
+        ("ipc/link.py", "import shardengine.engine", "ipc/link.py imports engine/__init__.py, which is not below it"),
+        ("ipc/link.py", "import engine", "ipc/link.py imports engine, which is shardengine.engine to everybody"),
+        ("ipc/link.py", "from shardengine import Engine", "ipc/link.py imports shardengine, the front door, from"),
+        ("ipc/link.py", "from shardengine.ipc import anything", "ipc/link.py imports ipc/__init__.py, which is not"),
+        ("engine/errors.py", "from shardengine.engine.commit import table", "engine/errors.py imports engine/commit/t"),
+        (
+            "engine/commit/table.py",
+            "from shardengine.engine.run.shell import run",
+            "engine/commit/table.py imports engine/run/shell.py, which is not below it",
+        ),
+        (
+            "engine/run/opening.py",
+            "from shardengine.engine.run import shell",
+            "engine/run/opening.py imports engine/run/shell.py, which is not below it",
+        ),
+        ("engine/run/shell.py", "from shardengine.engine.cli import main", "engine/run/shell.py imports engine/cli/"),
+        (
+            "engine/cli/common.py",
+            "from shardengine.engine.cli.app import main",
+            "engine/cli/common.py imports engine/c",
+        ),
         ("shards/digest.py", "import lmdb.verify", "shards/digest.py imports lmdb, which belongs to shards/store/"),
-        ("engine/commit.py", "from xxhash import xxh64", "engine/commit.py imports xxhash, which belongs to"),
-        ("engine/commit.py", "import asyncio", "engine/commit.py imports asyncio, which belongs to engine/shell.py"),
-        ("engine/shell.py", "import rich", "engine/shell.py imports rich, which belongs to engine/cli/"),
+        ("engine/commit/table.py", "from xxhash import xxh64", "engine/commit/table.py imports xxhash, which belongs"),
+        (
+            "engine/commit/table.py",
+            "import asyncio",
+            "engine/commit/table.py imports asyncio, which belongs to engine/",
+        ),
+        ("engine/run/shell.py", "import rich", "engine/run/shell.py imports rich, which belongs to engine/cli/"),
         ("engine/cli/app.py", "import lmdb", "engine/cli/app.py imports lmdb, which belongs to shards/store/"),
         (
             "shards/store/env.py",
-            "from shards.store.writer import Store",
+            "from shardengine.shards.store.writer import Store",
             "shards/store/env.py imports shards/store/writer",
         ),
         (
             "shards/digest.py",
-            "from shards.store import Store",
+            "from shardengine.shards.store import Store",
             "shards/digest.py imports shards/store/__init__.py, which",
         ),
         ("shards/store/new.py", "", "shards/store/new.py is not listed by its package"),
         ("engine/new.py", "", "engine/new.py is not listed by its package"),
-        ("engine/cli/new.py", "", "engine/cli/new.py is not listed by its package"),
-        ("ipc/__init__.py", HOUSE["ipc/__init__.py"].replace("link.py ", "lost.py "), "ipc/lost.py is listed and not"),
+        ("engine/run/new.py", "", "engine/run/new.py is not listed by its package"),
+        ("engine/new/file.py", "", "engine/new/file.py is not listed by its package"),
+        ("ipc/__init__.py", SMALL["ipc/__init__.py"].replace("link.py ", "lost.py "), "ipc/lost.py is listed and not"),
     ],
 )
 def test_a_breach_of_the_layer_rule_is_named(path: str, text: str, said: str) -> None:
-    assert [line for line in violations({**HOUSE, path: text}) if line.startswith(said)]
+    assert [line for line in violations({**SMALL, path: text}) if line.startswith(said)]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine, EngineError, Entry, Put, WrongLoopError, encode, run
-from engine.errors import WorkerFailedError
-from engine.runmark import read_mark
+from shardengine import Engine, EngineError, Entry, Put, WrongLoopError, encode, run
+from shardengine.engine.errors import WorkerFailedError
+from shardengine.engine.storage.runmark import read_mark
 from tests.killing import ROOT, environment
 from tests.model import log_of
 
@@ -23,7 +23,7 @@ CHUNK = log_of([encode(Put(b"k%d" % number, b"v")) for number in range(100)])
 FEED = """
 import asyncio, sys, threading
 from pathlib import Path
-from engine import Engine
+from shardengine import Engine
 from tests.test_leaving import CHUNK
 
 ready, never = threading.Event(), threading.Event()

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 import uvloop
 
-from engine import (
+from shardengine import (
     ConfigError,
     Engine,
     EngineConfig,
@@ -35,10 +35,10 @@ from engine import (
     WrongThreadError,
     run,
 )
-from engine.engine import _make_way
-from engine.files import read_sealed, write_sealed
-from engine.generations import DirectoryConfig
-from engine.resources import check_resource_limits
+from shardengine.engine.engine import _make_way
+from shardengine.engine.run.resources import check_resource_limits
+from shardengine.engine.storage.files import read_sealed, write_sealed
+from shardengine.engine.storage.generations import DirectoryConfig
 from tests.directories import (
     applies_ten,
     contents,

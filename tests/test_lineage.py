@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine import Engine, LogId, SnapshotDamagedError, SnapshotError, SnapshotInfo, StateUntrustedError, run
-from engine.manifest import read_manifest
-from engine.retention import prune, valid_snapshots
+from shardengine import Engine, LogId, SnapshotDamagedError, SnapshotError, SnapshotInfo, StateUntrustedError, run
+from shardengine.engine.snapshot.folder import prune, valid_snapshots
+from shardengine.engine.snapshot.manifest import read_manifest
 from tests.directories import reboot
 from tests.snapshots import make_snapshot, manifest_for
 from tests.streams import Follower, entries

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc.errors import LinkClosedError
-from ipc.link import PACKET_BYTES, Link, pair
+from shardengine.ipc.errors import LinkClosedError
+from shardengine.ipc.link import PACKET_BYTES, Link, pair
 
 
 @pytest.fixture(params=[0, 50_000], ids=["sleeps", "spins"])
@@ -100,8 +100,8 @@ class Waiting:
         self._due = 0
         self._event: Callable[[], object] = list
         monkeypatch.setattr(self.theirs, "_socket", self)
-        monkeypatch.setattr("ipc.link.time.perf_counter_ns", lambda: self._pass(1))
-        monkeypatch.setattr("ipc.spin.os.sched_yield", self._yield)
+        monkeypatch.setattr("shardengine.ipc.link.time.perf_counter_ns", lambda: self._pass(1))
+        monkeypatch.setattr("shardengine.ipc.spin.os.sched_yield", self._yield)
 
     def _pass(self, microseconds: int) -> int:
         self._now += 1_000 * microseconds

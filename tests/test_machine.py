@@ -11,7 +11,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import (
+from shardengine import (
     BadEntryError,
     CompareAndSwap,
     Context,
@@ -23,10 +23,10 @@ from engine import (
     UndeclaredKeyError,
     encode,
 )
-from shards.digest import DIGEST_MODULUS, records_digest
-from shards.kv import plain_put_of
-from shards.placement import SLOTS, shard_of, shard_table, slot_of
-from shards.types import Limits
+from shardengine.shards.digest import DIGEST_MODULUS, records_digest
+from shardengine.shards.kv import plain_put_of
+from shardengine.shards.placement import SLOTS, shard_of, shard_table, slot_of
+from shardengine.shards.types import Limits
 from tests.model import Model, digest_of, log_of
 
 KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])

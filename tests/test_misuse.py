@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from engine import (
+from shardengine import (
     BadEntryError,
     ChunkFailedError,
     ConfigError,
@@ -34,8 +34,8 @@ from engine import (
     encode,
     run,
 )
-from engine.runtime import Runtime
-from engine.verify import verify_directory
+from shardengine.engine.run.runtime import Runtime
+from shardengine.engine.verify import verify_directory
 from tests.directories import applies_ten, die_in_mid_run, holds_ten, opened, puts, reboot
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc.errors import RingError
-from shards.part import Run, pack, pack_runs, unpack
+from shardengine.ipc.errors import RingError
+from shardengine.shards.part import Run, pack, pack_runs, unpack
 
 U64 = st.integers(0, (1 << 64) - 1)
 RUNS = st.lists(st.tuples(st.integers(1, 9), U64, U64), min_size=1, max_size=9)

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import Engine, LogId, SnapshotError, SnapshotMetadata, StateUntrustedError, StoreError
-from engine.files import make_directories
+from shardengine import Engine, LogId, SnapshotError, SnapshotMetadata, StateUntrustedError, StoreError
+from shardengine.engine.storage.files import make_directories
 from tests.directories import applies_ten, config, die_in_mid_run, holds_ten, opened, reboot
 
 SMALL = config("process")

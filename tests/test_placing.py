@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine, Machine, MachineMismatchError, SnapshotDamagedError, encode
-from engine.placing import samples
-from engine.verify import verify_directory, verify_snapshot
-from shards.placement import shard_table, slot_of
-from shards.store import Identity, ReadStore, Store
-from shards.types import Position
+from shardengine import Engine, Machine, MachineMismatchError, SnapshotDamagedError, encode
+from shardengine.engine.storage.placing import samples
+from shardengine.engine.verify import verify_directory, verify_snapshot
+from shardengine.shards.placement import shard_table, slot_of
+from shardengine.shards.store import Identity, ReadStore, Store
+from shardengine.shards.types import Position
 from tests.machines import Add, Ledger, Other, Partless, Rekeyed
 from tests.model import log_of
 from tests.taking import CONFIG

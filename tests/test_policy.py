@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import ConfigError
-from engine.policy import PolicyState, SnapshotPolicy
+from shardengine.engine.errors import ConfigError
+from shardengine.engine.snapshot.policy import PolicyState, SnapshotPolicy
 
 
 def state(policy: SnapshotPolicy, now_ms: int = 0) -> PolicyState:

@@ -12,13 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine import Engine, EngineConfig, EngineLockedError, LogId, StartReport
-from engine.opening import open_directory
-from engine.processes import Workers
-from engine.runtime import Runtime
-from engine.verify import verify_directory
-from ipc.errors import LinkClosedError
-from shards.kv import KeyValue
+from shardengine import Engine, EngineConfig, EngineLockedError, LogId, StartReport
+from shardengine.engine.run.opening import open_directory
+from shardengine.engine.run.processes import Workers
+from shardengine.engine.run.runtime import Runtime
+from shardengine.engine.verify import verify_directory
+from shardengine.ipc.errors import LinkClosedError
+from shardengine.shards.kv import KeyValue
 from tests.directories import applies_ten, contents, holds_ten, in_another_process, opened
 
 WATCHDOG_MS = 60_000
@@ -30,8 +30,8 @@ def stopped_worker(tmp_path: Path) -> Iterator[tuple[int, int]]:
     told = in_another_process(
         """
         import signal
-        from engine.processes import Workers
-        from engine.generations import Directory
+        from shardengine.engine.run.processes import Workers
+        from shardengine.engine.storage.generations import Directory
         started, start = [], Workers.start
 
         def starting(workers, shard):
@@ -87,7 +87,7 @@ def test_a_verification_waits_for_a_predecessors_workers(
     tmp_path: Path, stopped_worker: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("engine.verify.PREDECESSORS_MS", 50)
+        patch.setattr("shardengine.engine.verify.PREDECESSORS_MS", 50)
         with pytest.raises(EngineLockedError, match=f"held by process {stopped_worker[0]}"):
             verify_directory(tmp_path / "data")
     signal.pidfd_send_signal(stopped_worker[1], signal.SIGCONT)

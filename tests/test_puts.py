@@ -14,18 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import BadEntryError, CompareAndSwap, Delete, Entry, LogGapError, LogOrderError, Put, encode
-from engine.log import normalised
-from shards import puts
-from shards.part import Run, pack, pack_runs
-from shards.placement import shard_table, slot_of
-from shards.puts import Normal, normal_form_in_python, sorted_puts_in_python, split_puts_in_python
-from shards.types import U64_MAX
+from shardengine import BadEntryError, CompareAndSwap, Delete, Entry, LogGapError, LogOrderError, Put, encode
+from shardengine.engine.intake.tail import normalised
+from shardengine.shards import fast
+from shardengine.shards.fast.reference import Normal, normal_form_in_python, sorted_puts_in_python, split_puts_in_python
+from shardengine.shards.part import Run, pack, pack_runs
+from shardengine.shards.placement import shard_table, slot_of
+from shardengine.shards.types import U64_MAX
 
 ROOT = Path(__file__).resolve().parent.parent
 TAG = 1
-SPLIT = [split_puts_in_python, puts.split_puts]
-SORT = [sorted_puts_in_python, puts.sorted_puts]
+SPLIT = [split_puts_in_python, fast.split_puts]
+SORT = [sorted_puts_in_python, fast.sorted_puts]
 TWINS = ["python", "chosen"]
 LOG = (1 << 40, pack_runs([Run((1 << 40) + at, 7, U64_MAX - 9 + at) for at in (0, 1, 2, 5, 9)]))
 """Where the chunk stands: its first index, and its runs."""
@@ -41,7 +41,7 @@ def part(datas: list[bytes]) -> memoryview:
 
 
 def test_this_run_tests_the_compiled_twin_where_it_is_demanded() -> None:
-    assert puts.COMPILED or os.environ.get(puts.SWITCH) != "require"
+    assert fast.COMPILED or os.environ.get(fast.SWITCH) != "require"
 
 
 @pytest.mark.parametrize("split", SPLIT, ids=TWINS)
@@ -106,9 +106,9 @@ def test_bytes_that_are_no_put_are_never_taken_for_one(split: Any, sort: Any, da
 @given(data=st.binary(max_size=60))
 def test_the_twins_agree_on_any_bytes(data: bytes) -> None:
     view = memoryview(b"\xdd" + data)
-    assert puts.sorted_puts(view, TAG) == sorted_puts_in_python(view, TAG)
+    assert fast.sorted_puts(view, TAG) == sorted_puts_in_python(view, TAG)
     arguments = ([data], TAG, 480, 1 << 20, shard_table(3), 3, *LOG)
-    assert puts.split_puts(*arguments) == split_puts_in_python(*arguments)
+    assert fast.split_puts(*arguments) == split_puts_in_python(*arguments)
 
 
 @pytest.mark.parametrize("split", SPLIT, ids=TWINS)
@@ -121,8 +121,8 @@ def test_impossible_arguments_are_refused(split: Any, tag: int, table: bytes, sh
 
 
 def imported(switch: str, *program: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), puts.SWITCH: switch}
-    code = "; ".join([*program, "from shards import puts", "print(puts.COMPILED)"])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), fast.SWITCH: switch}
+    code = "; ".join([*program, "from shardengine.shards import fast", "print(fast.COMPILED)"])
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
@@ -130,11 +130,11 @@ def imported(switch: str, *program: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_start_and_the_stats_say_which_twin_is_used(tmp_path: Path) -> None:
     program = (
-        "import logging, sys; from engine import Engine; logging.basicConfig(level=logging.INFO); "
+        "import logging, sys; from shardengine import Engine; logging.basicConfig(level=logging.INFO); "
         "db = Engine(sys.argv[1], shards=2); db.start(); print(db.stats()['puts']); db.stop(); db.close_storage()"
     )
-    for switch, said in (("off", "python"), (os.environ.get(puts.SWITCH, "auto"), "compiled" * puts.COMPILED)):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), puts.SWITCH: switch}
+    for switch, said in (("off", "python"), (os.environ.get(fast.SWITCH, "auto"), "compiled" * fast.COMPILED)):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), fast.SWITCH: switch}
         command = [sys.executable, "-c", program, str(tmp_path / switch)]
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert ran.stdout.strip() == (said or "python"), ran.stderr
@@ -142,13 +142,13 @@ def test_a_start_and_the_stats_say_which_twin_is_used(tmp_path: Path) -> None:
 
 
 def test_the_switch_demands_the_compiled_twin_or_leaves_it_alone() -> None:
-    missing = "import sys; sys.modules['shards._puts'] = None"
+    missing = "import sys; sys.modules['shardengine.shards.fast._puts'] = None"
     assert imported("off").stdout == "False\n"
     assert "ModuleNotFoundError" in imported("require", missing).stderr
     assert imported("auto", missing).stdout == "False\n"
 
 
-FORMS = [normal_form_in_python, puts.normal_form]
+FORMS = [normal_form_in_python, fast.normal_form]
 U64 = st.integers(0, U64_MAX)
 ROWS = st.lists(st.tuples(st.booleans(), U64 | st.integers(0, 5), st.binary(max_size=9)), min_size=1, max_size=9)
 
@@ -183,7 +183,7 @@ def test_a_chunk_is_brought_into_its_normal_form(
 
 def test_entries_of_a_class_of_their_own_have_a_normal_form_too() -> None:
     own, plain = [Odd(1, 1, b"a"), Odd(2, 1, b"b")], [Entry(1, 1, b"a"), Entry(2, 1, b"b")]
-    assert puts.normal_form(own, 0) == puts.normal_form(plain, 0) != None  # noqa: E711
+    assert fast.normal_form(own, 0) == fast.normal_form(plain, 0) != None  # noqa: E711
 
 
 WITHOUT_ONE: dict[str, list[Any]] = {

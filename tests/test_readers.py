@@ -17,7 +17,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from engine import (
+from shardengine import (
     Delete,
     Engine,
     EngineConfig,
@@ -29,9 +29,9 @@ from engine import (
     ViewClosedError,
     encode,
 )
-from shards.placement import SLOTS
-from shards.store import Identity, ReadStore, Store
-from shards.types import Position
+from shardengine.shards.placement import SLOTS
+from shardengine.shards.store import Identity, ReadStore, Store
+from shardengine.shards.types import Position
 from tests.model import log_of
 from tests.test_reads import finished
 
@@ -63,7 +63,7 @@ def test_a_forked_child_that_runs_its_finalisers_takes_nothing_from_its_parent(t
     program = f"""
 import asyncio, gc, os, sys
 from pathlib import Path
-from engine import Engine
+from shardengine import Engine
 from tests.test_readers import KEYS, check, puts, kill_worker
 
 loop = asyncio.new_event_loop()
@@ -169,14 +169,14 @@ async def test_views_end_by_name_when_a_successor_has_emptied_the_readers_table(
 
 
 def test_a_shard_whose_slots_are_gone_and_that_is_ahead_is_read_again_after_its_publish(tmp_path: Path) -> None:
-    from engine.cut import Reads
+    from shardengine.engine.read.cut import Reads
 
     script = """
 import sys
 from pathlib import Path
-from shards.placement import SLOTS
-from shards.store import Identity, Store
-from shards.types import Position
+from shardengine.shards.placement import SLOTS
+from shardengine.shards.store import Identity, Store
+from shardengine.shards.types import Position
 store = Store(Path(sys.argv[1]), Identity("g", 0, 1, SLOTS, "m"), map_bytes=64 << 20, readers_max=8, sync=False)
 print("open", flush=True)
 for line in sys.stdin:

@@ -29,7 +29,7 @@ def shell(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
     """Run a line of the README with this interpreter's commands first on the path."""
     scripts = directory / "bin"
     scripts.mkdir(exist_ok=True)
-    for name, module in (("shardengine", "-m engine"), ("python", "")):
+    for name, module in (("shardengine", "-m shardengine"), ("python", "")):
         script = scripts / name
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
         script.chmod(0o755)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine import (
+from shardengine import (
     Delete,
     Engine,
     EngineConfig,

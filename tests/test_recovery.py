@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.commit import Group
-from engine.decision import SLOT_BYTES, TERM_RUNS_MAX, DecisionFile, Record, Recovery, create_decision, recover
-from engine.errors import CommitRuleError, DamagedError
-from ipc.ring import Extent
-from shards.placement import SHARDS_MAX
-from shards.types import U64_MAX, LogId, Position
+from shardengine.engine.commit.decision import SLOT_BYTES, DecisionFile, Record, Recovery, create_decision, recover
+from shardengine.engine.commit.table import Group
+from shardengine.engine.errors import CommitRuleError, DamagedError
+from shardengine.engine.intake.tail import TERM_RUNS_MAX
+from shardengine.ipc.ring import Extent
+from shardengine.shards.placement import SHARDS_MAX
+from shardengine.shards.types import U64_MAX, LogId, Position
 
 
 def record_of(number: int, *shards: int) -> Record:

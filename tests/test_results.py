@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import ApplyResult
-from engine.contract import Results
+from shardengine import ApplyResult
+from shardengine.engine.contract import Results
 
 TOLD = {7: ApplyResult(7, False, reason="no"), 9: ApplyResult(9, True, b"value")}
 WHOLE = [TOLD.get(index, ApplyResult(index, True)) for index in range(5, 11)]

@@ -15,11 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.contract import SnapshotInfo, SnapshotMetadata
-from engine.errors import ConfigError
-from engine.manifest import MANIFEST, read_manifest
-from engine.retention import PARTIAL, Partial, prune, remove_snapshot, snapshot_info, sweep, valid_snapshots
-from shards.types import LogId
+from shardengine.engine.contract import SnapshotInfo, SnapshotMetadata
+from shardengine.engine.errors import ConfigError
+from shardengine.engine.snapshot.folder import (
+    PARTIAL,
+    Partial,
+    prune,
+    remove_snapshot,
+    snapshot_info,
+    sweep,
+    valid_snapshots,
+)
+from shardengine.engine.snapshot.manifest import MANIFEST, read_manifest
+from shardengine.shards.types import LogId
 from tests.snapshots import contents, deaths, make_snapshot, manifest_for
 
 PARTS = [b"0123456789" * 3, b"", b"9876543210"]
@@ -188,7 +196,7 @@ def test_a_death_at_any_step_of_a_removal_leaves_each_snapshot_whole_or_unlisted
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from engine.retention import Partial
+from shardengine.engine.snapshot.folder import Partial
 partial = Partial(Path(sys.argv[1]), "creation")
 (partial.path / "shard-000.mdb").write_bytes(b"half")
 print(partial.path.name, flush=True)

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import Engine, Put, encode, runtime
-from ipc.errors import RingError
-from ipc.ring import ALIGNMENT, RingReader, RingWriter, create_ring
+from shardengine import Engine, Put, encode
+from shardengine.engine.run import runtime
+from shardengine.ipc.errors import RingError
+from shardengine.ipc.ring import ALIGNMENT, RingReader, RingWriter, create_ring
 from tests.model import log_of
 
 HALF = 2 * mmap.PAGESIZE

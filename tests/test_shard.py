@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import CompareAndSwap, KeyValue, Machine, Put, encode
-from ipc.errors import EngineError
-from ipc.ring import Extent, aligned
-from shards import wire
-from shards.errors import StoreError, StoreFullError
-from shards.part import Run, pack, pack_runs
-from shards.shard import Shard
-from shards.types import Limits, Position
+from shardengine import CompareAndSwap, KeyValue, Machine, Put, encode
+from shardengine.ipc.errors import EngineError
+from shardengine.ipc.ring import Extent, aligned
+from shardengine.shards import wire
+from shardengine.shards.errors import StoreError, StoreFullError
+from shardengine.shards.part import Run, pack, pack_runs
+from shardengine.shards.shard import Shard
+from shardengine.shards.types import Limits, Position
 from tests.machines import Add, Fail, Ledger, Reject
 
 

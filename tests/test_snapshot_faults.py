@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine import Engine, SnapshotAbortedError, SnapshotError
-from engine.barrier import Stage
-from engine.config import EngineConfig
-from shards.types import LogId
+from shardengine import Engine, SnapshotAbortedError, SnapshotError
+from shardengine.engine.commit.barrier import Stage
+from shardengine.engine.config import EngineConfig
+from shardengine.shards.types import LogId
 from tests.streams import Follower
 from tests.taking import CONFIG, GATES, Feeder, Gate, Gated, holds_exactly, pins, restarts
 

@@ -18,15 +18,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import Engine, SnapshotError, run
-from engine import generations as generations_module
-from engine import install as install_module
-from engine.generations import Directory
-from engine.manifest import read_manifest
-from engine.processes import Workers
-from engine.retention import Partial, valid_snapshots
-from engine.verify import verify_snapshot
-from shards.store import Loader
+from shardengine import Engine, SnapshotError, run
+from shardengine.engine.run.processes import Workers
+from shardengine.engine.snapshot import build as install_module
+from shardengine.engine.snapshot.folder import Partial, valid_snapshots
+from shardengine.engine.snapshot.manifest import read_manifest
+from shardengine.engine.storage import generations as generations_module
+from shardengine.engine.storage.generations import Directory
+from shardengine.engine.verify import verify_snapshot
+from shardengine.shards.store import Loader
 from tests.kill_points import Points
 from tests.streams import Follower, entries
 from tests.taking import CONFIG as LARGE

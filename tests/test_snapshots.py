@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine import (
+from shardengine import (
     ChunkFailedError,
     Engine,
     Entry,
@@ -25,7 +25,7 @@ from engine import (
     SnapshotPolicy,
     encode,
 )
-from engine.manifest import read_manifest
+from shardengine.engine.snapshot.manifest import read_manifest
 from tests.machines import Add, Fail, Ledger
 from tests.model import log_of
 from tests.streams import Follower, chunk_ends, entries, term_at

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from engine import Engine, EngineConfig, Entry, Put, encode
-from engine.coordinator import BRIEF_BYTES
-from ipc.spin import REST_MAX, REST_MIN, Spin
+from shardengine import Engine, EngineConfig, Entry, Put, encode
+from shardengine.engine.commit.coordinator import BRIEF_BYTES
+from shardengine.ipc.spin import REST_MAX, REST_MIN, Spin
 
 
 class Core:
@@ -21,8 +21,8 @@ class Core:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0
         self.away = 10
-        monkeypatch.setattr("ipc.spin.time.perf_counter_ns", lambda: 1_000 * self.now)
-        monkeypatch.setattr("ipc.spin.os.sched_yield", self._yield)
+        monkeypatch.setattr("shardengine.ipc.spin.time.perf_counter_ns", lambda: 1_000 * self.now)
+        monkeypatch.setattr("shardengine.ipc.spin.os.sched_yield", self._yield)
 
     def _yield(self) -> None:
         self.now += self.away
@@ -74,7 +74,7 @@ def yields(monkeypatch: pytest.MonkeyPatch) -> list[None]:
         seen.append(None)
         sched_yield()
 
-    monkeypatch.setattr("ipc.spin.os.sched_yield", counted)
+    monkeypatch.setattr("shardengine.ipc.spin.os.sched_yield", counted)
     return seen
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import (
+from shardengine import (
     DamagedError,
     Engine,
     EngineConfig,
@@ -20,7 +20,7 @@ from engine import (
     StateUntrustedError,
     run,
 )
-from engine.decision import SLOT_BYTES, DecisionFile
+from shardengine.engine.commit.decision import SLOT_BYTES, DecisionFile
 from tests.directories import (
     applies_ten,
     change_mark,

@@ -20,12 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.errors import StoreError, StoreFullError, StoreMismatchError
-from shards.placement import SLOTS
-from shards.snapshot import copy_pinned
-from shards.store import PAGE_BYTES, BadKey, Identity, ReadStore, Store, check_library, damage_in
-from shards.store.env import used_bytes
-from shards.types import Position
+from shardengine.shards.errors import StoreError, StoreFullError, StoreMismatchError
+from shardengine.shards.placement import SLOTS
+from shardengine.shards.snapshot import copy_pinned
+from shardengine.shards.store import PAGE_BYTES, BadKey, Identity, ReadStore, Store, check_library, damage_in
+from shardengine.shards.store.env import used_bytes
+from shardengine.shards.types import Position
 
 OURS = Identity("gen-1", 1, 3, SLOTS, "test.machine")
 MAP_BYTES = 64 << 20

@@ -14,13 +14,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import Engine, EngineConfig, SnapshotDamagedError, SnapshotError, run
-from engine.check import Claim
-from engine.manifest import MANIFEST, Manifest, PartInfo, read_manifest, write_manifest
-from engine.verify import _in_children, verify_directory, verify_snapshot
-from shards.digest import checksum128
-from shards.store import PAGE_BYTES, Identity
-from shards.types import Limits, LogId
+from shardengine import Engine, EngineConfig, SnapshotDamagedError, SnapshotError, run
+from shardengine.engine.snapshot.check import Claim
+from shardengine.engine.snapshot.manifest import MANIFEST, Manifest, PartInfo, read_manifest, write_manifest
+from shardengine.engine.verify import _in_children, verify_directory, verify_snapshot
+from shardengine.shards.digest import checksum128
+from shardengine.shards.store import PAGE_BYTES, Identity
+from shardengine.shards.types import Limits, LogId
 from tests.directories import puts
 from tests.streams import Follower
 from tests.taking import CONFIG, Feeder, holds, tree

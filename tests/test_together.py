@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine, SnapshotAbortedError, SnapshotInProgressError, run
-from engine.verify import verify_snapshot
+from shardengine import Engine, SnapshotAbortedError, SnapshotInProgressError, run
+from shardengine.engine.verify import verify_snapshot
 from tests.streams import Follower, chunk_ends, entries
 from tests.taking import CONFIG
 

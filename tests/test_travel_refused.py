@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import (
+from shardengine.engine.errors import (
     PieceDamagedError,
     PieceDuplicateError,
     PieceEndError,
@@ -23,15 +23,15 @@ from engine.errors import (
     SnapshotFormatError,
     TravelError,
 )
-from engine.manifest import MANIFEST
-from engine.travel import (
+from shardengine.engine.snapshot.manifest import MANIFEST
+from shardengine.engine.snapshot.travel import (
     Piece,
     SnapshotAssembler,
     decode_piece,
     encode_piece,
     stream_snapshot,
 )
-from shards.types import U64_MAX, LogId
+from shardengine.shards.types import U64_MAX, LogId
 from tests.snapshots import (
     assemble,
     changed,

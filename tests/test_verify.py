@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import ConfigError, Engine, KeyValue, StoreError
-from engine.cli import main
-from engine.verify import verify_directory
+from shardengine import ConfigError, Engine, KeyValue, StoreError
+from shardengine.engine.cli import main
+from shardengine.engine.verify import verify_directory
 from tests.directories import applies_ten, opened
 
 ENVIRONMENT = "VERIFY_ENDS"

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import (
+from shardengine import (
     ChunkFailedError,
     Engine,
     EngineConfig,
@@ -26,9 +26,9 @@ from engine import (
     WorkerFailedError,
     encode,
 )
-from engine.errors import EngineStoppedError
-from engine.lives import LISTENED_S_MAX, Lives
-from engine.processes import LOG_BYTES_MAX
+from shardengine.engine.commit.lives import LISTENED_S_MAX, Lives
+from shardengine.engine.errors import EngineStoppedError
+from shardengine.engine.run.processes import LOG_BYTES_MAX
 from tests.conftest import end
 from tests.directories import puts
 from tests.misbehaving import ENVIRONMENT, Breaking, Wild
@@ -169,7 +169,7 @@ async def test_a_worker_that_a_kill_does_not_end_fails_the_engine_and_is_named(
     db = Engine(tmp_path, shards=2, config=impatient(worker_timeout_ms=400))
     db.start()
     pid = db.stats()["workers"][1]["pid"]
-    monkeypatch.setattr("engine.lives.DYING_S", 0.4)
+    monkeypatch.setattr("shardengine.engine.commit.lives.DYING_S", 0.4)
     with monkeypatch.context() as patch:
         patch.setattr(subprocess.Popen, "kill", lambda process: None)
         os.kill(pid, signal.SIGSTOP)

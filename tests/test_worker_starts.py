@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from engine import ConfigError, Engine, EngineConfig, EngineError, LogId, WorkerFailedError
-from engine.lives import START_ATTEMPTS_MAX, Lives, Patience
-from engine.processes import Workers
-from shards.worker import IGNORED_SIGNALS, _unready
+from shardengine import ConfigError, Engine, EngineConfig, EngineError, LogId, WorkerFailedError
+from shardengine.engine.commit.lives import START_ATTEMPTS_MAX, Lives, Patience
+from shardengine.engine.run.processes import Workers
+from shardengine.shards.worker import IGNORED_SIGNALS, _unready
 from tests.directories import ROOT, applies_ten, contents, holds_ten, in_another_process, opened, puts
 
 CONFIG = EngineConfig(map_bytes=16 << 20, ring_bytes=256 * 1024)
@@ -200,7 +200,7 @@ def test_a_module_with_a_machine_and_a_started_engine_is_no_fork_bomb(tmp_path: 
                 file.write(b".")
                 if file.tell() > 40:
                     os._exit(1)
-            from engine import Engine, KeyValue
+            from shardengine import Engine, KeyValue
             class Mine(KeyValue):
                 name = "mine"
             db = Engine("data", shards=2, machine=Mine)
@@ -235,8 +235,8 @@ def test_workers_of_an_isolated_program_import_what_it_would_and_nothing_else(tm
         textwrap.dedent(
             f"""
             import sys
-            from engine import KeyValue
-            from shards.worker import Process
+            from shardengine import KeyValue
+            from shardengine.shards.worker import Process
             class Flagged(KeyValue):
                 name = "flagged"
             if Process.is_worker:
@@ -248,7 +248,7 @@ def test_workers_of_an_isolated_program_import_what_it_would_and_nothing_else(tm
     program = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(machines)!r}]
-from engine import Engine
+from shardengine import Engine
 from flagged import Flagged
 db = Engine({str(tmp_path / "data")!r}, shards=1, machine=Flagged)
 db.start(); db.stop(); db.close_storage()
@@ -267,7 +267,9 @@ db.start(); db.stop(); db.close_storage()
 def test_a_long_path_with_relative_entries_outlives_a_change_of_directory(tmp_path: Path) -> None:
     (tmp_path / "relative").mkdir()
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "relative" / "mymachine.py").write_text("from engine import KeyValue\nclass Mine(KeyValue): name='m'\n")
+    (tmp_path / "relative" / "mymachine.py").write_text(
+        "from shardengine import KeyValue\nclass Mine(KeyValue): name='m'\n"
+    )
     told = in_another_process(
         """
         import signal
@@ -385,10 +387,10 @@ def test_a_worker_that_waits_for_its_shard_ends_with_its_host(tmp_path: Path) ->
     told = in_another_process(
         """
         import fcntl, signal, subprocess
-        from engine.launch import launch_of
-        from engine.opening import open_directory
-        from engine.processes import Workers
-        from engine.runtime import Runtime
+        from shardengine.engine.run.launch import launch_of
+        from shardengine.engine.run.opening import open_directory
+        from shardengine.engine.run.processes import Workers
+        from shardengine.engine.run.runtime import Runtime
         directory = open_directory(Path(sys.argv[1]), KeyValue, EngineConfig())
         owner = next(Path(sys.argv[1]).glob("gen-*/shard-000/owner"))
         holds = "import fcntl, sys, time; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); "

@@ -1,4 +1,4 @@
-"""The command `shardengine`, also `python -m engine`: load a directory, read it, check it, see it work.
+"""The command `shardengine`, also `python -m shardengine`: load a directory, read it, check it, see it work.
 
     shardengine demo                                   the whole engine on real input, in a minute
     shardengine load records.tsv --data DIR            every line becomes a committed entry
@@ -14,9 +14,9 @@
     shardengine compact DIR                            give back the room that deleted records left
 
 Each opens the directory for as long as it runs, so none works beside a live engine. Settings come from `--config
-FILE`, `SHARDENGINE_*` environment variables and options, later wins (`engine.config`); `SHARDENGINE_DATA` stands in for
-`--data`. Facts go to standard output, as one JSON object with `--json` (`scan`: one object a line); progress, remarks
-and errors go to standard error, and `--quiet` leaves the errors.
+FILE`, `SHARDENGINE_*` environment variables and options, later wins (`engine/config.py`); `SHARDENGINE_DATA` stands in
+for `--data`. Facts go to standard output, as one JSON object with `--json` (`scan`: one object a line); progress,
+remarks and errors go to standard error, and `--quiet` leaves the errors.
 
 A command that opens a directory makes files in it, be it locks; so it refuses one that belongs to another user.
 
@@ -61,7 +61,7 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Arguments default to the process's own."""
     try:
-        from engine.cli.app import run_command
+        from shardengine.engine.cli.app import run_command
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("click", "rich"):

@@ -10,16 +10,16 @@ from importlib import metadata
 import click
 from click.shell_completion import shell_complete
 
-from engine.cli.check import verify
-from engine.cli.common import COULD_NOT, DATA_SAYS_NO, DONE, WRONG_USE, DataSaysNoError, StoppedError
-from engine.cli.demo import demo
-from engine.cli.hints import for_machine, in_command_words
-from engine.cli.keep import compact, export_, import_, reshard, restore, snapshot, snapshots
-from engine.cli.load import load
-from engine.cli.show import digest, get, scan, stats
-from engine.cli.streams import abandon, flush_remarks, named, occupy, say
-from engine.errors import ConfigError, EngineError, MachineMismatchError
-from ipc.errors import hint_for
+from shardengine.engine.cli.check import verify
+from shardengine.engine.cli.common import COULD_NOT, DATA_SAYS_NO, DONE, WRONG_USE, DataSaysNoError, StoppedError
+from shardengine.engine.cli.demo import demo
+from shardengine.engine.cli.hints import for_machine, in_command_words
+from shardengine.engine.cli.keep import compact, export_, import_, reshard, restore, snapshot, snapshots
+from shardengine.engine.cli.load import load
+from shardengine.engine.cli.show import digest, get, scan, stats
+from shardengine.engine.cli.streams import abandon, flush_remarks, named, occupy, say
+from shardengine.engine.errors import ConfigError, EngineError, MachineMismatchError
+from shardengine.ipc.errors import hint_for
 
 _COMPLETE = "_SHARDENGINE_COMPLETE"
 """What a shell sets to ask for completions."""

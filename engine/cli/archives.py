@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import click
 
-from engine.archive import export_snapshot, import_snapshot, import_stream
-from engine.cli.common import ending_on_signals
+from shardengine.engine.cli.common import ending_on_signals
+from shardengine.engine.snapshot.archive import export_snapshot, import_snapshot, import_stream
 
 STREAM = "-"
 """What stands for standard output, or standard input."""

@@ -9,8 +9,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from engine.cli.archives import unpack
-from engine.cli.common import (
+from shardengine.engine.cli.archives import unpack
+from shardengine.engine.cli.common import (
     DATA_SAYS_NO,
     DONE,
     MachineType,
@@ -20,11 +20,11 @@ from engine.cli.common import (
     json_option,
     quiet_option,
 )
-from engine.cli.streams import print_json, print_text
-from engine.errors import SnapshotDamagedError, TravelError
-from engine.manifest import MANIFEST
-from engine.verify import verify_directory, verify_snapshot
-from shards.machine import Machine
+from shardengine.engine.cli.streams import print_json, print_text
+from shardengine.engine.errors import SnapshotDamagedError, TravelError
+from shardengine.engine.snapshot.manifest import MANIFEST
+from shardengine.engine.verify import verify_directory, verify_snapshot
+from shardengine.shards.machine import Machine
 
 _PATH = click.Path(exists=True, allow_dash=True, path_type=Path)
 

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import click
 
-from engine import Engine, EngineError, KeyValue, Machine
-from engine.cli.streams import say
-from engine.config import DATA_VARIABLE, EngineConfig, resolve_config
-from engine.generations import Directory, DirectoryConfig
+from shardengine import Engine, EngineError, KeyValue, Machine
+from shardengine.engine.cli.streams import say
+from shardengine.engine.config import DATA_VARIABLE, EngineConfig, resolve_config
+from shardengine.engine.storage.generations import Directory, DirectoryConfig
 
 DONE, DATA_SAYS_NO, WRONG_USE, COULD_NOT = 0, 1, 2, 3
 

@@ -8,8 +8,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine import Entry, Put, encode
-from engine.cli.feed import Chunk
+from shardengine import Entry, Put, encode
+from shardengine.engine.cli.feed import Chunk
 
 TERM = 1
 CHUNK_BYTES_MAX = 1 << 20

@@ -21,8 +21,8 @@ from typing import Any
 import click
 import msgspec
 
-from engine import ApplyResult, Engine, EngineConfig, SnapshotAbortedError, SnapshotInfo, run, valid_snapshots
-from engine.cli.common import (
+from shardengine import ApplyResult, Engine, EngineConfig, SnapshotAbortedError, SnapshotInfo, run, valid_snapshots
+from shardengine.engine.cli.common import (
     DONE,
     DataSaysNoError,
     Stop,
@@ -33,10 +33,10 @@ from engine.cli.common import (
     settings,
     stopping_on_signals,
 )
-from engine.cli.corpus import Corpus
-from engine.cli.feed import Chunk, RefusedError, feed
-from engine.cli.progress import Progress
-from engine.cli.streams import print_json, print_table, say
+from shardengine.engine.cli.corpus import Corpus
+from shardengine.engine.cli.feed import Chunk, RefusedError, feed
+from shardengine.engine.cli.progress import Progress
+from shardengine.engine.cli.streams import print_json, print_table, say
 
 
 @click.command()

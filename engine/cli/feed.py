@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from engine import ApplyResult, Engine, Entry
-from engine.cli.common import Stop
+from shardengine import ApplyResult, Engine, Entry
+from shardengine.engine.cli.common import Stop
 
 IN_FLIGHT_CHUNKS = 4
 """Chunks sent and not yet answered: enough to keep every worker busy while the next ones are read."""

@@ -6,7 +6,7 @@ import re
 
 import msgspec
 
-from engine.config import ENV_PREFIX, EngineConfig
+from shardengine.engine.config import ENV_PREFIX, EngineConfig
 
 _SETTING = re.compile("|".join(rf"\b{field.name}\b" for field in msgspec.structs.fields(EngineConfig)))
 _CODE = (

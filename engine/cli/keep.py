@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from engine import Engine, SnapshotInfo, run, valid_snapshots
-from engine.cli.archives import STREAM, export_to, unpack
-from engine.cli.common import (
+from shardengine import Engine, SnapshotInfo, run, valid_snapshots
+from shardengine.engine.cli.archives import STREAM, export_to, unpack
+from shardengine.engine.cli.common import (
     DONE,
     config_option,
     data_option,
@@ -25,11 +25,11 @@ from engine.cli.common import (
     settings,
     shards_option,
 )
-from engine.cli.progress import Progress
-from engine.cli.streams import print_json, print_table, print_text
-from engine.generations import Directory
-from engine.reshard import reshard as convert
-from shards.machine import Machine
+from shardengine.engine.cli.progress import Progress
+from shardengine.engine.cli.streams import print_json, print_table, print_text
+from shardengine.engine.run.reshard import reshard as convert
+from shardengine.engine.storage.generations import Directory
+from shardengine.shards.machine import Machine
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from engine import ApplyResult, Engine, EngineConfig, LogId, run
-from engine.cli.common import (
+from shardengine import ApplyResult, Engine, EngineConfig, LogId, run
+from shardengine.engine.cli.common import (
     DONE,
     DataSaysNoError,
     Stop,
@@ -30,15 +30,14 @@ from engine.cli.common import (
     shards_option,
     stopping_on_signals,
 )
-from engine.cli.feed import Applied, Chunk, RefusedError, feed
-from engine.cli.loads import Loads, Recognition, Stretch
-from engine.cli.progress import Progress
-from engine.cli.records import PARSERS, BadRecordError, Read, Records
-from engine.cli.source import Lines, Source
-from engine.cli.streams import print_json, print_table
-from engine.errors import BadEntryError, StoreError
-from engine.files import disk_error
-from shards.machine import Machine
+from shardengine.engine.cli.feed import Applied, Chunk, RefusedError, feed
+from shardengine.engine.cli.loads import Loads, Recognition, Stretch
+from shardengine.engine.cli.progress import Progress
+from shardengine.engine.cli.records import PARSERS, BadRecordError, Read, Records
+from shardengine.engine.cli.source import Lines, Source
+from shardengine.engine.cli.streams import print_json, print_table
+from shardengine.engine.errors import BadEntryError, StoreError, disk_error
+from shardengine.shards.machine import Machine
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import msgspec
 
-from engine.cli.common import DataSaysNoError
-from engine.cli.feed import IN_FLIGHT_CHUNKS
-from engine.cli.source import Lines
-from engine.cli.streams import named
-from engine.errors import FormatError
-from engine.files import read_json, replace_file, write_whole
-from shards.digest import hasher128
+from shardengine.engine.cli.common import DataSaysNoError
+from shardengine.engine.cli.feed import IN_FLIGHT_CHUNKS
+from shardengine.engine.cli.source import Lines
+from shardengine.engine.cli.streams import named
+from shardengine.engine.errors import FormatError
+from shardengine.engine.storage.files import read_json, replace_file, write_whole
+from shardengine.shards.digest import hasher128
 
 STRETCHES_MAX = 1000
 """An input that as many others followed is forgotten: loaded again, it is put behind the log."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from engine.cli.streams import say
+from shardengine.engine.cli.streams import say
 
 PLAIN_INTERVAL_S = 2.0
 """Where standard error is no terminal, a line is written this often."""

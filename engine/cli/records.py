@@ -22,11 +22,11 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engine import Delete, Entry, LogId, Put, encode
-from engine.cli.common import DataSaysNoError
-from engine.cli.feed import Chunk
-from engine.cli.loads import Mark, Prefix
-from engine.cli.source import Lines
+from shardengine import Delete, Entry, LogId, Put, encode
+from shardengine.engine.cli.common import DataSaysNoError
+from shardengine.engine.cli.feed import Chunk
+from shardengine.engine.cli.loads import Mark, Prefix
+from shardengine.engine.cli.source import Lines
 
 TERM = 1
 """What is loaded belongs to one term, nobody votes here: this one, or that in which a restored log ended."""

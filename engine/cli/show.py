@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from engine import Engine, run
-from engine.cli.common import (
+from shardengine import Engine, run
+from shardengine.engine.cli.common import (
     DONE,
     DataSaysNoError,
     config_option,
@@ -24,10 +24,10 @@ from engine.cli.common import (
     remark,
     to_bytes,
 )
-from engine.cli.records import format_tsv
-from engine.cli.source import text_mark
-from engine.cli.streams import print_bytes, print_json, print_table, readable
-from shards.machine import Machine
+from shardengine.engine.cli.records import format_tsv
+from shardengine.engine.cli.source import text_mark
+from shardengine.engine.cli.streams import print_bytes, print_json, print_table, readable
+from shardengine.shards.machine import Machine
 
 PAGE_ENTRIES = 1000
 """How many records a scan holds in memory at once."""

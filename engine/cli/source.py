@@ -19,8 +19,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from engine.cli.common import DataSaysNoError
-from engine.cli.streams import named
+from shardengine.engine.cli.common import DataSaysNoError
+from shardengine.engine.cli.streams import named
 
 READ_BYTES = 1 << 18
 LINE_BYTES_MIN = 1 << 20

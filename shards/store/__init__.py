@@ -18,7 +18,7 @@ Files, lowest first:
     loader.py   a new environment out of records in key order
 """
 
-from shards.store.env import (
+from shardengine.shards.store.env import (
     FORMAT,
     PAGE_BYTES,
     BadKey,
@@ -26,9 +26,9 @@ from shards.store.env import (
     check_library,
     damage_in,
 )
-from shards.store.loader import Loader
-from shards.store.reader import ReadStore, ReadTx
-from shards.store.writer import Store
+from shardengine.shards.store.loader import Loader
+from shardengine.shards.store.reader import ReadStore, ReadTx
+from shardengine.shards.store.writer import Store
 
 __all__ = [
     "FORMAT",

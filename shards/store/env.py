@@ -15,10 +15,10 @@ import lmdb
 import lmdb.verify
 import msgspec
 
-from ipc.errors import FULL, LACKING, hint_for
-from ipc.files import FILE_MODE, allocate
-from shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError
-from shards.types import Position
+from shardengine.ipc.errors import FULL, LACKING, hint_for
+from shardengine.ipc.files import FILE_MODE, allocate
+from shardengine.shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError
+from shardengine.shards.types import Position
 
 FORMAT = 2
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")

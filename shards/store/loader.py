@@ -7,10 +7,10 @@ from pathlib import Path
 
 import lmdb
 
-from ipc.errors import hint_for
-from ipc.files import allocate
-from shards.errors import StoreError, StoreFullError
-from shards.store.env import (
+from shardengine.ipc.errors import hint_for
+from shardengine.ipc.files import allocate
+from shardengine.shards.errors import StoreError, StoreFullError
+from shardengine.shards.store.env import (
     COMMIT_PAGES,
     IDENTITY,
     PAGE_BYTES,
@@ -23,8 +23,8 @@ from shards.store.env import (
     reserve_a_commit,
     used_bytes,
 )
-from shards.store.writer import SOLO
-from shards.types import Position
+from shardengine.shards.store.writer import SOLO
+from shardengine.shards.types import Position
 
 
 class Loader:

@@ -18,9 +18,9 @@ from typing import Protocol
 
 import lmdb
 
-from ipc.errors import hint_for
-from shards.errors import StoreDamagedError, StoreError, StoreMismatchError
-from shards.store.env import (
+from shardengine.ipc.errors import hint_for
+from shardengine.shards.errors import StoreDamagedError, StoreError, StoreMismatchError
+from shardengine.shards.store.env import (
     IDENTITY,
     PAGE_BYTES,
     POSITION,
@@ -35,7 +35,7 @@ from shards.store.env import (
     open_table,
     refusal,
 )
-from shards.types import Position
+from shardengine.shards.types import Position
 
 _BEGINS = 2  # a publish, and another one if the cut of the first is kept
 

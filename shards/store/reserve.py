@@ -17,10 +17,10 @@ from pathlib import Path
 
 import lmdb
 
-from ipc.errors import FULL, hint_for
-from ipc.files import allocate
-from shards.errors import StoreError, StoreFullError
-from shards.store.env import PAGE_BYTES, used_bytes
+from shardengine.ipc.errors import FULL, hint_for
+from shardengine.ipc.files import allocate
+from shardengine.shards.errors import StoreError, StoreFullError
+from shardengine.shards.store.env import PAGE_BYTES, used_bytes
 
 STEP_BYTES = 16 << 20
 _WORTH_A_MOVE_BYTES = 1 << 20

@@ -10,9 +10,9 @@ from pathlib import Path
 import lmdb
 import msgspec
 
-from ipc.errors import hint_for
-from shards.errors import StoreError, SyncFailedError
-from shards.store.env import (
+from shardengine.ipc.errors import hint_for
+from shardengine.shards.errors import StoreError, SyncFailedError
+from shardengine.shards.store.env import (
     COMMIT_PAGES,
     IDENTITY,
     PAGE_BYTES,
@@ -28,9 +28,9 @@ from shards.store.env import (
     reserve_a_commit,
     used_bytes,
 )
-from shards.store.reader import ReadTx
-from shards.store.reserve import Reserve
-from shards.types import Position
+from shardengine.shards.store.reader import ReadTx
+from shardengine.shards.store.reserve import Reserve
+from shardengine.shards.types import Position
 
 SOLO = b"solo"
 _HEADROOM = b"headroom"

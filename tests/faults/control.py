@@ -36,7 +36,8 @@ from typing import Any, ClassVar
 SOURCE = Path(__file__).with_name("shim.c")
 _LISTED = SOURCE.read_text().partition("#define CALLS")[2].partition("#define X")[0]
 CALLS = re.findall(r"X\((\w+)\)", _LISTED)
-PHASES = ("", "create", "start", "recover", "redo", "apply", "flush", "snapshot", "install", "compact", "respawn", "stop", "open")
+_STEPS = "create start recover redo apply flush snapshot install compact respawn stop open"
+PHASES = ("", *_STEPS.split())
 PROCESSES = ("host", "worker 0", "worker 1")
 EVER = (1 << 63) - 1
 SHORT = 1000  # in place of an errno: a write that takes half

@@ -20,9 +20,9 @@ from typing import Literal
 
 import msgspec
 
-from engine import Engine, run
-from engine.runmark import read_mark
-from ipc.errors import LACKING, hint_for
+from shardengine import Engine, run
+from shardengine.engine.storage.runmark import read_mark
+from shardengine.ipc.errors import LACKING, hint_for
 from tests.directories import in_another_process, reboot
 from tests.faults.control import CALLS, DISK, EVER, IMAGE, PROCESSES, SHORT, STARTS_MAX, Faults, Rule, Zygote, image_of
 from tests.faults.life import (
@@ -103,7 +103,7 @@ def prepare(directory: Path, durability: Mode, phase: str) -> None:
     if phase in ("recover", "redo"):
         in_another_process(
             """
-            from engine.commit import Commit
+            from shardengine.engine.commit.table import Commit
             from tests.faults.life import DECIDED, PREPARED, SEED, config
             from tests.streams import entries
 

@@ -19,9 +19,9 @@ from typing import Literal
 
 import msgspec
 
-from engine import Engine, EngineConfig, EngineError, KeyValue, run
-from engine.check import Claim, judge
-from engine.generations import Directory
+from shardengine import Engine, EngineConfig, EngineError, KeyValue, run
+from shardengine.engine.snapshot.check import Claim, judge
+from shardengine.engine.storage.generations import Directory
 from tests.faults.control import DISK, Faults, serve
 from tests.streams import entries
 

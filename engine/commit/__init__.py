@@ -1,0 +1,13 @@
+"""What is decided: groups, their two-phase commit, the snapshot barrier, and the coordinator that carries out
+what the tables say.
+
+Files, lowest first:
+
+    table.py        two-phase group commit as a table; no I/O
+    barrier.py      the snapshot barrier as a table; no I/O
+    decision.py     the decision record, and what a start makes of it
+    lives.py        workers' lives as the coordinator sees them; no I/O, no clock
+    pinning.py      where in the log a snapshot's barrier goes
+    flushing.py     making all that is published durable
+    coordinator.py  chunks in, actions carried out, results out
+"""

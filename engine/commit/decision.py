@@ -1,0 +1,186 @@
+"""The decision record: the newest group that is decided, and all it takes to do it again.
+
+    decision                                   a slot
+    +----------------------+                   0   8  sequence: rises by one with every record
+    | slot 0      64 KiB   |                   8   8  length of the payload
+    +----------------------+                   16  8  checksum (XXH3-64) of sequence, length and payload
+    | slot 1      64 KiB   |                   24  .. payload: a msgpack Record
+    +----------------------+                   all little-endian
+
+Records go into the two slots in turn, always over the older or unreadable one, so the newest whole record survives a
+crash in the middle of a write. A generation starts with a valid record; two unreadable slots are damage.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from shardengine.engine.commit.table import Group
+from shardengine.engine.errors import CommitRuleError, DamagedError
+from shardengine.ipc.files import allocate, create_file, open_file, sync, write_all
+from shardengine.ipc.ring import Extent
+from shardengine.shards.digest import checksum
+from shardengine.shards.types import LogId, Position
+
+SLOT_BYTES = 64 * 1024
+_HEAD = struct.Struct("<QQQ")
+_COUNT = struct.Struct("<QQ")
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """A decided group.
+
+    position: where the log stands behind it. term_runs: the first index of each term, ascending, the newest
+    TERM_RUNS_MAX of them. participants: for each shard with parts, the extent that holds them. Its size is bounded by
+    that number and the shard count, and within a slot.
+    """
+
+    position: Position
+    term_runs: list[LogId]
+    participants: dict[int, Extent]
+    machine_version: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Record).decode
+
+
+def create_decision(path: Path, record: Record) -> None:
+    """Make the file with its first record. The caller makes it durable with the directory."""
+    descriptor = create_file(path)
+    try:
+        allocate(descriptor, 0, 2 * SLOT_BYTES)
+    finally:
+        os.close(descriptor)
+    with closing(DecisionFile(path, fresh=True)) as decision:
+        decision.write(record, sync=True)
+
+
+class DecisionFile:
+    """The open file. `record` is the newest one; `write` replaces it."""
+
+    def __init__(self, path: Path, *, fresh: bool = False, readonly: bool = False) -> None:
+        """Raises DamagedError when neither slot is readable (unless `fresh`), FileRefusedError, OSError."""
+        self._descriptor = open_file(path, os.O_RDONLY if readonly else os.O_RDWR)
+        self._path = path
+        try:
+            found = [self._read(slot) for slot in (0, 1)]
+        except OSError:
+            self.close()
+            raise
+        newest = max((one for one in found if one is not None), default=None, key=lambda one: one[0])
+        if newest is None and not fresh:
+            self.close()
+            raise DamagedError(
+                f"{path}: neither slot holds a readable decision record",
+                hint="restore a snapshot, or start over in another directory",
+                path=str(path),
+            )
+        self._sequence = newest[0] if newest else 0
+        self._target = found.index(newest) ^ 1 if newest else 0
+        self.record = newest[1] if newest else Record(Position(), [], {}, 0)
+
+    def _read(self, slot: int) -> tuple[int, Record] | None:
+        data = os.pread(self._descriptor, SLOT_BYTES, slot * SLOT_BYTES)
+        if len(data) < _HEAD.size:
+            return None
+        sequence, length, expected = _HEAD.unpack_from(data)
+        payload = data[_HEAD.size : _HEAD.size + length]
+        if sequence == 0 or len(payload) != length or checksum(_COUNT.pack(sequence, length) + payload) != expected:
+            return None
+        try:
+            return sequence, _decode(payload)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return None
+
+    def write(self, record: Record, *, sync: bool) -> None:
+        """Write the next record; with `sync`, return when it is on the disk.
+
+        Raises OSError when the disk refuses; the older record is whole then, and the group is decided or not: only a
+        restart tells. The caller must not go on to commit. CommitRuleError: the record does not fit; nothing was
+        written.
+        """
+        payload = _encode(record)
+        if len(payload) > SLOT_BYTES - _HEAD.size:
+            raise CommitRuleError(f"a decision record of {len(payload)} bytes passes its slot of {SLOT_BYTES}")
+        counted = _COUNT.pack(self._sequence + 1, len(payload))
+        slot = counted + checksum(counted + payload).to_bytes(8, "little") + payload
+        write_all(self._descriptor, slot, self._target * SLOT_BYTES)
+        if sync:
+            self.sync()
+        self._sequence += 1
+        self._target ^= 1
+        self.record = record
+
+    def sync(self) -> None:
+        """Return when the records are on the disk. Raises SyncError."""
+        sync(self._descriptor, self._path, content_only=True)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class Recovery(NamedTuple):
+    """Where a start finds the log, and what is left to do.
+
+    position: of the whole engine once `redo` is done. redo: the recorded group when some shard has not committed it;
+    `committed` are its participants that have.
+    """
+
+    position: Position
+    redo: Group | None
+    committed: frozenset[int]
+
+
+def recover(record: Record, positions: Sequence[Position]) -> Recovery:
+    """Judge the newest record against every shard's own position. No I/O.
+
+    A shard behind the record that took part in it must redo exactly that group. A shard ahead of it can only have
+    committed a solo, which is sent to it alone with nothing else open: its position is then the newest. Raises
+    DamagedError for anything else.
+    """
+    group = record.position.group
+    behind: set[int] = set()
+    ahead: set[Position] = set()
+    for shard, position in enumerate(positions):
+        if not all(_in_order(position, other) for other in (record.position, *positions[:shard])):
+            raise _contradiction(shard, position, record)
+        if position.group > group:
+            if position in ahead:  # two shards at one group: no solo, and not the recorded one
+                raise _contradiction(shard, position, record)
+            ahead.add(position)
+        elif position.group == group and group > 0 and shard not in record.participants:
+            raise _contradiction(shard, position, record)
+        elif position.group < group and shard in record.participants:
+            behind.add(shard)
+    if ahead and behind:
+        shard = min(behind)
+        raise _contradiction(shard, positions[shard], record)
+    if not record.participants.keys() <= set(range(len(positions))):
+        raise _contradiction(len(positions), Position(), record)
+    newest = max((*positions, record.position), key=lambda position: position.group)
+    redo = Group(group, frozenset(record.participants)) if behind else None
+    return Recovery(newest, redo, frozenset(record.participants) - behind if behind else frozenset())
+
+
+def _in_order(one: Position, other: Position) -> bool:
+    """A later group ends at a later index; the same group ends at the same place everywhere."""
+    if one.group == other.group:
+        return one == other
+    return one.index != other.index and (one.group < other.group) == (one.index < other.index)
+
+
+def _contradiction(shard: int, position: Position, record: Record) -> DamagedError:
+    return DamagedError(
+        f"shard {shard} stands at {position}, which the decision record {record.position} "
+        f"over shards {sorted(record.participants)} contradicts",
+        hint="restore a snapshot, or start over in another directory",
+        shard=shard,
+    )

@@ -1,0 +1,240 @@
+"""Where in the log a snapshot's barrier goes, and carrying out what the barrier table says. No clock of its own.
+
+A label (`LogId`) asks for the state at exactly that entry: its group is cut there, and nothing behind it is decided
+before every shard has pinned. Without a label the first place that comes will do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from shardengine.engine.commit import barrier
+from shardengine.engine.commit.barrier import Barrier, Stage
+from shardengine.engine.commit.table import Action, Commit
+from shardengine.engine.errors import SnapshotError, SnapshotInProgressError, SnapshotLabelError
+from shardengine.engine.intake.chunks import Chunk
+from shardengine.shards import wire
+from shardengine.shards.types import LogId, Position
+
+
+class Sender(Protocol):
+    """What the coordinator needs of worker processes."""
+
+    def send(self, shard: int, order: wire.Order) -> None: ...
+    def kill(self, shard: int) -> None: ...
+    def pid(self, shard: int) -> int | None: ...
+
+
+class Sealed(msgspec.Struct, frozen=True):
+    """Every part is on the disk: the state at `position`, as parts by shard."""
+
+    position: Position
+    term_runs: list[LogId]
+    parts: list[wire.Copied]
+
+
+Done = Callable[[Sealed | SnapshotError], None]
+
+
+class Request(msgspec.Struct):
+    """A snapshot under way. `deadline` is in the shell's seconds; None until the first tick."""
+
+    label: LogId | None
+    directory: Path
+    timeout: float
+    done: Done
+    deadline: float | None = None
+
+
+class Pinning:
+    """At most one snapshot at a time, over one commit table.
+
+    `run` carries out actions of the commit table; `term_runs` tells the term runs up to an index.
+    """
+
+    def __init__(
+        self,
+        shards: int,
+        commit: Commit,
+        workers: Sender,
+        run: Callable[[list[Action]], None],
+        term_runs: Callable[[int], list[LogId]],
+    ) -> None:
+        self._barrier = Barrier(shards)
+        self._shards = shards
+        self._commit = commit
+        self._workers = workers
+        self._run = run
+        self._term_runs = term_runs
+        self._request: Request | None = None
+        self.label = 0
+        """The index that a group must end at; 0 when no snapshot waits for one."""
+        self._sealing: tuple[Position, list[LogId]] | None = None
+        self._carry_out: dict[type[barrier.Action], Callable[[Any], None]] = {
+            barrier.SendPin: lambda action: workers.send(action.shard, wire.Pin(action.barrier)),
+            barrier.SendCopy: self._send_copy,
+            barrier.SendUnpin: lambda action: workers.send(action.shard, wire.Unpin(action.barrier)),
+            barrier.Resume: lambda _: run(commit.release()),
+            barrier.Kill: lambda action: workers.kill(action.shard),
+            barrier.Seal: self._seal,
+            barrier.Abandoned: lambda action: self._end(action.error),
+        }
+
+    @property
+    def busy(self) -> bool:
+        """True while a snapshot is under way."""
+        return self._request is not None
+
+    @property
+    def stage(self) -> Stage:
+        return self._barrier.stage
+
+    def request(self, request: Request, applied: Position, in_flight: Sequence[Chunk]) -> None:
+        """Begin a snapshot; `request.done` hears of its end, once nothing is pinned or written any more.
+
+        Raises SnapshotInProgressError, or SnapshotLabelError when the label is past or inside a chunk in flight.
+        """
+        if self._request is not None:
+            raise SnapshotInProgressError("a snapshot is being taken already", hint="await it, then ask again")
+        label = request.label
+        if label is not None:
+            self._check_label(label, applied)
+            for chunk in in_flight:
+                self._check_chunk(label, chunk.first, chunk.last)
+        self._request = request
+        self.label = 0 if label is None else label.index
+        self._barrier.begin()
+
+    def _check_label(self, label: LogId, applied: Position) -> None:
+        if label.index < applied.index or (label.index == applied.index and not self._commit.quiet):
+            raise SnapshotLabelError(
+                f"the state at index {label.index} is past: {applied.index} is applied, and what follows is decided",
+                hint="take one at a later index, or with last_included=None",
+                asked=label.index,
+                applied=applied.index,
+            )
+        if label.index == applied.index and label.term != applied.term:
+            raise SnapshotLabelError(
+                f"entry {label.index} has term {applied.term}, not {label.term}", asked=label.term, found=applied.term
+            )
+
+    def _check_chunk(self, label: LogId, first: int, last: int) -> None:
+        if first <= label.index < last:
+            raise SnapshotLabelError(
+                f"index {label.index} lies inside the chunk of entries {first} to {last}, which is applied as a whole",
+                hint=f"take one at index {last}, or end a chunk at {label.index}",
+                asked=label.index,
+                first=first,
+                last=last,
+            )
+
+    def accepted(self, first: int, last: int) -> None:
+        """A chunk was accepted: a label inside it cannot be placed any more."""
+        if first <= self.label < last:
+            try:
+                self._check_chunk(LogId(self.label, 0), first, last)
+            except SnapshotLabelError as error:
+                self._act(self._barrier.abort("its label lies inside a chunk", error=error))
+
+    def owes(self, shard: int) -> bool:
+        """True while applies wait for the worker of `shard` to pin."""
+        return self._barrier.stage is Stage.PINNING and self._barrier.awaits(shard)
+
+    def taken_back(self) -> None:
+        """A group was abandoned. When it was the solo that ends at the label, others may be decided again."""
+        if self._barrier.stage is Stage.WAITING and self.label:
+            self._run(self._commit.release())
+
+    def decided(self, index: int) -> None:
+        """A group that ends at `index` is decided: when that is the label, nothing more is before all have pinned."""
+        if index == self.label:
+            self._commit.hold()
+
+    def place(self, applied: Position, up: int) -> None:
+        """Pin, when this is the place; else see to it that it comes."""
+        request = self._request
+        if request is None or self._barrier.stage is not Stage.WAITING:
+            return
+        label = request.label
+        if label is not None and applied.index > label.index:
+            error = SnapshotLabelError(
+                f"index {label.index} lay inside a group, of chunks up to {applied.index}, that was under way already",
+                hint="take one at a later index, or with last_included=None",
+                asked=label.index,
+                applied=applied.index,
+            )
+            self._act(self._barrier.abort("its label is past", error=error))
+            return
+        if label is not None and applied.index < label.index:
+            return
+        if label is not None and applied.term != label.term:
+            error = SnapshotLabelError(f"entry {label.index} has term {applied.term}, not {label.term}")
+            self._act(self._barrier.abort("its label names another term", error=error))
+            return
+        self._commit.hold()
+        if self._commit.quiet and up == self._shards:
+            self._sealing = applied, self._term_runs(applied.index)
+            self.label = 0
+            self._act(self._barrier.place())
+
+    def on_answer(self, shard: int, answer: wire.Pinned | wire.Copied | wire.Unpinned) -> None:
+        """A worker has pinned, copied, or let go."""
+        if isinstance(answer, wire.Pinned):
+            problem = None if answer.problem is None else answer.problem.message
+            self._act(self._barrier.pinned(shard, answer.barrier, problem))
+        elif isinstance(answer, wire.Copied):
+            self._act(self._barrier.copied(shard, answer.barrier, answer))
+        else:
+            self._act(self._barrier.unpinned(shard, answer.barrier))
+
+    def on_link_end(self, shard: int) -> None:
+        self._act(self._barrier.link_end(shard))
+
+    def tick(self, now: float) -> None:
+        """Time passes (`now` in seconds): give up, and then kill, what takes longer than its request allows."""
+        request = self._request
+        if request is None:
+            return
+        if request.deadline is None:
+            request.deadline = now + request.timeout
+        elif now > request.deadline:
+            request.deadline = now + request.timeout
+            self._act(self._barrier.expire(f"it took longer than {request.timeout} s"))
+
+    def cancel(self, why: str, error: SnapshotError | None = None) -> None:
+        """Give up what is under way."""
+        self._act(self._barrier.abort(why, error=error))
+
+    def drop(self, error: SnapshotError) -> None:
+        """The workers are gone, or nobody listens to them any more: end at once."""
+        if self._request is not None:
+            self._end(error)
+
+    def _act(self, actions: list[barrier.Action]) -> None:
+        for action in actions:
+            self._carry_out[type(action)](action)
+
+    def _send_copy(self, action: barrier.SendCopy) -> None:
+        assert self._request is not None
+        path = self._request.directory / part_name(action.shard)
+        self._workers.send(action.shard, wire.Copy(action.barrier, os.fsencode(path)))
+
+    def _seal(self, action: barrier.Seal) -> None:
+        assert self._sealing is not None
+        position, term_runs = self._sealing
+        self._end(Sealed(position, term_runs, [action.parts[shard] for shard in range(self._shards)]))
+
+    def _end(self, outcome: Sealed | SnapshotError) -> None:
+        request, self._request, self._sealing, self.label = self._request, None, None, 0
+        assert request is not None
+        request.done(outcome)
+
+
+def part_name(shard: int) -> str:
+    """The file of a shard's part in a snapshot's directory."""
+    return f"shard-{shard:03}.mdb"

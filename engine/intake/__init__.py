@@ -1,0 +1,8 @@
+"""What comes in: where the accepted log ends, chunks on their way, and which shard gets which entry. No I/O.
+
+Files, lowest first:
+
+    tail.py    where the accepted log ends; terms
+    split.py   from entries to parts
+    chunks.py  what is in flight: Chunk, Batch, Delivery
+"""

@@ -1,0 +1,7 @@
+"""Reads: one read transaction a shard, all at one applied index.
+
+Files, lowest first:
+
+    cut.py   reads at one applied index
+    view.py  repeatable reads
+"""

@@ -1,0 +1,112 @@
+"""Repeatable reads: a view keeps the cut that was published when it was opened."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import ClassVar
+
+from shardengine.engine.contract import ScanResult
+from shardengine.engine.errors import ForkedError, ViewClosedError, WrongThreadError
+from shardengine.engine.read.cut import Cut
+
+
+class _Process:
+    """Which process this is: how many forks led to it."""
+
+    forks: ClassVar[int] = 0
+
+
+class View:
+    """All shards as they were at one applied index, while applies go on. Opens nothing and waits for nobody.
+
+    Close it, or use it as a context manager: an old view makes the files grow. It is read in its engine's thread, and
+    may be closed in any; one that is dropped is closed. A forked child cannot read it (ForkedError): no slot in the
+    readers' table keeps pages for the child. A view that outlives `view_age_max_ms`, or its engine's
+    storage, is closed for it; reads then raise ViewClosedError.
+    """
+
+    def __init__(self, cut: Cut, opened_at: float) -> None:
+        self._held = [cut]
+        self._thread = threading.get_ident()
+        self._forks = _Process.forks
+        self._why = "it was closed"
+        self.opened_at = opened_at
+        self.revision = cut.position.index
+        """The log index it shows."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None. Does not block."""
+        return self._open().get(key)
+
+    def get_multi(self, keys: Iterable[bytes]) -> list[bytes | None]:
+        """The value of each key, or None, in the order of `keys`."""
+        return self._open().get_multi(keys)
+
+    def scan_prefix(
+        self, prefix: bytes, limit: int | None = None, start_after: bytes | None = None, reverse: bool = False
+    ) -> ScanResult:
+        """As `Engine.scan_prefix`, of this view's state."""
+        return self._open().scan_prefix(prefix, limit, start_after, reverse)
+
+    def __len__(self) -> int:
+        return self._open().count()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def close(self, why: str = "it was closed") -> None:
+        """Let go of the state: at once in the engine's thread, soon from any other. Closing twice does nothing, nor
+        does closing in a forked child do anything to the parent's view."""
+        cut = self._let_go(why)
+        if cut is not None and threading.get_ident() == self._thread and self._forks == _Process.forks:
+            cut.reads.take_back()
+
+    def _let_go(self, why: str) -> Cut | None:
+        try:
+            cut = self._held.pop()  # one of all who close it gets it
+        except IndexError:
+            return None
+        self._why = why
+        cut.hand_back()
+        return cut
+
+    @property
+    def closed(self) -> bool:
+        return not self._held
+
+    def __del__(self) -> None:
+        if getattr(self, "_held", None):
+            self._let_go("it was dropped")  # at any moment, in any thread: nothing else may be done here
+
+    def _open(self) -> Cut:
+        if self._forks != _Process.forks:
+            raise ForkedError("the view was opened before a fork, in the parent process", hint="make one per process")
+        if threading.get_ident() != self._thread:
+            raise WrongThreadError("the view belongs to another thread", hint="use it where its engine lives")
+        try:
+            cut = self._held[0]
+        except IndexError:
+            why = self._why
+        else:
+            if cut.ended is None:
+                return cut
+            why = cut.ended
+        raise ViewClosedError(f"the view of revision {self.revision} cannot be read: {why}")
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _after_fork() -> None:
+    _Process.forks += 1
+
+
+os.register_at_fork(after_in_child=_after_fork)

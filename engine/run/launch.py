@@ -1,0 +1,85 @@
+"""How worker processes are started: by the interpreter that runs this program, with its options, and with its module
+search path as it is when the engine starts. Refuses what could not become a worker before anything is started.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from shardengine.engine.errors import ConfigError
+
+_LETTERS = {
+    "debug": "d",
+    "dont_write_bytecode": "B",
+    "no_site": "S",
+    "verbose": "v",
+    "bytes_warning": "b",
+    "optimize": "O",
+}
+_ISOLATION = {"ignore_environment": "E", "no_user_site": "s"}
+_HINT = "set interpreter to a Python that has this program's packages (EngineConfig, or SHARDENGINE_INTERPRETER)"
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """`command`: the interpreter, absolute, and its options. `sys_path`: where its modules are, absolute, as the system
+    encodes it: the program may change its directory while workers come and go. `instead`: not behind what another
+    interpreter knows by itself, but instead of it."""
+
+    command: list[str]
+    sys_path: list[bytes]
+    instead: bool
+
+
+def launch_of(interpreter: str | None) -> Launch:
+    """How to start workers; `interpreter` None: by the one that runs. ConfigError: that is no Python."""
+    return Launch([_program(interpreter), *_options(), "-P"], _search_path(), interpreter is None)
+
+
+def _program(interpreter: str | None) -> str:
+    if interpreter is not None:
+        found = shutil.which(interpreter)
+        if found is None:
+            raise _refusal(f"interpreter={interpreter!r} is no program that can be run", interpreter)
+        return str(Path(found).absolute())
+    program: str | None = sys.executable
+    if getattr(sys, "frozen", False):
+        raise _refusal(f"this program is frozen: {program!r} is the program itself and no Python", program)
+    if not program:
+        raise _refusal("this Python does not know its own program (sys.executable is empty)", program)
+    if not any(name in Path(program).name.lower() for name in ("python", "pypy")):
+        raise _refusal(f"Python is embedded in {program!r}, which is no Python itself", program)
+    return str(Path(program).absolute())
+
+
+def _refusal(what: str, value: str | None) -> ConfigError:
+    return ConfigError(f"workers cannot be started: {what}", hint=_HINT, key="interpreter", value=value)
+
+
+def _options() -> list[str]:
+    """The options that this interpreter was given, so that workers see the same modules in the same way."""
+    flags = sys.flags
+    options = [f"-{letter * int(getattr(flags, name))}" for name, letter in _LETTERS.items() if getattr(flags, name)]
+    if flags.isolated:
+        options.append("-I")
+    else:
+        options += [f"-{letter}" for name, letter in _ISOLATION.items() if getattr(flags, name)]
+    options += [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
+    return options + [f"-W{filter_}" for filter_ in sys.warnoptions]
+
+
+def _search_path() -> list[bytes]:
+    """`sys.path`, its directories and files absolute. Imports pass over what is no str in it, and cannot use what the
+    system does not encode; what is no path, such as the mark of an import hook, stays as it is."""
+    encoded = []
+    for entry in sys.path:
+        if isinstance(entry, str) and "\0" not in entry:
+            with suppress(UnicodeError):
+                there = os.access(os.fsencode(entry or "."), os.F_OK)
+                encoded.append(os.fsencode(Path(entry).absolute() if there else entry))
+    return encoded

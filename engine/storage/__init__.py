@@ -1,0 +1,11 @@
+"""The data directory: files that are whole or absent, generations, and what may be trusted after a power loss.
+
+Files, lowest first:
+
+    files.py        files that are whole or absent; locks
+    reading.py      opening what others may have put there
+    anchors.py      whether a running engine's files are still in their place
+    generations.py  the data directory
+    runmark.py      whether the files may hold more than the disk does; what is durable
+    placing.py      whether keys lie where the machine places them
+"""

@@ -1,0 +1,205 @@
+"""shardengine: a replicated state machine on all cores of a host.
+
+This is the front door: the public names, each resolved when it is first asked for, and links to the three ranks, which
+are the packages `shardengine.ipc`, `shardengine.shards` and `shardengine.engine`. A worker, and a module with a
+machine, load no more than what they name.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardengine.engine.config import EngineConfig as EngineConfig
+    from shardengine.engine.config import load_config as load_config
+    from shardengine.engine.contract import ScanResult as ScanResult
+    from shardengine.engine.contract import SnapshotInfo as SnapshotInfo
+    from shardengine.engine.contract import SnapshotMetadata as SnapshotMetadata
+    from shardengine.engine.contract import StartReport as StartReport
+    from shardengine.engine.contract import StateMachine as StateMachine
+    from shardengine.engine.engine import Engine as Engine
+    from shardengine.engine.errors import ChunkAbortedError as ChunkAbortedError
+    from shardengine.engine.errors import ChunkTooLargeError as ChunkTooLargeError
+    from shardengine.engine.errors import CommitRuleError as CommitRuleError
+    from shardengine.engine.errors import ConfigError as ConfigError
+    from shardengine.engine.errors import DamagedError as DamagedError
+    from shardengine.engine.errors import DirectoryChangedError as DirectoryChangedError
+    from shardengine.engine.errors import EngineLockedError as EngineLockedError
+    from shardengine.engine.errors import EngineStateError as EngineStateError
+    from shardengine.engine.errors import EngineStoppedError as EngineStoppedError
+    from shardengine.engine.errors import ForkedError as ForkedError
+    from shardengine.engine.errors import FormatError as FormatError
+    from shardengine.engine.errors import LogConflictError as LogConflictError
+    from shardengine.engine.errors import LogGapError as LogGapError
+    from shardengine.engine.errors import LogOrderError as LogOrderError
+    from shardengine.engine.errors import PieceDamagedError as PieceDamagedError
+    from shardengine.engine.errors import PieceDuplicateError as PieceDuplicateError
+    from shardengine.engine.errors import PieceEndError as PieceEndError
+    from shardengine.engine.errors import PieceGapError as PieceGapError
+    from shardengine.engine.errors import PieceSourceError as PieceSourceError
+    from shardengine.engine.errors import ShardCountMismatchError as ShardCountMismatchError
+    from shardengine.engine.errors import SnapshotAbortedError as SnapshotAbortedError
+    from shardengine.engine.errors import SnapshotDamagedError as SnapshotDamagedError
+    from shardengine.engine.errors import SnapshotError as SnapshotError
+    from shardengine.engine.errors import SnapshotFormatError as SnapshotFormatError
+    from shardengine.engine.errors import SnapshotInProgressError as SnapshotInProgressError
+    from shardengine.engine.errors import SnapshotLabelError as SnapshotLabelError
+    from shardengine.engine.errors import SnapshotStaleError as SnapshotStaleError
+    from shardengine.engine.errors import StateUntrustedError as StateUntrustedError
+    from shardengine.engine.errors import TooManyViewsError as TooManyViewsError
+    from shardengine.engine.errors import TravelError as TravelError
+    from shardengine.engine.errors import ViewClosedError as ViewClosedError
+    from shardengine.engine.errors import WorkerFailedError as WorkerFailedError
+    from shardengine.engine.errors import WrongLoopError as WrongLoopError
+    from shardengine.engine.errors import WrongThreadError as WrongThreadError
+    from shardengine.engine.read.view import View as View
+    from shardengine.engine.run.shell import run as run
+    from shardengine.engine.snapshot.archive import export_snapshot as export_snapshot
+    from shardengine.engine.snapshot.archive import import_snapshot as import_snapshot
+    from shardengine.engine.snapshot.folder import valid_snapshots as valid_snapshots
+    from shardengine.engine.snapshot.policy import SnapshotPolicy as SnapshotPolicy
+    from shardengine.engine.snapshot.travel import Piece as Piece
+    from shardengine.engine.snapshot.travel import SnapshotAssembler as SnapshotAssembler
+    from shardengine.engine.snapshot.travel import decode_piece as decode_piece
+    from shardengine.engine.snapshot.travel import encode_piece as encode_piece
+    from shardengine.engine.snapshot.travel import stream_snapshot as stream_snapshot
+    from shardengine.ipc.errors import EngineError as EngineError
+    from shardengine.ipc.errors import FileRefusedError as FileRefusedError
+    from shardengine.shards.errors import BadEntryError as BadEntryError
+    from shardengine.shards.errors import ChunkFailedError as ChunkFailedError
+    from shardengine.shards.errors import MachineImportError as MachineImportError
+    from shardengine.shards.errors import MachineMismatchError as MachineMismatchError
+    from shardengine.shards.errors import StoreDamagedError as StoreDamagedError
+    from shardengine.shards.errors import StoreError as StoreError
+    from shardengine.shards.errors import StoreFullError as StoreFullError
+    from shardengine.shards.errors import StoreMismatchError as StoreMismatchError
+    from shardengine.shards.errors import SyncFailedError as SyncFailedError
+    from shardengine.shards.errors import UndeclaredKeyError as UndeclaredKeyError
+    from shardengine.shards.kv import CompareAndSwap as CompareAndSwap
+    from shardengine.shards.kv import Delete as Delete
+    from shardengine.shards.kv import KeyValue as KeyValue
+    from shardengine.shards.kv import Put as Put
+    from shardengine.shards.machine import Context as Context
+    from shardengine.shards.machine import Machine as Machine
+    from shardengine.shards.machine import Rejected as Rejected
+    from shardengine.shards.machine import Tx as Tx
+    from shardengine.shards.machine import encode as encode
+    from shardengine.shards.types import ApplyResult as ApplyResult
+    from shardengine.shards.types import Entry as Entry
+    from shardengine.shards.types import LogId as LogId
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ipc.errors": (
+        "EngineError",
+        "FileRefusedError",
+    ),
+    "shards.errors": (
+        "BadEntryError",
+        "ChunkFailedError",
+        "MachineImportError",
+        "MachineMismatchError",
+        "StoreDamagedError",
+        "StoreError",
+        "StoreFullError",
+        "StoreMismatchError",
+        "SyncFailedError",
+        "UndeclaredKeyError",
+    ),
+    "shards.types": (
+        "ApplyResult",
+        "Entry",
+        "LogId",
+    ),
+    "shards.machine": (
+        "Context",
+        "Machine",
+        "Rejected",
+        "Tx",
+        "encode",
+    ),
+    "shards.kv": (
+        "CompareAndSwap",
+        "Delete",
+        "KeyValue",
+        "Put",
+    ),
+    "engine.errors": (
+        "ChunkAbortedError",
+        "ChunkTooLargeError",
+        "CommitRuleError",
+        "ConfigError",
+        "DamagedError",
+        "DirectoryChangedError",
+        "EngineLockedError",
+        "EngineStateError",
+        "EngineStoppedError",
+        "ForkedError",
+        "FormatError",
+        "LogConflictError",
+        "LogGapError",
+        "LogOrderError",
+        "PieceDamagedError",
+        "PieceDuplicateError",
+        "PieceEndError",
+        "PieceGapError",
+        "PieceSourceError",
+        "ShardCountMismatchError",
+        "SnapshotAbortedError",
+        "SnapshotDamagedError",
+        "SnapshotError",
+        "SnapshotFormatError",
+        "SnapshotInProgressError",
+        "SnapshotLabelError",
+        "SnapshotStaleError",
+        "StateUntrustedError",
+        "TooManyViewsError",
+        "TravelError",
+        "ViewClosedError",
+        "WorkerFailedError",
+        "WrongLoopError",
+        "WrongThreadError",
+    ),
+    "engine.config": (
+        "EngineConfig",
+        "load_config",
+    ),
+    "engine.contract": (
+        "ScanResult",
+        "SnapshotInfo",
+        "SnapshotMetadata",
+        "StartReport",
+        "StateMachine",
+    ),
+    "engine.snapshot.folder": ("valid_snapshots",),
+    "engine.snapshot.travel": (
+        "Piece",
+        "SnapshotAssembler",
+        "decode_piece",
+        "encode_piece",
+        "stream_snapshot",
+    ),
+    "engine.snapshot.archive": (
+        "export_snapshot",
+        "import_snapshot",
+    ),
+    "engine.snapshot.policy": ("SnapshotPolicy",),
+    "engine.read.view": ("View",),
+    "engine.run.shell": ("run",),
+    "engine.engine": ("Engine",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

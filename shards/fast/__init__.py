@@ -1,0 +1,43 @@
+"""What is done to every entry, in one of two bodies: compiled, where that was built, or in Python.
+
+SHARDENGINE_COMPILED=require makes the absence of the compiled one an ImportError, SHARDENGINE_COMPILED=off leaves it
+alone. `COMPILED` tells which one is used; a start, `stats()` and every report of `perf` say so.
+
+Files, lowest first:
+
+    reference.py  the body in Python: the specification
+    _puts.c       its compiled twin
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from shardengine.shards.fast.reference import (
+    Normal,
+    normal_form_in_python,
+    sorted_puts_in_python,
+    split_puts_in_python,
+)
+from shardengine.shards.types import Entry
+
+__all__ = ["COMPILED", "SWITCH", "Normal", "normal_form", "sorted_puts", "split_puts"]
+
+SWITCH = "SHARDENGINE_COMPILED"
+
+split_puts, sorted_puts, COMPILED = split_puts_in_python, sorted_puts_in_python, False
+if os.environ.get(SWITCH) != "off":
+    try:
+        import shardengine.shards.fast._puts as compiled
+    except ImportError:
+        if os.environ.get(SWITCH) == "require":
+            raise
+    else:
+        split_puts, sorted_puts, COMPILED = compiled.split_puts, compiled.sorted_puts, True
+
+
+def normal_form(entries: Sequence[Entry], clock: int) -> Normal | None:
+    """As `normal_form_in_python`, with the compiled twin's help where it is there."""
+    found = compiled.normal_form(entries, clock) if COMPILED else None
+    return normal_form_in_python(entries, clock) if found is None else Normal._make(found)
