@@ -373,7 +373,7 @@ class Engine(Shell):
             total = 0
             for part in cut.digest_slices():
                 total += part
-                await self._breathe()
+                await self._one_turn()
                 self._check_thread()
             return (total % DIGEST_MODULUS).to_bytes(16, "big")
         finally:

@@ -157,12 +157,12 @@ def _run(spec: WorkerSpec, link: Link, end: socket.socket) -> None:
             traceback.print_exception(error)
             return
 
-        def orphaned() -> None:
+        def in_child() -> None:
             """This is a child: it answers nobody, and does not keep the link open."""
             shard.fork = Fork.CHILD
             end.close()
 
-        os.register_at_fork(after_in_parent=lambda: setattr(shard, "fork", Fork.PARENT), after_in_child=orphaned)
+        os.register_at_fork(after_in_parent=lambda: setattr(shard, "fork", Fork.PARENT), after_in_child=in_child)
         solo = store.solo_results()
         results = wire.decode_results(solo) if solo else wire.PartResults({}, {})
         say(wire.Hello(spec.identity.shard, store.position, results))

@@ -7,6 +7,7 @@ Files, lowest first:
     barrier.py      the snapshot barrier as a table; no I/O
     decision.py     the decision record, and what a start makes of it
     lives.py        workers' lives as the coordinator sees them; no I/O, no clock
+    packing.py      what belongs into a group, and where it lies in the rings
     pinning.py      where in the log a snapshot's barrier goes
     flushing.py     making all that is published durable
     coordinator.py  chunks in, actions carried out, results out

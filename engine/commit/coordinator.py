@@ -19,6 +19,7 @@ from shardengine.engine.commit.decision import DecisionFile
 from shardengine.engine.commit.decision import Record as DecisionRecord
 from shardengine.engine.commit.flushing import Done, Flushing
 from shardengine.engine.commit.lives import Lives, Patience
+from shardengine.engine.commit.packing import Packing
 from shardengine.engine.commit.pinning import Pinning, Request, Sender
 from shardengine.engine.commit.table import (
     Abandon,
@@ -45,9 +46,7 @@ from shardengine.engine.errors import (
 from shardengine.engine.intake.chunks import Batch, Chunk, Delivery, error_of
 from shardengine.engine.intake.split import Splitter
 from shardengine.engine.intake.tail import Tail, normalised
-from shardengine.ipc.ring import Extent, RingWriter
 from shardengine.shards import wire
-from shardengine.shards.digest import checksum
 from shardengine.shards.fast import Normal
 from shardengine.shards.types import ApplyResult, Entry, LogId, Position
 
@@ -73,28 +72,27 @@ class Coordinator:
         *,
         splitter: Splitter,
         workers: Sender,
-        rings: Sequence[RingWriter],
+        packing: Packing,
+        shards: int,
         decision: DecisionFile,
         position: Position,
         commit: Commit,
         machine_version: int,
-        group_bytes_max: int,
         power: bool,
     ) -> None:
         record = decision.record
         self._splitter = splitter
         self._workers = workers
-        self._rings = rings
+        self._packing = packing
         self._decision = decision
         self._commit = commit
         self._machine_version = machine_version
-        self._group_bytes_max = group_bytes_max
         self._power = power
         self._queue: deque[Chunk] = deque()
         self._batches: dict[int, Batch] = {}
         self._last_group = position.group
         self._reads: Publisher | None = None
-        self.lives = Lives(len(rings))
+        self.lives = Lives(shards)
         self.up: set[int] = set()
         self.applied = position
         self.tail = Tail(position.index, position.term, position.clock, record.term_runs)
@@ -125,20 +123,14 @@ class Coordinator:
             wire.Stalled: self._on_stalled,
             wire.Failed: self._on_failed,
         }
-        self.pinning = Pinning(len(rings), commit, workers, self._run, self.tail.kept_runs)
-        self.flushing = Flushing(len(rings), commit, workers, decision, self.up)
+        self.pinning = Pinning(shards, commit, workers, self._run, self.tail.kept_runs)
+        self.flushing = Flushing(shards, commit, workers, decision, self.up)
         self._take[wire.Flushed] = self.flushing.on_answer
         self._take |= dict.fromkeys((wire.Pinned, wire.Copied, wire.Unpinned), self.pinning.on_answer)
         if commit.open is not None:
             self._batches[commit.open.number] = Batch(
-                [], self._half_of(record), record.position, frozenset(record.participants), record.participants
+                [], packing.half_of(record), record.position, frozenset(record.participants), record.participants
             )
-
-    def _half_of(self, record: DecisionRecord) -> int:
-        """The half of the rings that a recorded group owns."""
-        for shard, extent in record.participants.items():
-            return extent.offset // self._rings[shard].half_bytes
-        return 0
 
     # ---- what is asked -------------------------------------------------------------------------------------------
 
@@ -225,7 +217,7 @@ class Coordinator:
     def _next_group(self) -> Group:
         """Take the first queued chunks, and write their parts where they belong. What is raised leaves them queued."""
         half = 1 - next(iter(self._batches.values())).half if self._batches else 0
-        chunks, extents = self._pack(half)
+        chunks, extents = self._packing.pack(self._queue, half, self.pinning.label)
         participants = frozenset(extents)
         last = chunks[-1]
         position = Position(self._last_group + 1, last.last, last.terms[-1][1], last.clock)
@@ -234,34 +226,6 @@ class Coordinator:
         self._last_group += 1
         self._batches[position.group] = Batch(chunks, half, position, participants, extents)
         return Group(position.group, participants, self._solo(chunks, participants))
-
-    def _pack(self, half: int) -> tuple[list[Chunk], dict[int, Extent]]:
-        """Write the first queued chunks, as many as belong into one group, into `half` of the rings: one extent a
-        shard, in which its parts follow each other."""
-        for ring in self._rings:
-            ring.clear(half)
-        chunks: list[Chunk] = []
-        begins: dict[int, int] = {}
-        ends: dict[int, int] = {}
-        size = 0
-        for chunk in self._queue:
-            size += chunk.bytes
-            if chunks and (
-                chunk.alone or chunks[-1].alone or size > self._group_bytes_max or not self._fits(chunk, half)
-            ):
-                break
-            for shard, part in chunk.parts.items():
-                written = self._rings[shard].write(half, part)
-                assert written is not None, "a part is at most half of a half, and a half begins empty"
-                begins.setdefault(shard, written[0])
-                ends[shard] = sum(written)
-            chunks.append(chunk)
-            if chunk.last == self.pinning.label:
-                break
-        return chunks, {shard: Extent(start, ends[shard] - start, 0) for shard, start in begins.items()}
-
-    def _fits(self, chunk: Chunk, half: int) -> bool:
-        return all(len(part) <= self._rings[shard].room(half) for shard, part in chunk.parts.items())
 
     def _solo(self, chunks: list[Chunk], participants: Collection[int]) -> bool:
         """A solo leaves no record, so all its entries must be of the term that the record ends with."""
@@ -300,15 +264,12 @@ class Coordinator:
     def _record(self, action: Record) -> None:
         """Write the decision: from its first byte on there is no way back."""
         batch = self._batches[action.group]
-        for shard, extent in batch.extents.items():
-            content = self._rings[shard].view(extent.offset, extent.length)
-            batch.extents[shard] = Extent(extent.offset, extent.length, checksum(content))
+        batch.extents = self._packing.summed(batch.extents)
         position = batch.position
         record = DecisionRecord(position, self.tail.kept_runs(position.index), batch.extents, self._machine_version)
         try:
             if self._power:
-                for shard in batch.extents:
-                    self._rings[shard].sync()
+                self._packing.sync(batch.extents)
             self._decision.write(record, sync=self._power)
         except OSError as error:
             self.fail(disk_error("the last chunks are undecided until the next start: no decision record", error))
@@ -344,7 +305,7 @@ class Coordinator:
         for waiter in chunk.settle():
             self.wake(waiter)
 
-    def _doom(self, chunk: Chunk, error: EngineError) -> None:
+    def _fail_chunk(self, chunk: Chunk, error: EngineError) -> None:
         chunk.error = error
         self._settle(chunk)
 
@@ -401,9 +362,9 @@ class Coordinator:
         failing, behind = chunks[at], chunks[at + 1 :]
         self._queue = deque(chunks[:at])
         self.tail.retreat(failing.before)
-        self._doom(failing, error)
+        self._fail_chunk(failing, error)
         for chunk in behind:
-            self._doom(
+            self._fail_chunk(
                 chunk,
                 ChunkAbortedError(
                     f"the chunk of entries {chunk.first} to {chunk.last} was not applied: the chunk of entries "
@@ -423,11 +384,11 @@ class Coordinator:
             return
         self.failure = error
         self.on_failure(error)
-        doomed = self._in_flight()
+        failing = self._in_flight()
         self._batches.clear()
         self._queue.clear()
-        for chunk in doomed:
-            self._doom(chunk, error)
+        for chunk in failing:
+            self._fail_chunk(chunk, error)
         self.flushing.end(error)
         self.pinning.drop(SnapshotAbortedError(f"the snapshot was given up: {error.message}"))
         self.on_publish()

@@ -21,6 +21,7 @@ from shardengine.engine.commit.coordinator import Coordinator
 from shardengine.engine.commit.decision import DecisionFile, Recovery, recover
 from shardengine.engine.commit.flushing import Done
 from shardengine.engine.commit.lives import Patience
+from shardengine.engine.commit.packing import Packing
 from shardengine.engine.commit.table import Commit
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.errors import (
@@ -243,12 +244,12 @@ class Runtime:
         self.coordinator = Coordinator(
             splitter=self.splitter,
             workers=self.workers,
-            rings=self._rings,
+            packing=Packing(self._rings, self.config.group_bytes),
+            shards=self.shards,
             decision=self._decision,
             position=recovery.position,
             commit=Commit(self.shards, recovery.position.group, recovery.redo, recovery.committed),
             machine_version=self._machine.version,
-            group_bytes_max=self.config.group_bytes,
             power=self.config.durability == "power",
         )
         self.coordinator.on_failure = self._on_failure
@@ -355,7 +356,8 @@ class Runtime:
             self.coordinator.lives.started(shard)
 
     def on_readable(self, shard: int) -> None:
-        """Take the next word of the worker of `shard`, or bury it. What goes wrong here stops the engine by name."""
+        """Take the next word of the worker of `shard`, or replace the worker when it is gone. What goes wrong here
+        stops the engine by name."""
         link = self.workers.links[shard]
         if link is None:
             return
@@ -363,7 +365,7 @@ class Runtime:
             try:
                 message = link.receive()
             except LinkClosedError:
-                self._bury(shard, link)
+                self._replace_worker(shard, link)
             else:
                 if message is not None:
                     self._on_message(shard, message)
@@ -381,7 +383,7 @@ class Runtime:
         log.error("the engine stops applying", exc_info=error)
         self.coordinator.fail(named(error))
 
-    def _bury(self, shard: int, link: Link) -> None:
+    def _replace_worker(self, shard: int, link: Link) -> None:
         self.off_link(shard, link.fileno())
         pid = self.workers.pid(shard)
         self.workers.reap(shard)

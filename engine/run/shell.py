@@ -180,7 +180,7 @@ class Shell:
             log.warning("an engine was left running in thread %s: its workers are killed", self._owner.name)
             runtime.workers.kill_all()
 
-    def _orphan(self) -> None:
+    def _leave_to_the_parent(self) -> None:
         """This is a forked child: nothing here is ours."""
         self._forked = True
         self._thread = _NOBODY
@@ -212,14 +212,14 @@ class Shell:
         than a sleeper wakes. Not where they wait for a disk."""
         if not self._awake and runtime.coordinator.brief and self._spin.begin():
             self._awake = True
-            loop.call_soon(self._yawn)
+            loop.call_soon(self._look_again)
 
-    def _yawn(self) -> None:
+    def _look_again(self) -> None:
         runtime, loop = self._runtime, self._loop
         if runtime is None or loop is None or not runtime.coordinator.brief or not self._spin.again():
             self._awake = False
         else:
-            loop.call_soon(self._yawn)
+            loop.call_soon(self._look_again)
 
     def _has_room(self, runtime: Runtime) -> bool:
         coordinator, config = runtime.coordinator, self._config
@@ -379,7 +379,7 @@ class Shell:
         task.add_done_callback(self._tasks.discard)
 
     @staticmethod
-    async def _breathe() -> None:
+    async def _one_turn() -> None:
         """Let the loop do something else."""
         await asyncio.sleep(0)
 
@@ -395,7 +395,7 @@ class Shell:
 
 def _after_fork() -> None:
     for shell in shells():
-        shell._orphan()
+        shell._leave_to_the_parent()
 
 
 os.register_at_fork(after_in_child=_after_fork)

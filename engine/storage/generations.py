@@ -189,7 +189,7 @@ class Directory:
         """The live generation, or None: there is none yet, or it was set aside."""
         name = self._current_name()
         if name is None:
-            self._refuse_orphans()
+            self._refuse_unnamed()
             return None
         path = self.path / name
         if not path.is_dir():
@@ -213,7 +213,7 @@ class Directory:
     def _generations(self) -> list[Path]:
         return [path for path in sorted(self.path.iterdir()) if _NAME.fullmatch(path.name) and path.is_dir()]
 
-    def _refuse_orphans(self) -> None:
+    def _refuse_unnamed(self) -> None:
         """Without CURRENT, a generation that is more than a creation broken off is somebody's state."""
         for path in self._generations():
             if not (path / "GENERATION").is_file():
