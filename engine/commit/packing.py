@@ -44,10 +44,9 @@ class Packing:
             if chunks and (chunk.alone or size > self._group_bytes_max or not self._fits(chunk, half)):
                 break
             for shard, part in chunk.parts.items():
-                places.setdefault(shard, (half * self._rings[shard].half_bytes, 0))
                 written = self._rings[shard].write(half, part)
                 assert written is not None, "a part is at most half of a half, and a half begins empty"
-                places[shard] = places[shard][0], sum(written)
+                places[shard] = places.get(shard, written)[0], sum(written)
             chunks.append(chunk)
             if chunk.alone or chunk.last == label:
                 break
