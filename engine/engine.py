@@ -204,7 +204,7 @@ class Engine(Shell):
             if runtime is not None and runtime.coordinator.failure is None:
                 self._draining = True
                 self._release_waiting(EngineStoppedError("the engine stopped before the call had its turn"))
-                runtime.coordinator.pinning.cancel("the engine stops")
+                runtime.coordinator.cancel_snapshot("the engine stops")
                 await self._idle("stop_timeout_ms")
                 await self._flushed(runtime)
         except WorkerFailedError:
@@ -361,7 +361,7 @@ class Engine(Shell):
     def entry_term(self, index: int) -> int | None:
         """The term of an applied entry; None beyond `last_applied()`, and for entries too old to be remembered."""
         coordinator = self._running().coordinator
-        return coordinator.tail.term_of(index) if index <= coordinator.applied.index else None
+        return coordinator.in_flight.tail.term_of(index) if index <= coordinator.applied.index else None
 
     async def digest(self) -> bytes:
         """16 bytes that are the same for the same live records, whatever the shard count. Reads all of them, in
@@ -395,8 +395,8 @@ class Engine(Shell):
             "filesystem": runtime.filesystem,
             "bytes_on_disk": runtime.opened.directory.bytes_on_disk(),
             "groups": coordinator.applied.group,
-            "in_flight_chunks": coordinator.in_flight_chunks,
-            "in_flight_bytes": coordinator.in_flight_bytes,
+            "in_flight_chunks": coordinator.in_flight.chunks,
+            "in_flight_bytes": coordinator.in_flight.bytes,
             "waiting_calls": len(self._room),
             "views": self._views_open(),
             "pinned_cuts": runtime.reads.pinned,
@@ -407,7 +407,7 @@ class Engine(Shell):
                     "shard": shard,
                     "pid": workers.pid(shard),
                     "restarts": workers.starts[shard] - 1,
-                    "stalled": problem.message if (problem := coordinator.stalled.get(shard)) else None,
+                    "stalled": problem.message if (problem := coordinator.lives.stalled.get(shard)) else None,
                 }
                 for shard in range(runtime.shards)
             ],
@@ -477,13 +477,13 @@ class Engine(Shell):
             self._taking = False
 
     async def _take(self, runtime: Runtime, directory: Path, label: LogId | None) -> Manifest:
-        pinning = runtime.coordinator.pinning
+        coordinator = runtime.coordinator
         timeout = self._config.snapshot_timeout_ms / 1000
 
         def begin(done: Done) -> None:
-            runtime.coordinator.snapshot(Request(label, directory, timeout, done))
+            coordinator.snapshot(Request(label, directory, timeout, done))
 
-        outcome = await self._called_back(begin, lambda: pinning.cancel("its caller was cancelled"))
+        outcome = await self._called_back(begin, lambda: coordinator.cancel_snapshot("its caller was cancelled"))
         if isinstance(outcome, SnapshotError):
             raise outcome
         return await self._in_thread(lambda: self._snapshots.seal(directory, runtime.fixed, outcome))
@@ -645,7 +645,7 @@ class Engine(Shell):
         oldest = now - self._config.view_age_max_ms / 1000
         for view in [view for view in self._views if view.opened_at < oldest]:
             view.close(f"it was older than view_age_max_ms={self._config.view_age_max_ms}")
-        self._policy.applied(*self._running().coordinator.take_counts())
+        self._policy.applied(*self._running().coordinator.in_flight.take_counts())
         if self.is_running() and not self._taking and self._policy.due(_now_ms()):
             self._spawn(self._scheduled_snapshot())
 

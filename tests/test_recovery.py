@@ -37,7 +37,7 @@ def read(path: Path) -> Record:
 def write(path: Path, record: Record) -> None:
     file = DecisionFile(path)
     try:
-        file.write(record, sync=False)
+        file.write(record)
     finally:
         file.close()
 
@@ -96,7 +96,7 @@ def test_records_go_into_the_two_slots_in_turn(path: Path) -> None:
 def test_one_open_file_alternates_as_well(path: Path) -> None:
     file = DecisionFile(path)
     for number in range(3, 8):
-        file.write(record_of(number, 0), sync=True)
+        file.write(record_of(number, 0))
         assert file.record == read(path) == record_of(number, 0)
         assert {read_slot(path, slot) for slot in (0, 1)} == {number - 1, number}
     file.close()

@@ -59,17 +59,18 @@ def create_decision(path: Path, record: Record) -> None:
         allocate(descriptor, 0, 2 * SLOT_BYTES)
     finally:
         os.close(descriptor)
-    with closing(DecisionFile(path, fresh=True)) as decision:
-        decision.write(record, sync=True)
+    with closing(DecisionFile(path, fresh=True, synced=True)) as decision:
+        decision.write(record)
 
 
 class DecisionFile:
-    """The open file. `record` is the newest one; `write` replaces it."""
+    """The open file. `record` is the newest one; `write` replaces it, and waits for the disk if `synced`."""
 
-    def __init__(self, path: Path, *, fresh: bool = False, readonly: bool = False) -> None:
+    def __init__(self, path: Path, *, fresh: bool = False, readonly: bool = False, synced: bool = False) -> None:
         """Raises DamagedError when neither slot is readable (unless `fresh`), FileRefusedError, OSError."""
         self._descriptor = open_file(path, os.O_RDONLY if readonly else os.O_RDWR)
         self._path = path
+        self.synced = synced
         try:
             found = [self._read(slot) for slot in (0, 1)]
         except OSError:
@@ -100,8 +101,8 @@ class DecisionFile:
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return None
 
-    def write(self, record: Record, *, sync: bool) -> None:
-        """Write the next record; with `sync`, return when it is on the disk.
+    def write(self, record: Record) -> None:
+        """Write the next record; if `synced`, return when it is on the disk.
 
         Raises OSError when the disk refuses; the older record is whole then, and the group is decided or not: only a
         restart tells. The caller must not go on to commit. CommitRuleError: the record does not fit; nothing was
@@ -113,7 +114,7 @@ class DecisionFile:
         counted = _COUNT.pack(self._sequence + 1, len(payload))
         slot = counted + checksum(counted + payload).to_bytes(8, "little") + payload
         write_all(self._descriptor, slot, self._target * SLOT_BYTES)
-        if sync:
+        if self.synced:
             self.sync()
         self._sequence += 1
         self._target ^= 1

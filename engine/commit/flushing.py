@@ -1,36 +1,45 @@
-"""Making all that is published durable: every worker syncs its environment, then the decision record is. No clock."""
+"""Making all that is published durable: every worker syncs its environment, then the decision record is. Events in,
+actions out; no I/O, no clock.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
-from shardengine.engine.commit.decision import DecisionFile
-from shardengine.engine.commit.pinning import Sender
+import msgspec
+
 from shardengine.engine.commit.table import Commit
-from shardengine.engine.errors import EngineError, disk_error
+from shardengine.engine.errors import EngineError
 from shardengine.engine.intake.chunks import error_of
 from shardengine.shards import wire
 
 Done = Callable[[EngineError | None], None]
 
 
+class SendFlush(msgspec.Struct, frozen=True):
+    """Have the worker of `shard` sync its environment."""
+
+    shard: int
+    token: int
+
+
+class SyncRecord(msgspec.Struct, frozen=True):
+    """Every worker has answered: sync the decision record, then report `synced`."""
+
+
+Action = SendFlush | SyncRecord
+
+
 class Flushing:
     """At most one flush at a time, while no group is open; who asks during one shares the next.
-
-    `up` are the shards whose workers can be sent to, for the coordinator to change.
 
     Invariant: `_asking` is empty when no flush is under way; `_owed` are the shards that have not answered, None before
     they are asked.
     """
 
-    def __init__(
-        self, shards: int, commit: Commit, workers: Sender, decision: DecisionFile, up: Collection[int]
-    ) -> None:
+    def __init__(self, shards: int, commit: Commit) -> None:
         self._shards = shards
         self._commit = commit
-        self._workers = workers
-        self._decision = decision
-        self._up = up
         self._token = 0
         self._asking: list[Done] = []
         self._next: list[Done] = []
@@ -46,56 +55,51 @@ class Flushing:
         """True while the worker of `shard` has not answered."""
         return self._owed is not None and shard in self._owed
 
-    def request(self, done: Done) -> None:
+    def request(self, done: Done) -> list[Action]:
         """Flush, then call `done`, with an error when it failed."""
         if self.busy:
             self._next.append(done)
-        else:
-            self._begin([done])
+            return []
+        return self._begin([done])
 
-    def _begin(self, asking: list[Done]) -> None:
+    def _begin(self, asking: list[Done]) -> list[Action]:
         self._asking = asking
         self._token += 1
-        self.proceed()
+        return self.proceed()
 
-    def proceed(self) -> None:
+    def proceed(self) -> list[Action]:
         """Ask every worker, once nothing is open."""
-        if self._asking and self._owed is None and self._commit.idle:
-            self._owed = set(range(self._shards))
-            for shard in self._owed.intersection(self._up):
-                self._workers.send(shard, wire.Flush(self._token))
+        if not self._asking or self._owed is not None or not self._commit.idle:
+            return []
+        self._owed = set(range(self._shards))
+        return [SendFlush(shard, self._token) for shard in sorted(self._owed.intersection(self._commit.up))]
 
-    def welcome(self, shard: int) -> None:
+    def welcome(self, shard: int) -> list[Action]:
         """The worker of `shard` is new: ask it what its predecessor did not answer."""
-        if self.owes(shard):
-            self._workers.send(shard, wire.Flush(self._token))
+        return [SendFlush(shard, self._token)] if self.owes(shard) else []
 
-    def on_answer(self, shard: int, flushed: wire.Flushed) -> None:
-        if self._owed is None or self._token != flushed.token or shard not in self._owed:
-            return
-        self._answered(shard, None if flushed.problem is None else error_of(flushed.problem, None))
+    def on_answer(self, shard: int, flushed: wire.Flushed) -> list[Action]:
+        if self._token != flushed.token or not self.owes(shard):
+            return []
+        return self._answered(shard, None if flushed.problem is None else error_of(flushed.problem, None))
 
-    def _answered(self, shard: int, error: EngineError | None) -> None:
+    def expire(self, shard: int, error: EngineError) -> list[Action]:
+        """The worker of `shard` has taken too long, as `error` says, and is killed: its answer is that."""
+        return self._answered(shard, error) if self.owes(shard) else []
+
+    def _answered(self, shard: int, error: EngineError | None) -> list[Action]:
         assert self._owed is not None
         self._owed.discard(shard)
         self._error = error or self._error
-        if self._owed:
-            return
-        try:
-            self._decision.sync()
-        except OSError as error:
-            self._error = disk_error("the decision record cannot be synced", error)
-        asking, outcome, following = self._asking, self._error, self._next
+        return [] if self._owed else [SyncRecord()]
+
+    def synced(self, error: EngineError | None) -> list[Action]:
+        """The decision record is on the disk, or cannot be (`error`): tell who asked, and begin for who asked since."""
+        asking, outcome, following = self._asking, error or self._error, self._next
         self._asking, self._error, self._next, self._owed = [], None, [], None
         for done in asking:
             done(outcome)
-        if following:
-            self._begin(following)
-
-    def expire(self, shard: int, error: EngineError) -> None:
-        """The worker of `shard` has taken too long, as `error` says, and is killed: its answer is that."""
-        if self.owes(shard):
-            self._answered(shard, error)
+        return self._begin(following) if following else []
 
     def end(self, error: EngineError | None) -> None:
         """Tell all who wait that it is over: it failed, or there is nothing left to do."""

@@ -23,17 +23,34 @@ LISTENED_S_MAX = 0.5  # what lies longer between two ticks is time in which this
 
 
 class Patience(NamedTuple):
-    """How long a worker may owe its Hello, the end of a flush, and any other answer, in seconds."""
+    """How long a worker may owe its Hello, the end of a flush, and any other answer, in seconds; and whether it waits
+    for the disk before all of them (`power`)."""
 
     start: float
     flush: float
     answer: float
+    power: bool = False
+
+    def limits(self, up: bool, flushes: bool) -> tuple[float, float]:
+        """How long a worker may owe its answer, and be silent: it is not while it waits for the disk."""
+        if not up:
+            return self.start, self.start
+        if flushes:
+            return self.flush, self.answer
+        return max(self.flush, self.answer) if self.power else self.answer, self.answer
+
+    def setting(self, up: bool, flushes: bool, limit: float) -> str:
+        """Which setting the `limit` is of that a worker has passed."""
+        if not up:
+            return "start_timeout_ms"
+        return "flush_timeout_ms" if (flushes or self.power) and limit == self.flush else "worker_timeout_ms"
 
 
 class Lives:
     """One life at a time for each shard.
 
-    Invariant: `_dying` are those killed for being late that have not ended yet.
+    Invariant: `_dying` are those killed for being late that have not ended yet. `stalled` says by shard what keeps its
+    worker from committing what is decided.
     """
 
     def __init__(self, shards: int) -> None:
@@ -44,6 +61,7 @@ class Lives:
         self._outlasted = [""] * shards
         self._why_ended = [_SILENT] * shards
         self._heard_of_any = False
+        self.stalled: dict[int, wire.Problem] = {}
         self._owed_for: list[float | None] = [None] * shards
         self._silent_for = [0.0] * shards
         self._dying: set[int] = set()
@@ -69,6 +87,7 @@ class Lives:
         """It is dead. Returns why no other should be started, if so."""
         self._owed_for[shard] = None
         self._dying.discard(shard)
+        self.stalled.pop(shard, None)
         self._deaths[shard] += 1
         problem, (late, self._outlasted[shard]) = self._last_words[shard], self._late[shard]
         self._last_words[shard], self._late[shard] = None, ("", "")
@@ -98,9 +117,17 @@ class Lives:
         """What is known of the end of the last one that ended."""
         return self._why_ended[shard]
 
-    def outlasted(self, shard: int) -> str:
-        """The setting by which the last one that ended was late, and killed for it; empty: it ended otherwise."""
-        return self._outlasted[shard]
+    def killed_by(self, shard: int, first: int, last: int) -> WorkerFailedError:
+        """One after the other ended over the chunk of entries `first` to `last`."""
+        chunk, worker = f"the chunk of entries {first} to {last}", f"the worker of shard {shard}"
+        what = f"{chunk} killed {worker} every time it was sent"
+        hint = "see worker.log; reads go on, and a restart with a mended machine applies again"
+        if setting := self._outlasted[shard]:
+            what = f"{worker} was not done with {chunk} in time, however often it was sent"
+            hint = f"raise {setting}, or find what it waits for: the disk, or the machine's apply; reads go on"
+        return WorkerFailedError(
+            f"{what}, the last time: {self.why_ended(shard)}", hint=hint, shard=shard, index=first, last=last
+        )
 
     def started(self, shard: int) -> None:
         self._refusals[shard] = 0

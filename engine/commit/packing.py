@@ -24,6 +24,10 @@ class Packing:
         self._group_bytes_max = group_bytes_max
         self._written: list[Iterable[int]] = [range(len(rings)), range(len(rings))]
 
+    @property
+    def shards(self) -> int:
+        return len(self._rings)
+
     def half_of(self, record: Record) -> int:
         """The half that a recorded group owns."""
         for shard, extent in record.participants.items():

@@ -1,4 +1,4 @@
-"""Where in the log a snapshot's barrier goes, and carrying out what the barrier table says. No clock of its own.
+"""Where in the log a snapshot's barrier goes: events in, actions of the barrier table out. No I/O, no clock of its own.
 
 A label (`LogId`) asks for the state at exactly that entry: its group is cut there, and nothing behind it is decided
 before every shard has pinned. Without a label the first place that comes will do.
@@ -6,28 +6,17 @@ before every shard has pinned. Without a label the first place that comes will d
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import msgspec
 
-from shardengine.engine.commit import barrier
-from shardengine.engine.commit.barrier import Barrier, Stage
-from shardengine.engine.commit.table import Action, Commit
+from shardengine.engine.commit.barrier import Action, Barrier, Resume, Seal, Stage
+from shardengine.engine.commit.table import Commit
 from shardengine.engine.errors import SnapshotError, SnapshotInProgressError, SnapshotLabelError
 from shardengine.engine.intake.chunks import Chunk
 from shardengine.shards import wire
 from shardengine.shards.types import LogId, Position
-
-
-class Sender(Protocol):
-    """What the coordinator needs of worker processes."""
-
-    def send(self, shard: int, order: wire.Order) -> None: ...
-    def kill(self, shard: int) -> None: ...
-    def pid(self, shard: int) -> int | None: ...
 
 
 class Sealed(msgspec.Struct, frozen=True):
@@ -52,38 +41,17 @@ class Request(msgspec.Struct):
 
 
 class Pinning:
-    """At most one snapshot at a time, over one commit table.
+    """At most one snapshot at a time, over one commit table. `term_runs` tells the term runs up to an index."""
 
-    `run` carries out actions of the commit table; `term_runs` tells the term runs up to an index.
-    """
-
-    def __init__(
-        self,
-        shards: int,
-        commit: Commit,
-        workers: Sender,
-        run: Callable[[list[Action]], None],
-        term_runs: Callable[[int], list[LogId]],
-    ) -> None:
+    def __init__(self, shards: int, commit: Commit, term_runs: Callable[[int], list[LogId]]) -> None:
         self._barrier = Barrier(shards)
         self._shards = shards
         self._commit = commit
-        self._workers = workers
-        self._run = run
         self._term_runs = term_runs
         self._request: Request | None = None
         self.label = 0
         """The index that a group must end at; 0 when no snapshot waits for one."""
         self._sealing: tuple[Position, list[LogId]] | None = None
-        self._carry_out: dict[type[barrier.Action], Callable[[Any], None]] = {
-            barrier.SendPin: lambda action: workers.send(action.shard, wire.Pin(action.barrier)),
-            barrier.SendCopy: self._send_copy,
-            barrier.SendUnpin: lambda action: workers.send(action.shard, wire.Unpin(action.barrier)),
-            barrier.Resume: lambda _: run(commit.release()),
-            barrier.Kill: lambda action: workers.kill(action.shard),
-            barrier.Seal: self._seal,
-            barrier.Abandoned: lambda action: self._end(action.error),
-        }
 
     @property
     def busy(self) -> bool:
@@ -133,33 +101,33 @@ class Pinning:
                 last=last,
             )
 
-    def accepted(self, first: int, last: int) -> None:
+    def accepted(self, first: int, last: int) -> list[Action]:
         """A chunk was accepted: a label inside it cannot be placed any more."""
         if first <= self.label < last:
             try:
                 self._check_chunk(LogId(self.label, 0), first, last)
             except SnapshotLabelError as error:
-                self._act(self._barrier.abort("its label lies inside a chunk", error=error))
+                return self._barrier.abort("its label lies inside a chunk", error=error)
+        return []
 
     def owes(self, shard: int) -> bool:
         """True while applies wait for the worker of `shard` to pin."""
         return self._barrier.stage is Stage.PINNING and self._barrier.awaits(shard)
 
-    def taken_back(self) -> None:
+    def taken_back(self) -> list[Action]:
         """A group was abandoned. When it was the solo that ends at the label, others may be decided again."""
-        if self._barrier.stage is Stage.WAITING and self.label:
-            self._run(self._commit.release())
+        return [Resume()] if self._barrier.stage is Stage.WAITING and self.label else []
 
     def decided(self, index: int) -> None:
         """A group that ends at `index` is decided: when that is the label, nothing more is before all have pinned."""
         if index == self.label:
             self._commit.hold()
 
-    def place(self, applied: Position, up: int) -> None:
+    def place(self, applied: Position) -> list[Action]:
         """Pin, when this is the place; else see to it that it comes."""
         request = self._request
         if request is None or self._barrier.stage is not Stage.WAITING:
-            return
+            return []
         label = request.label
         if label is not None and applied.index > label.index:
             error = SnapshotLabelError(
@@ -168,68 +136,65 @@ class Pinning:
                 asked=label.index,
                 applied=applied.index,
             )
-            self._act(self._barrier.abort("its label is past", error=error))
-            return
+            return self._barrier.abort("its label is past", error=error)
         if label is not None and applied.index < label.index:
-            return
+            return []
         if label is not None and applied.term != label.term:
             error = SnapshotLabelError(f"entry {label.index} has term {applied.term}, not {label.term}")
-            self._act(self._barrier.abort("its label names another term", error=error))
-            return
+            return self._barrier.abort("its label names another term", error=error)
         self._commit.hold()
-        if self._commit.quiet and up == self._shards:
-            self._sealing = applied, self._term_runs(applied.index)
-            self.label = 0
-            self._act(self._barrier.place())
+        if not self._commit.quiet or len(self._commit.up) < self._shards:
+            return []
+        self._sealing = applied, self._term_runs(applied.index)
+        self.label = 0
+        return self._barrier.place()
 
-    def on_answer(self, shard: int, answer: wire.Pinned | wire.Copied | wire.Unpinned) -> None:
+    def on_answer(self, shard: int, answer: wire.Pinned | wire.Copied | wire.Unpinned) -> list[Action]:
         """A worker has pinned, copied, or let go."""
         if isinstance(answer, wire.Pinned):
             problem = None if answer.problem is None else answer.problem.message
-            self._act(self._barrier.pinned(shard, answer.barrier, problem))
-        elif isinstance(answer, wire.Copied):
-            self._act(self._barrier.copied(shard, answer.barrier, answer))
-        else:
-            self._act(self._barrier.unpinned(shard, answer.barrier))
+            return self._barrier.pinned(shard, answer.barrier, problem)
+        if isinstance(answer, wire.Copied):
+            return self._barrier.copied(shard, answer.barrier, answer)
+        return self._barrier.unpinned(shard, answer.barrier)
 
-    def on_link_end(self, shard: int) -> None:
-        self._act(self._barrier.link_end(shard))
+    def on_link_end(self, shard: int) -> list[Action]:
+        return self._barrier.link_end(shard)
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float) -> list[Action]:
         """Time passes (`now` in seconds): give up, and then kill, what takes longer than its request allows."""
         request = self._request
         if request is None:
-            return
+            return []
         if request.deadline is None:
             request.deadline = now + request.timeout
         elif now > request.deadline:
             request.deadline = now + request.timeout
-            self._act(self._barrier.expire(f"it took longer than {request.timeout} s"))
+            return self._barrier.expire(f"it took longer than {request.timeout} s")
+        return []
 
-    def cancel(self, why: str, error: SnapshotError | None = None) -> None:
+    def cancel(self, why: str) -> list[Action]:
         """Give up what is under way."""
-        self._act(self._barrier.abort(why, error=error))
+        return self._barrier.abort(why)
 
     def drop(self, error: SnapshotError) -> None:
         """The workers are gone, or nobody listens to them any more: end at once."""
         if self._request is not None:
-            self._end(error)
+            self.end(error)
 
-    def _act(self, actions: list[barrier.Action]) -> None:
-        for action in actions:
-            self._carry_out[type(action)](action)
-
-    def _send_copy(self, action: barrier.SendCopy) -> None:
+    def path(self, shard: int) -> Path:
+        """Where the part of `shard` goes."""
         assert self._request is not None
-        path = self._request.directory / part_name(action.shard)
-        self._workers.send(action.shard, wire.Copy(action.barrier, os.fsencode(path)))
+        return self._request.directory / part_name(shard)
 
-    def _seal(self, action: barrier.Seal) -> None:
+    def seal(self, action: Seal) -> None:
+        """Every part is on the disk: tell who asked."""
         assert self._sealing is not None
         position, term_runs = self._sealing
-        self._end(Sealed(position, term_runs, [action.parts[shard] for shard in range(self._shards)]))
+        self.end(Sealed(position, term_runs, [action.parts[shard] for shard in range(self._shards)]))
 
-    def _end(self, outcome: Sealed | SnapshotError) -> None:
+    def end(self, outcome: Sealed | SnapshotError) -> None:
+        """The snapshot is over: tell who asked."""
         request, self._request, self._sealing, self.label = self._request, None, None, 0
         assert request is not None
         request.done(outcome)

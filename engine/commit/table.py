@@ -21,6 +21,7 @@ small worlds against this very class.
 from __future__ import annotations
 
 import enum
+from collections.abc import Set
 
 import msgspec
 
@@ -150,6 +151,16 @@ class Commit:
     @property
     def staged(self) -> Group | None:
         return self._staged
+
+    @property
+    def last(self) -> int:
+        """The newest group number in use."""
+        return self._last
+
+    @property
+    def up(self) -> Set[int]:
+        """The shards whose workers have said Hello and live: those that can be sent to."""
+        return self._up
 
     @property
     def idle(self) -> bool:

@@ -1,8 +1,7 @@
-"""What is in flight: chunks, the groups they went into, the calls that wait for them. No I/O."""
+"""Accepted chunks, and the calls that wait for them. No I/O."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,9 @@ from shardengine.engine.contract import Results
 from shardengine.engine.errors import ChunkFailedError, EngineError, LogConflictError
 from shardengine.engine.intake.split import Split
 from shardengine.engine.intake.tail import Mark
-from shardengine.ipc.ring import Extent
 from shardengine.shards import wire
 from shardengine.shards.fast import Normal
-from shardengine.shards.types import ApplyResult, Position
+from shardengine.shards.types import ApplyResult
 
 
 class Chunk:
@@ -71,47 +69,6 @@ class Chunk:
                     hint="an index is given once: callers that number entries themselves need one place that does it",
                     index=index,
                 )
-
-
-class Batch:
-    """A submitted group: its chunks, the half of the rings it owns, where its parts lie there, and what its shards
-    answered."""
-
-    __slots__ = ("chunks", "extents", "half", "noes", "participants", "position", "results")
-
-    def __init__(
-        self,
-        chunks: list[Chunk],
-        half: int,
-        position: Position,
-        participants: frozenset[int],
-        extents: dict[int, Extent],
-    ) -> None:
-        self.chunks = chunks
-        self.half = half
-        self.position = position
-        self.participants = participants
-        self.extents = extents
-        self.results: dict[int, wire.PartResults] = {}
-        self.noes: dict[int, tuple[int | None, wire.Problem]] = {}
-
-    def told(self) -> list[dict[int, ApplyResult]]:
-        """For each chunk, by index, the results that say more than "succeeded"."""
-        told: list[dict[int, ApplyResult]] = [
-            {chunk.first + at: ApplyResult(chunk.first + at, False, reason=why) for at, why in chunk.rejected.items()}
-            for chunk in self.chunks
-        ]
-        lasts = [chunk.last for chunk in self.chunks]
-        for answered in self.results.values() if lasts else ():
-            for index, value in answered.values.items():
-                told[bisect_left(lasts, index)][index] = ApplyResult(index, True, value)
-            for index, reason in answered.rejected.items():
-                told[bisect_left(lasts, index)][index] = ApplyResult(index, False, reason=reason)
-        return told
-
-    def first_no(self) -> tuple[int | None, wire.Problem]:
-        """The no that decides: of the first entry that failed, whichever shard said it; else one that names none."""
-        return min(self.noes.values(), key=lambda no: (no[0] is None, no[0]))
 
 
 class Delivery:

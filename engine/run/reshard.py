@@ -48,7 +48,7 @@ def convert(
             opened = dataclasses.replace(opened, outcome=runtime.outcome)
             try:
                 entries = runtime.reads.cut.count()
-                position, term_runs = runtime.coordinator.applied, list(runtime.coordinator.tail.term_runs)
+                position, term_runs = runtime.coordinator.applied, list(runtime.coordinator.in_flight.tail.term_runs)
                 runtime.stop()
             finally:
                 runtime.abandon()

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from shardengine.engine.commit.coordinator import Coordinator
 from shardengine.engine.commit.decision import DecisionFile, Recovery, recover
 from shardengine.engine.commit.flushing import Done
+from shardengine.engine.commit.inflight import Batch
 from shardengine.engine.commit.lives import Patience
 from shardengine.engine.commit.packing import Packing
 from shardengine.engine.commit.table import Commit
@@ -64,8 +66,8 @@ log = logging.getLogger("shardengine")
 class Runtime:
     """Everything that exists while an engine runs.
 
-    `on_link` and `off_link` are called with a shard and a descriptor when a link to watch appears, and before it
-    goes.
+    It is the coordinator's host. `on_link` and `off_link` are called with a shard and a descriptor when a link to watch
+    appears, and before it goes; `on_wake` with a waiter that may go on; `on_move` when the coordinator has moved.
     """
 
     def __init__(
@@ -79,11 +81,16 @@ class Runtime:
         self._machine = machine
         self.on_link: Callable[[int, int], None] = lambda shard, descriptor: None
         self.off_link: Callable[[int, int], None] = lambda shard, descriptor: None
+        self.on_wake: Callable[[Any], None] = lambda waiter: None
+        self.on_move: Callable[[], None] = lambda: None
         self._reading = False
         self._ticks = count(1)
         self._unstarted: set[int] = set()
         self._patience = Patience(
-            config.start_timeout_ms / 1000, config.flush_timeout_ms / 1000, config.worker_timeout_ms / 1000
+            config.start_timeout_ms / 1000,
+            config.flush_timeout_ms / 1000,
+            config.worker_timeout_ms / 1000,
+            config.durability == "power",
         )
         self._open = ExitStack()
         self.outcome = opened.outcome
@@ -125,7 +132,7 @@ class Runtime:
 
     def build_compacted(self) -> Generation:
         """A new generation with the state of now. Blocks; any thread. See `compacting.compacted`."""
-        runs = self.coordinator.tail.kept_runs(self.last_applied.index)
+        runs = self.coordinator.in_flight.tail.kept_runs(self.last_applied.index)
         return compacted(self.opened.directory, self.reads, runs, self.fixed, self._target)
 
     # ---- start ---------------------------------------------------------------------------------------------------
@@ -168,7 +175,7 @@ class Runtime:
     def _judge(self) -> Recovery:
         """Read record and positions. No predecessor writes any more: `open_directory` has waited for their end."""
         positions = [self._position(shard) for shard in range(self.shards)]
-        self._decision = DecisionFile(self._generation.decision)
+        self._decision = DecisionFile(self._generation.decision, synced=self.config.durability == "power")
         self._open.callback(self._decision.close)
         recovery = recover(self._decision.record, positions)
         self._check_redo(recovery)
@@ -242,17 +249,15 @@ class Runtime:
         self.workers = Workers(specs, self.launch, self.opened.directory.path.absolute())
         self._open.callback(self.workers.close)
         self.coordinator = Coordinator(
-            splitter=self.splitter,
+            host=self,
             workers=self.workers,
+            splitter=self.splitter,
             packing=Packing(self._rings, self.config.group_bytes),
-            shards=self.shards,
             decision=self._decision,
             position=recovery.position,
             commit=Commit(self.shards, recovery.position.group, recovery.redo, recovery.committed),
             machine_version=self._machine.version,
-            power=self.config.durability == "power",
         )
-        self.coordinator.on_failure = self._on_failure
         if recovery.redo is not None:
             self.outcome = "redone"
         for shard in range(self.shards):
@@ -295,10 +300,8 @@ class Runtime:
         self.reads = Reads(self._read_store, self.shards, position, self.splitter.owner)
         self._reading = True
         check_samples(self.reads.stores, self._machine())
-        self.coordinator.attach(self.reads)
 
     def _adopt_mark(self) -> None:
-        self.coordinator.before_write = self.mark.before_write
         if self.mark.clean or self.mark.failure is not None:
             return
         if self.config.durability == "power":
@@ -331,7 +334,7 @@ class Runtime:
 
     def timed_out(self, what: str, setting: str) -> WorkerFailedError:
         """`what` after as long as `setting` allows; and who is waited for."""
-        stalled = {shard: problem.message for shard, problem in self.coordinator.stalled.items()}
+        stalled = {shard: problem.message for shard, problem in self.coordinator.lives.stalled.items()}
         owing = [shard for shard in range(self.shards) if self.coordinator.owes(shard)]
         why = f"stalled shards: {stalled}" if stalled else f"shards that owe an answer: {owing}"
         hint = f"make room, or raise {setting}" if stalled else f"raise {setting}"
@@ -424,7 +427,21 @@ class Runtime:
             return False
         return True
 
-    def _on_failure(self, error: EngineError) -> None:
+    def before_write(self) -> None:
+        self.mark.before_write()
+
+    def published(self, batch: Batch) -> None:
+        assert self._reading or not batch.chunks
+        if self._reading:
+            self.reads.publish(batch.participants, batch.position)
+
+    def wake(self, waiter: Any) -> None:
+        self.on_wake(waiter)
+
+    def moved(self) -> None:
+        self.on_move()
+
+    def failed(self, error: EngineError) -> None:
         if isinstance(error, SyncFailedError):
             self.mark.fail(str(error))
 
@@ -459,11 +476,11 @@ class Runtime:
         Raises the failure that kept it from finishing; the workers are gone all the same, and the next start judges
         what they left.
         """
-        pinning, within = self.coordinator.pinning, self.config.stop_timeout_ms if patience_ms is None else patience_ms
+        coordinator, within = self.coordinator, self.config.stop_timeout_ms if patience_ms is None else patience_ms
         try:
-            pinning.cancel("the engine stops")
-            self.pump(lambda: not pinning.busy, within)
-            if not self.pump(lambda: self.coordinator.idle, within):
+            coordinator.cancel_snapshot("the engine stops")
+            self.pump(lambda: not coordinator.pinning.busy, within)
+            if not self.pump(lambda: coordinator.idle, within):
                 raise self.timed_out("chunks were still in flight", "stop_timeout_ms")
             self.flush(patience_ms)
             self.workers.stop(self.config.stop_timeout_ms)

@@ -81,8 +81,8 @@ class Shell:
     def _run(self, runtime: Runtime) -> None:
         """From now on `runtime` is the engine's; a bound loop watches it instead of the one before."""
         before, self._runtime = self._runtime, runtime
-        runtime.coordinator.on_publish = self._published
-        runtime.coordinator.wake = self._resolve
+        runtime.on_move = self._published
+        runtime.on_wake = self._resolve
         if self._loop is not None:
             if before is not None:
                 self._unwatch(before, self._loop)
@@ -224,8 +224,8 @@ class Shell:
     def _has_room(self, runtime: Runtime) -> bool:
         coordinator, config = runtime.coordinator, self._config
         return coordinator.failure is not None or (
-            coordinator.in_flight_chunks < config.in_flight_chunks_max
-            and coordinator.in_flight_bytes < config.in_flight_bytes_max
+            coordinator.in_flight.chunks < config.in_flight_chunks_max
+            and coordinator.in_flight.bytes < config.in_flight_bytes_max
             and not self._replacing
         )
 

@@ -1,0 +1,36 @@
+"""What the coordinator needs of the outside: who started it, and worker processes."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from shardengine.engine.commit.inflight import Batch
+from shardengine.engine.errors import EngineError
+from shardengine.shards import wire
+
+
+class Host(Protocol):
+    """Who runs a coordinator. None of these blocks for long, and none calls it back but to ask."""
+
+    def before_write(self) -> None:
+        """The first byte of a group is about to be written. Raises what keeps it from that: the group waits."""
+
+    def published(self, batch: Batch) -> None:
+        """`batch` is committed on every shard: show it to readers. Its results are given out next."""
+
+    def wake(self, waiter: Any) -> None:
+        """What `waiter`, of a chunk, waits for has come."""
+
+    def moved(self) -> None:
+        """The applied index, or what is in flight, is another than before."""
+
+    def failed(self, error: EngineError) -> None:
+        """Nothing will be applied any more, because of `error`."""
+
+
+class Sender(Protocol):
+    """Worker processes, one a shard."""
+
+    def send(self, shard: int, order: wire.Order) -> None: ...
+    def kill(self, shard: int) -> None: ...
+    def pid(self, shard: int) -> int | None: ...
