@@ -17,7 +17,8 @@ from perf.load import Load, entries_of
 from perf.report import CheckError
 from perf.sides import feed
 from shardengine import Engine, Entry, Put, encode
-from shardengine.engine.commit.table import Action, Commit
+from shardengine.engine.commit.actions import Action
+from shardengine.engine.commit.table import Commit
 
 PAUSES = 8  # of each size and stream, each round
 BETWEEN_S = 0.02  # at most, at random, before a barrier: it may fall anywhere in a group's life

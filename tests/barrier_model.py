@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from shardengine.engine.commit import barrier as barriers
+from shardengine.engine.commit import actions
+from shardengine.engine.commit.actions import Group, Publish, Record, SendCommit, SendPart
 from shardengine.engine.commit.barrier import Barrier, Stage
-from shardengine.engine.commit.table import Commit, Group, Publish, Record, SendCommit, SendPart
+from shardengine.engine.commit.table import Commit
 from shardengine.shards import wire
 
 PROBLEM = wire.Problem("StoreError", "told to fail", "", {})
@@ -151,22 +152,22 @@ class World:
                 case _:
                     self.act(action)
 
-    def act(self, action: barriers.Action) -> None:
+    def act(self, action: actions.Action) -> None:
         match action:
-            case barriers.SendPin(shard, number):
+            case actions.SendPin(shard, number):
                 self.send(shard, "pin", number)
-            case barriers.SendCopy(shard, number):
+            case actions.SendCopy(shard, number):
                 self.send(shard, "copy", number)
-            case barriers.SendUnpin(shard, number):
+            case actions.SendUnpin(shard, number):
                 self.send(shard, "unpin", number)
-            case barriers.Resume():
+            case actions.Resume():
                 self.resumed += 1
                 self.run(self.commit.release())
-            case barriers.Kill(shard):
+            case actions.Kill(shard):
                 self.workers[shard].die()
-            case barriers.Seal(parts):
+            case actions.Seal(parts):
                 assert {shard: part.entries for shard, part in parts.items()} == self.expected(), "not what was placed"
-            case barriers.Abandoned():
+            case actions.Abandoned():
                 number = self.barrier.number
                 assert not any(worker.pin and worker.pin[0] == number for worker in self.workers), "still pinned"
 

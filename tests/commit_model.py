@@ -23,12 +23,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from shardengine.engine.commit.decision import Record as Decision
-from shardengine.engine.commit.decision import Recovery, recover
-from shardengine.engine.commit.table import (
+from shardengine.engine.commit.actions import (
     Abandon,
     Action,
-    Commit,
     Group,
     Publish,
     Record,
@@ -37,6 +34,9 @@ from shardengine.engine.commit.table import (
     SendPart,
     SendSolo,
 )
+from shardengine.engine.commit.decision import Record as Decision
+from shardengine.engine.commit.decision import Recovery, recover
+from shardengine.engine.commit.table import Commit
 from shardengine.engine.errors import DamagedError
 from shardengine.ipc.ring import Extent
 from shardengine.shards import wire

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
-from shardengine.engine.commit.table import Action, Commit
+from shardengine.engine.commit.actions import Action
+from shardengine.engine.commit.table import Commit
 from shardengine.engine.errors import CommitRuleError
 from shardengine.shards import part as layout
 from shardengine.shards import wire

@@ -10,17 +10,8 @@ from typing import Any
 
 import pytest
 
-from shardengine.engine.commit.barrier import (
-    Abandoned,
-    Barrier,
-    Kill,
-    Resume,
-    Seal,
-    SendCopy,
-    SendPin,
-    SendUnpin,
-    Stage,
-)
+from shardengine.engine.commit.actions import Abandoned, Kill, Resume, Seal, SendCopy, SendPin, SendUnpin
+from shardengine.engine.commit.barrier import Barrier, Stage
 from shardengine.engine.errors import CommitRuleError, SnapshotAbortedError
 from shardengine.shards import wire
 

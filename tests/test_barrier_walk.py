@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shardengine.engine.commit import barrier as barriers
+from shardengine.engine.commit import actions
 from shardengine.engine.commit.barrier import Barrier, Stage
 from shardengine.shards import wire
 from tests.barrier_model import Budget, Step, World
@@ -101,17 +101,17 @@ class Hasty(World):
 class Sloppy(Barrier):
     """Seals when the first part is there."""
 
-    def copied(self, shard: int, number: int, part: wire.Copied) -> list[barriers.Action]:
+    def copied(self, shard: int, number: int, part: wire.Copied) -> list[actions.Action]:
         if self.stage is Stage.COPYING and number == self.number and part.problem is None:
             self.stage = Stage.IDLE
-            return [barriers.Seal({shard: part})]
+            return [actions.Seal({shard: part})]
         return super().copied(shard, number, part)
 
 
 class Rude(Barrier):
     """Gives up without waiting for anybody to let go."""
 
-    def _released(self) -> list[barriers.Action]:
+    def _released(self) -> list[actions.Action]:
         self._waiting = set()
         return super()._released()
 
@@ -119,15 +119,15 @@ class Rude(Barrier):
 class Forgetful(Barrier):
     """Takes late answers for those it waits for."""
 
-    def unpinned(self, shard: int, number: int) -> list[barriers.Action]:
+    def unpinned(self, shard: int, number: int) -> list[actions.Action]:
         return super().unpinned(shard, self.number)
 
 
 class Silent(Barrier):
     """Gives up without a Resume."""
 
-    def abort(self, why: str, **more: Any) -> list[barriers.Action]:
-        return [action for action in super().abort(why, **more) if not isinstance(action, barriers.Resume)]
+    def abort(self, why: str, **more: Any) -> list[actions.Action]:
+        return [action for action in super().abort(why, **more) if not isinstance(action, actions.Resume)]
 
 
 @pytest.mark.parametrize(

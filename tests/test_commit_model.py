@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from shardengine.engine.commit.actions import Action, Group, Record, SendAbort, SendCommit, SendSolo
 from shardengine.engine.commit.decision import Record as Decision
 from shardengine.engine.commit.decision import Recovery, recover
-from shardengine.engine.commit.table import Action, Commit, Group, Phase, Record, SendAbort, SendCommit, SendSolo
+from shardengine.engine.commit.table import Commit, Phase
 from shardengine.shards.types import Position
 from tests.commit_model import Setting, Walk, explore
 from tests.commit_pieces import Item

@@ -10,13 +10,10 @@ from collections.abc import Callable
 
 import pytest
 
-from shardengine.engine.commit.table import (
-    KILLS_MAX,
+from shardengine.engine.commit.actions import (
     Abandon,
     Action,
-    Commit,
     Group,
-    Phase,
     Publish,
     Record,
     SendAbort,
@@ -24,6 +21,7 @@ from shardengine.engine.commit.table import (
     SendPart,
     SendSolo,
 )
+from shardengine.engine.commit.table import KILLS_MAX, Commit, Phase
 from shardengine.engine.errors import CommitRuleError
 from tests.commit_pieces import frozen
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from shardengine.engine.commit.actions import Group
 from shardengine.engine.commit.decision import SLOT_BYTES, DecisionFile, Record, Recovery, create_decision, recover
-from shardengine.engine.commit.table import Group
 from shardengine.engine.errors import CommitRuleError, DamagedError
 from shardengine.engine.intake.tail import TERM_RUNS_MAX
 from shardengine.ipc.ring import Extent

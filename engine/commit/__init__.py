@@ -3,6 +3,7 @@ what the tables say.
 
 Files, lowest first:
 
+    actions.py      groups, and what the tables ask to be done
     table.py        two-phase group commit as a table; no I/O
     barrier.py      the snapshot barrier as a table; no I/O
     decision.py     the decision record, and what a start makes of it

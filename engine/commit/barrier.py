@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import enum
 
-import msgspec
-
+from shardengine.engine.commit.actions import Abandoned, Action, Kill, Resume, Seal, SendCopy, SendPin, SendUnpin
 from shardengine.engine.errors import CommitRuleError, SnapshotAbortedError, SnapshotError
 from shardengine.shards import wire
 
@@ -29,46 +28,6 @@ class Stage(enum.Enum):
     PINNING = "pinning"
     COPYING = "copying"
     RELEASING = "releasing"
-
-
-class SendPin(msgspec.Struct, frozen=True):
-    shard: int
-    barrier: int
-
-
-class SendCopy(msgspec.Struct, frozen=True):
-    shard: int
-    barrier: int
-
-
-class SendUnpin(msgspec.Struct, frozen=True):
-    shard: int
-    barrier: int
-
-
-class Resume(msgspec.Struct, frozen=True):
-    """Groups may be decided again."""
-
-
-class Kill(msgspec.Struct, frozen=True):
-    """The worker of `shard` does not let go of its pin."""
-
-    shard: int
-
-
-class Seal(msgspec.Struct, frozen=True):
-    """Every part is on the disk."""
-
-    parts: dict[int, wire.Copied]
-
-
-class Abandoned(msgspec.Struct, frozen=True):
-    """The snapshot is given up, and nobody pins or writes anything for it any more."""
-
-    error: SnapshotError
-
-
-Action = SendPin | SendCopy | SendUnpin | Resume | Kill | Seal | Abandoned
 
 
 class Barrier:

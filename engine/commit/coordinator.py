@@ -13,35 +13,18 @@ import os
 from collections.abc import Callable, Sequence, Set
 from typing import Any
 
-from shardengine.engine.commit import barrier, flushing, table
+from shardengine.engine.commit import actions
+from shardengine.engine.commit.actions import Action, Group
 from shardengine.engine.commit.barrier import Stage
-from shardengine.engine.commit.decision import DecisionFile
-from shardengine.engine.commit.decision import Record as DecisionRecord
-from shardengine.engine.commit.flushing import Done, Flushing, SendFlush, SyncRecord
+from shardengine.engine.commit.decision import DecisionFile, Record
+from shardengine.engine.commit.flushing import Done, Flushing
 from shardengine.engine.commit.host import Host, Sender
 from shardengine.engine.commit.inflight import Batch, InFlight
 from shardengine.engine.commit.lives import Lives, Patience
 from shardengine.engine.commit.packing import Packing
 from shardengine.engine.commit.pinning import Pinning, Request
-from shardengine.engine.commit.table import (
-    Abandon,
-    Commit,
-    Group,
-    Publish,
-    Record,
-    SendAbort,
-    SendCommit,
-    SendPart,
-    SendSolo,
-)
-from shardengine.engine.errors import (
-    EngineError,
-    SnapshotAbortedError,
-    SyncFailedError,
-    WorkerFailedError,
-    disk_error,
-    named,
-)
+from shardengine.engine.commit.table import Commit
+from shardengine.engine.errors import EngineError, SyncFailedError, WorkerFailedError, disk_error, named
 from shardengine.engine.intake.chunks import Delivery, error_of
 from shardengine.engine.intake.split import Splitter
 from shardengine.engine.intake.tail import Tail
@@ -50,8 +33,6 @@ from shardengine.shards.types import Entry, LogId, Position
 
 BRIEF_BYTES = 16 * 1024  # so much in flight is worth staying awake for
 DECIDED_KILLS_MAX = 10  # more than `commit.KILLS_MAX`, after which a group that is not decided is abandoned
-
-Action = table.Action | barrier.Action | flushing.Action
 
 
 class Coordinator:
@@ -172,26 +153,26 @@ class Coordinator:
 
     # ---- actions of the tables -----------------------------------------------------------------------------------
 
-    def _run(self, actions: Sequence[Action]) -> None:
+    def _run(self, asked: Sequence[Action]) -> None:
         """Carry out what a table says. It has changed its state already: what fails here fails the engine."""
         try:
-            for action in actions:
+            for action in asked:
                 _CARRY_OUT[type(action)](self, action)
         except Exception as error:
             self.fail(named(error))
             if not isinstance(error, (EngineError, OSError)):
                 raise
 
-    def _send_part(self, action: SendPart) -> None:
+    def _send_part(self, action: actions.SendPart) -> None:
         batch = self.in_flight.batches[action.group]
         self._workers.send(action.shard, wire.Part(batch.position, batch.extents[action.shard], action.decided))
 
-    def _send_solo(self, action: SendSolo) -> None:
+    def _send_solo(self, action: actions.SendSolo) -> None:
         batch = self.in_flight.batches[action.group]
         self.pinning.decided(batch.position.index)
         self._workers.send(action.shard, wire.Solo(batch.position, batch.extents[action.shard]))
 
-    def _record(self, action: Record) -> None:
+    def _record(self, action: actions.Record) -> None:
         """Write the decision: from its first byte on there is no way back."""
         batch = self.in_flight.batches[action.group]
         batch.extents = self._packing.summed(batch.extents)
@@ -199,25 +180,25 @@ class Coordinator:
         try:
             if self._decision.synced:
                 self._packing.sync(batch.extents)
-            self._decision.write(DecisionRecord(position, runs, batch.extents, self._machine_version))
+            self._decision.write(Record(position, runs, batch.extents, self._machine_version))
         except OSError as error:
             self.fail(disk_error("the last chunks are undecided until the next start: no decision record", error))
             return
         self.pinning.decided(position.index)
         self._run(self._commit.recorded(position.group))
 
-    def _publish(self, action: Publish) -> None:
+    def _publish(self, action: actions.Publish) -> None:
         batch = self.in_flight.batches[action.group]
         self._host.published(batch)
         self.applied = batch.position
         self.in_flight.published(batch)
         self._host.moved()
 
-    def _send_copy(self, action: barrier.SendCopy) -> None:
+    def _send_copy(self, action: actions.SendCopy) -> None:
         path = os.fsencode(self.pinning.path(action.shard))
         self._workers.send(action.shard, wire.Copy(action.barrier, path))
 
-    def _sync_record(self, action: SyncRecord) -> None:
+    def _sync_record(self, action: actions.SyncRecord) -> None:
         refused: EngineError | None = None
         try:
             self._decision.sync()
@@ -227,13 +208,13 @@ class Coordinator:
 
     # ---- what went wrong -----------------------------------------------------------------------------------------
 
-    def _abandon(self, action: Abandon) -> None:
+    def _abandon(self, action: actions.Abandon) -> None:
         """Take the chunks of a group, and of the one staged behind it, back; then fail those that must fail."""
         guilty = self.in_flight.take_back()
         assert guilty.position.group == action.group
         self._run(self.pinning.taken_back())
         if action.killer is not None:
-            self._isolate(guilty, self._killer_error(guilty, action.killer))
+            self._isolate(guilty, self.lives.killed_by(action.killer, guilty.first, guilty.position.index))
             return
         index, problem = guilty.first_no()
         error = error_of(problem, index)
@@ -253,10 +234,6 @@ class Coordinator:
         else:
             self._fail_from(0, error)
 
-    def _killer_error(self, guilty: Batch, shard: int) -> WorkerFailedError:
-        last = guilty.position.index
-        return self.lives.killed_by(shard, guilty.chunks[0].first if guilty.chunks else last, last)
-
     def _fail_from(self, at: int, error: EngineError) -> None:
         self.in_flight.fail_from(at, error)
         self._host.moved()
@@ -269,7 +246,7 @@ class Coordinator:
         self._host.failed(error)
         self.in_flight.fail_all(error)
         self.flushing.end(error)
-        self.pinning.drop(SnapshotAbortedError(f"the snapshot was given up: {error.message}"))
+        self.pinning.drop(error)
         self._host.moved()
 
     # ---- what workers say ----------------------------------------------------------------------------------------
@@ -306,9 +283,6 @@ class Coordinator:
     def _on_stalled(self, shard: int, stalled: wire.Stalled) -> None:
         self.lives.stalled[shard] = stalled.problem
 
-    def _on_failed(self, shard: int, failed: wire.Failed) -> None:
-        self.lives.said_last(shard, failed.problem)
-
     def _on_hello(self, shard: int, hello: wire.Hello) -> None:
         assert hello.shard == shard
         self.lives.welcome(shard)
@@ -327,7 +301,8 @@ class Coordinator:
             return False
         self._run(self._commit.link_end(shard))
         if self._commit.kills(shard) >= DECIDED_KILLS_MAX:
-            self.fail(self._killer_error(self.in_flight.oldest(), shard))
+            guilty = self.in_flight.oldest()
+            self.fail(self.lives.killed_by(shard, guilty.first, guilty.position.index))
             return False
         self._run(self.pinning.on_link_end(shard))
         self._proceed()
@@ -390,22 +365,22 @@ class Coordinator:
 
 
 _CARRY_OUT: dict[type[Action], Callable[[Coordinator, Any], None]] = {
-    SendPart: Coordinator._send_part,
-    SendSolo: Coordinator._send_solo,
-    SendCommit: lambda self, action: self._workers.send(action.shard, wire.Commit(action.group)),
-    SendAbort: lambda self, action: self._workers.send(action.shard, wire.Abort(action.group)),
-    Record: Coordinator._record,
-    Publish: Coordinator._publish,
-    Abandon: Coordinator._abandon,
-    barrier.SendPin: lambda self, action: self._workers.send(action.shard, wire.Pin(action.barrier)),
-    barrier.SendCopy: Coordinator._send_copy,
-    barrier.SendUnpin: lambda self, action: self._workers.send(action.shard, wire.Unpin(action.barrier)),
-    barrier.Resume: lambda self, action: self._run(self._commit.release()),
-    barrier.Kill: lambda self, action: self._workers.kill(action.shard),
-    barrier.Seal: lambda self, action: self.pinning.seal(action),
-    barrier.Abandoned: lambda self, action: self.pinning.end(action.error),
-    SendFlush: lambda self, action: self._workers.send(action.shard, wire.Flush(action.token)),
-    SyncRecord: Coordinator._sync_record,
+    actions.SendPart: Coordinator._send_part,
+    actions.SendSolo: Coordinator._send_solo,
+    actions.SendCommit: lambda self, action: self._workers.send(action.shard, wire.Commit(action.group)),
+    actions.SendAbort: lambda self, action: self._workers.send(action.shard, wire.Abort(action.group)),
+    actions.Record: Coordinator._record,
+    actions.Publish: Coordinator._publish,
+    actions.Abandon: Coordinator._abandon,
+    actions.SendPin: lambda self, action: self._workers.send(action.shard, wire.Pin(action.barrier)),
+    actions.SendCopy: Coordinator._send_copy,
+    actions.SendUnpin: lambda self, action: self._workers.send(action.shard, wire.Unpin(action.barrier)),
+    actions.Resume: lambda self, action: self._run(self._commit.release()),
+    actions.Kill: lambda self, action: self._workers.kill(action.shard),
+    actions.Seal: lambda self, action: self.pinning.seal(action),
+    actions.Abandoned: lambda self, action: self.pinning.end(action.error),
+    actions.SendFlush: lambda self, action: self._workers.send(action.shard, wire.Flush(action.token)),
+    actions.SyncRecord: Coordinator._sync_record,
 }
 
 _TAKE: dict[type[wire.Answer], Callable[[Coordinator, int, Any], None]] = {
@@ -414,7 +389,7 @@ _TAKE: dict[type[wire.Answer], Callable[[Coordinator, int, Any], None]] = {
     wire.Committed: Coordinator._on_committed,
     wire.SoloDone: Coordinator._on_solo_done,
     wire.Stalled: Coordinator._on_stalled,
-    wire.Failed: Coordinator._on_failed,
+    wire.Failed: lambda self, shard, answer: self.lives.said_last(shard, answer.problem),
     wire.Flushed: lambda self, shard, answer: self._run(self.flushing.on_answer(shard, answer)),
     **dict.fromkeys(
         (wire.Pinned, wire.Copied, wire.Unpinned),

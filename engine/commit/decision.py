@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from shardengine.engine.commit.table import Group
+from shardengine.engine.commit.actions import Group
 from shardengine.engine.errors import CommitRuleError, DamagedError
 from shardengine.ipc.files import allocate, create_file, open_file, sync, write_all
 from shardengine.ipc.ring import Extent

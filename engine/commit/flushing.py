@@ -6,28 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
-
+from shardengine.engine.commit.actions import Action, SendFlush, SyncRecord
 from shardengine.engine.commit.table import Commit
 from shardengine.engine.errors import EngineError
 from shardengine.engine.intake.chunks import error_of
 from shardengine.shards import wire
 
 Done = Callable[[EngineError | None], None]
-
-
-class SendFlush(msgspec.Struct, frozen=True):
-    """Have the worker of `shard` sync its environment."""
-
-    shard: int
-    token: int
-
-
-class SyncRecord(msgspec.Struct, frozen=True):
-    """Every worker has answered: sync the decision record, then report `synced`."""
-
-
-Action = SendFlush | SyncRecord
 
 
 class Flushing:

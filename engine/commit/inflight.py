@@ -33,6 +33,11 @@ class Batch:
         self.results: dict[int, wire.PartResults] = {}
         self.noes: dict[int, tuple[int | None, wire.Problem]] = {}
 
+    @property
+    def first(self) -> int:
+        """Its first entry, or where it stands when it has none."""
+        return self.chunks[0].first if self.chunks else self.position.index
+
     def told(self) -> list[dict[int, ApplyResult]]:
         """For each chunk, by index, the results that say more than "succeeded"."""
         told: list[dict[int, ApplyResult]] = [

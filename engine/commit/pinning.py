@@ -11,9 +11,16 @@ from pathlib import Path
 
 import msgspec
 
-from shardengine.engine.commit.barrier import Action, Barrier, Resume, Seal, Stage
+from shardengine.engine.commit.actions import Action, Resume, Seal
+from shardengine.engine.commit.barrier import Barrier, Stage
 from shardengine.engine.commit.table import Commit
-from shardengine.engine.errors import SnapshotError, SnapshotInProgressError, SnapshotLabelError
+from shardengine.engine.errors import (
+    EngineError,
+    SnapshotAbortedError,
+    SnapshotError,
+    SnapshotInProgressError,
+    SnapshotLabelError,
+)
 from shardengine.engine.intake.chunks import Chunk
 from shardengine.shards import wire
 from shardengine.shards.types import LogId, Position
@@ -177,10 +184,10 @@ class Pinning:
         """Give up what is under way."""
         return self._barrier.abort(why)
 
-    def drop(self, error: SnapshotError) -> None:
-        """The workers are gone, or nobody listens to them any more: end at once."""
+    def drop(self, error: EngineError) -> None:
+        """Nobody listens to the workers any more, because of `error`: end at once."""
         if self._request is not None:
-            self.end(error)
+            self.end(SnapshotAbortedError(f"the snapshot was given up: {error.message}"))
 
     def path(self, shard: int) -> Path:
         """Where the part of `shard` goes."""

@@ -23,8 +23,17 @@ from __future__ import annotations
 import enum
 from collections.abc import Set
 
-import msgspec
-
+from shardengine.engine.commit.actions import (
+    Abandon,
+    Action,
+    Group,
+    Publish,
+    Record,
+    SendAbort,
+    SendCommit,
+    SendPart,
+    SendSolo,
+)
 from shardengine.engine.errors import CommitRuleError
 
 KILLS_MAX = 3
@@ -40,62 +49,6 @@ class Phase(enum.Enum):
     COMMITTING = "committing"
 
 
-class Group(msgspec.Struct, frozen=True):
-    """A numbered group and the shards that have a part in it. A solo has exactly one, and is never staged."""
-
-    number: int
-    participants: frozenset[int]
-    solo: bool = False
-
-
-class SendPart(msgspec.Struct, frozen=True, gc=False):
-    """Send `shard` its part of `group`; `decided` parts are committed without a vote."""
-
-    shard: int
-    group: int
-    decided: bool = False
-
-
-class SendSolo(msgspec.Struct, frozen=True, gc=False):
-    shard: int
-    group: int
-
-
-class SendCommit(msgspec.Struct, frozen=True, gc=False):
-    shard: int
-    group: int
-
-
-class SendAbort(msgspec.Struct, frozen=True, gc=False):
-    """Tell `shard` to forget `group` and everything after it."""
-
-    shard: int
-    group: int
-
-
-class Record(msgspec.Struct, frozen=True, gc=False):
-    """Write the decision record of `group`, make it durable, then report `recorded`."""
-
-    group: int
-
-
-class Publish(msgspec.Struct, frozen=True, gc=False):
-    """`group` is committed everywhere: show it to readers, resolve its results, free its half of the rings."""
-
-    group: int
-
-
-class Abandon(msgspec.Struct, frozen=True, gc=False):
-    """`group`, and what was staged behind it, is cancelled on every shard. `killer` names the shard whose worker it
-    killed over and over; None when it was voted down."""
-
-    group: int
-    killer: int | None
-
-
-Action = SendPart | SendSolo | SendCommit | SendAbort | Record | Publish | Abandon
-
-
 class Commit:
     """The commit protocol of one generation.
 
@@ -107,20 +60,9 @@ class Commit:
     """
 
     __slots__ = (
-        "_committed",
-        "_held",
-        "_kills",
-        "_last",
-        "_noes",
-        "_open",
-        "_phase",
-        "_staged",
-        "_staged_votes",
-        "_stands",
-        "_up",
-        "_votes",
-        "_withheld",
-    )
+        "_committed", "_held", "_kills", "_last", "_noes", "_open", "_phase", "_staged", "_staged_votes",
+        "_stands", "_up", "_votes", "_withheld",
+    )  # fmt: skip
 
     def __init__(self, shards: int, last: int = 0, redo: Group | None = None, committed: frozenset[int] = frozenset()):
         """`last`: the newest group number in use. `redo`: the recorded group, when some participants (those not in
@@ -153,6 +95,10 @@ class Commit:
         return self._staged
 
     @property
+    def held(self) -> bool:
+        return self._held
+
+    @property
     def last(self) -> int:
         """The newest group number in use."""
         return self._last
@@ -180,10 +126,6 @@ class Commit:
     def quiet(self) -> bool:
         """True while every shard's last commit is published: nothing is decided, or may be, as a solo."""
         return self._phase in (Phase.IDLE, Phase.VOTING)
-
-    @property
-    def held(self) -> bool:
-        return self._held
 
     def hold(self) -> None:
         """From now on decide nothing new: what is decided is finished, then the table stays `quiet` until `release`."""
