@@ -7,10 +7,58 @@ atomic over all shards. Reads go straight to the environments, through one read 
 Order of life: `Engine(path)`, `start()`, any number of `apply_chunk` and reads, `stop()`, `close_storage()`; or
 `async with Engine(path) as db`.
 
-Glossary: *entry*, one committed log record. *Chunk*, consecutive entries, applied whole or not at all. *Group*, queued
-chunks that go through one commit. *Part*, what one shard gets of a group; *participant*, a shard that has one. *Solo*,
-a group with one participant and no vote. *Decision record*, what makes a group decided. *Generation*, one directory
-with a full set of shards. *Run mark*, whether the files may hold more than the disk does.
+Glossary, for all three ranks. Words of the log:
+
+    entry        one committed log record: index, term, data, time
+    command      what an entry's data decodes to; empty data is a *no-op*
+    chunk        consecutive entries, applied whole or not at all
+    normal form  a chunk's data, and its term runs and clock runs
+    run          the first index from which entries have one term, or one clock
+    tail         where the accepted log ends; a *mark* is a place in it to go back to
+    clock        the running maximum of the entries' times
+    position     group, index, term and clock at one place
+
+of the two-phase commit:
+
+    group        queued chunks that go through one commit; a *batch* is one under way, with its answers
+    part         what one shard gets of a group; a shard with a part is a *participant*
+    solo         a group with one participant, committed by one message, without vote or record
+    open, staged the group that is voted on or committed; the one sent behind it
+    decided      from the first byte of its *decision record* on a group is committed, whatever dies; to *redo* it is
+                 to send its parts again, marked so
+    stalled      a shard cannot commit what is decided, for want of disk or map
+    killer       a group over which workers of one shard die again and again
+    quiet, held  nothing is decided and not published; nothing may be decided
+    publish      show a group to readers and give out its results
+
+of rings and processes:
+
+    ring, half   the file by which parts reach a worker; each half belongs to one group
+    extent       offset, length and checksum of bytes in a ring
+    link         the socket pair that carries the protocol
+    hello        a new worker's first word: where its shard stands
+    owe          to be expected to answer, within a deadline
+
+of the disk:
+
+    slot         one of 16384 shares of the keys, by hash; also one of the record's two places
+    generation   one directory with a full set of shards; CURRENT names the live one
+    lineage      one log's history: indices of two of them say nothing about each other
+    run mark     whether the files may hold more than the disk does: *clean*, or not; a generation is *trusted*, or
+                 *set aside*
+    anchor       a file that keeps others out, and must stay where it is; a *guard* is one in a shard
+    reserve      disk that a shard has ahead of its last page
+    seal         rename a finished directory or file into place
+    discard      remove what was built and is not used
+
+and of reads and snapshots:
+
+    cut          one read transaction a shard, all at one applied index; a *view* holds one
+    pin          hold a commit for a snapshot, on a worker
+    barrier      between two groups, where every shard pins
+    label        the entry at which a snapshot is asked for
+    manifest     what a snapshot holds, with checksums; without one a directory is none
+    piece        a stretch of a snapshot on its way to another host
 
 Files and rooms, lowest first:
 

@@ -366,6 +366,8 @@ def test_mount_points_may_have_any_name(monkeypatch: pytest.MonkeyPatch) -> None
     assert filesystem_of(Path("/mnt/a b\\c/data")) == "nfs4"
     assert filesystem_of(Path(os.fsdecode(b"/mnt/\xc3\xa4\xff/data"))) == "cifs"
     assert filesystem_of(Path("/mnt/ab")) == "ext4"
+    monkeypatch.setattr(Path, "read_bytes", lambda self: mounts.partition(b"\n")[2])
+    assert filesystem_of(Path("/mnt/ab")) == "unknown", "as in a chroot"
 
 
 # ---- disks -----------------------------------------------------------------------------------------------------------

@@ -261,14 +261,17 @@ os.register_at_fork(after_in_child=Lock._held.clear)
 
 # ---- file systems ----------------------------------------------------------------------------------------------------
 
+UNKNOWN = "unknown"
+
 
 def filesystem_of(path: Path) -> str:
-    """The type of the file system that `path` lies on, as /proc/self/mountinfo names it; "" when unknown."""
+    """The type of the file system that `path` lies on, as /proc/self/mountinfo names it; "unknown" where it names none,
+    as in a chroot."""
     try:
         mounts = Path("/proc/self/mountinfo").read_bytes()
     except OSError:
-        return ""
-    best, kind = -1, ""
+        return UNKNOWN
+    best, kind = -1, UNKNOWN
     for line in mounts.splitlines():
         fields = line.split()
         mount = os.fsdecode(_unescaped(fields[4]))
