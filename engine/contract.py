@@ -6,6 +6,7 @@ The methods, and whether each is sync or async, follow the table that the field'
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from operator import eq
 from typing import Protocol, overload
@@ -19,19 +20,69 @@ Checksum = bytes
 
 
 class StateMachine(Protocol):
-    """What a replicated log needs of the state it drives."""
+    """What a replicated log needs of the state it drives. Only the async methods wait without blocking."""
 
-    def start(self) -> StartReport: ...
-    def stop(self) -> None: ...
-    def is_running(self) -> bool: ...
-    def get(self, key: bytes) -> bytes | None: ...
-    def entry_term(self, index: int) -> int | None: ...
-    async def apply_chunk(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]: ...
-    def __len__(self) -> int: ...
-    def is_empty(self) -> bool: ...
-    def last_applied(self) -> LogId: ...
-    def flush(self) -> None: ...
-    async def flush_async(self) -> None: ...
+    def start(self) -> StartReport:
+        """Open the state and get ready to apply. Blocks. Whatever is raised leaves nothing running."""
+
+    def stop(self) -> None:
+        """Finish what is in flight and make it durable. Blocks. Raises what kept it from that; it is stopped anyhow."""
+
+    def is_running(self) -> bool:
+        """True from `start` to `stop`, unless it failed between."""
+
+    async def apply_chunk(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]:
+        """Apply consecutive committed entries, all or none; one result for each. Entries that were applied before
+        change nothing. Raises when the chunk does not continue the log, or fails: then nothing of it is applied."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key` at `last_applied()`, or None. Does not block."""
+
+    def __len__(self) -> int:
+        """Live records at `last_applied()`."""
+
+    def is_empty(self) -> bool:
+        """True without live records."""
+
+    def last_applied(self) -> LogId:
+        """The newest entry that reads see; (0, 0): none."""
+
+    def entry_term(self, index: int) -> int | None:
+        """The term of an applied entry; None for one that is not applied, or not remembered."""
+
+    def update_last_applied(self, last: LogId) -> None:
+        """Stand at `last` from now on, where nothing was applied before. Raises otherwise, and changes nothing."""
+
+    def persist_last_applied(self, last: LogId) -> None:
+        """As `update_last_applied`, and returns when that is on the disk. Blocks."""
+
+    def flush(self) -> None:
+        """Return when all that can be read now survives power loss. Blocks. Raises what the disk said."""
+
+    async def flush_async(self) -> None:
+        """As `flush`, without blocking the loop."""
+
+    async def reset(self) -> None:
+        """Replace the whole state by an empty one at index 0, at once. When it raises, nothing has changed."""
+
+    async def generate_snapshot_data(
+        self, directory: str | os.PathLike[str], last_included: LogId | None = None
+    ) -> Checksum:
+        """Write a snapshot into an empty directory: the state at exactly `last_included`, or of now. Returns the
+        checksum of its manifest. When it raises, no file is left."""
+
+    async def apply_snapshot_from_file(self, metadata: SnapshotMetadata, path: str | os.PathLike[str]) -> None:
+        """Replace the whole state by the snapshot at `path`, at once, if it is the one that `metadata` names, whole,
+        and no older than the state. Raises otherwise, and changes nothing."""
+
+    def snapshot_metadata(self) -> SnapshotMetadata | None:
+        """The snapshot that was taken, installed or named last; None: none yet."""
+
+    def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
+        """Name the last snapshot. Raises when that is none."""
+
+    def persist_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
+        """As `update_last_snapshot_metadata`, and returns when that is on the disk. Blocks."""
 
 
 class Results(Sequence[ApplyResult]):
