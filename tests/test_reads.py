@@ -37,6 +37,15 @@ def flip(index: int) -> list[Entry]:
     return log_of([encode(Put(key, b"%d" % index)) for key in KEYS], first=64 * (index - 1) + 1)
 
 
+def check(reader: Engine | View, index: int) -> int:
+    """The version that all keys are of, which is that of `index`."""
+    (version,) = {int(value) for value in reader.get_multi(KEYS) if value is not None}
+    assert index == 64 * version
+    assert reader.get(KEYS[version % 64]) == b"%d" % version
+    assert len(reader) == len(KEYS)
+    return version
+
+
 async def test_no_reader_ever_sees_two_versions_of_a_chunk(tmp_path: Path) -> None:
     async with Engine(tmp_path / "db", shards=3, config=EngineConfig(views_max=400)) as db:
         assert len({db._open_reads().owner(key) for key in KEYS}) == 3
@@ -44,13 +53,6 @@ async def test_no_reader_ever_sees_two_versions_of_a_chunk(tmp_path: Path) -> No
         views: list[View] = []
         draw = random.Random(11)
         seen: set[int] = set()
-
-        def check(reader: Engine | View, index: int) -> int:
-            (version,) = {int(value) for value in reader.get_multi(KEYS) if value is not None}
-            assert index == 64 * version
-            assert reader.get(KEYS[version % 64]) == b"%d" % version
-            assert len(reader) == len(KEYS)
-            return version
 
         async def read() -> None:
             while db.last_applied().index < 64 * FLIPS:

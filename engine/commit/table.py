@@ -56,7 +56,7 @@ class Commit:
     allow raises CommitRuleError and changes nothing. Answers to cancelled groups are ignored, by number.
 
     Invariants (`check`): a solo is open alone; votes and commits come from participants; a worker that is down has no
-    vote; nothing is staged unless something is open; group numbers rise.
+    vote; nothing is staged unless something is open; group numbers rise. Its attributes are the protocol's whole state.
     """
 
     __slots__ = (

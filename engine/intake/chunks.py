@@ -18,7 +18,8 @@ from shardengine.shards.types import ApplyResult
 class Chunk:
     """An accepted chunk until it is resolved: its parts, and who waits for it. `before` is the tail without it.
 
-    Exactly one of `results` and `error` is set once it is done; then its entries' data and its parts are let go of.
+    Its attributes are the facts that are asked for when the entries are not there any more. Exactly one of `results`
+    and `error` is set once it is done; then its entries' data and its parts are let go of.
     """
 
     __slots__ = (
