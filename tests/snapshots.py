@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from shardengine.engine.snapshot.manifest import Manifest, PartInfo, write_manifest
-from shardengine.engine.snapshot.travel import Piece, SnapshotAssembler, stream_snapshot
+from shardengine.engine.snapshot.transfer import Piece, SnapshotAssembler, stream_snapshot
 from shardengine.shards.digest import checksum128
 from shardengine.shards.types import Limits, LogId
 
@@ -81,7 +81,7 @@ def changed(piece: Piece, **changes: Any) -> Piece:
 
 
 def resealed(piece: Piece, **changes: Any) -> Piece:
-    return changed(piece, **changes).sealed()
+    return changed(piece, **changes).summed()
 
 
 def file_work(patch: pytest.MonkeyPatch) -> list[str]:

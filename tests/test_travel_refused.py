@@ -24,7 +24,7 @@ from shardengine.engine.errors import (
     TravelError,
 )
 from shardengine.engine.snapshot.manifest import MANIFEST
-from shardengine.engine.snapshot.travel import (
+from shardengine.engine.snapshot.transfer import (
     Piece,
     SnapshotAssembler,
     decode_piece,
@@ -294,7 +294,7 @@ def test_a_part_may_not_be_called(tmp_path: Path, name: str) -> None:
 
 def first_piece(parts: list[bytes], /, **changes: Any) -> Piece:
     manifest = manifest_for(parts, **changes)
-    return Piece(bytes.fromhex(manifest.checksum), 0, 0, 0, b"", msgspec.json.encode(manifest), False).sealed()
+    return Piece(bytes.fromhex(manifest.checksum), 0, 0, 0, b"", msgspec.json.encode(manifest), False).summed()
 
 
 @pytest.mark.parametrize(

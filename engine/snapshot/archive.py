@@ -21,9 +21,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shardengine.engine.errors import PieceDamagedError, PieceEndError, SnapshotFormatError, TravelError
-from shardengine.engine.snapshot.manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest, manifest_bytes, parse_manifest
-from shardengine.engine.snapshot.pieces import Piece, file_errors_named, manifest_of
-from shardengine.engine.snapshot.travel import PIECE_BYTES, SnapshotAssembler, stream_snapshot
+from shardengine.engine.snapshot.folder import file_errors_named
+from shardengine.engine.snapshot.manifest import (
+    MANIFEST,
+    MANIFEST_BYTES_MAX,
+    Manifest,
+    PartInfo,
+    manifest_bytes,
+    parse_manifest,
+)
+from shardengine.engine.snapshot.transfer import (
+    PIECE_BYTES,
+    Piece,
+    SnapshotAssembler,
+    manifest_of,
+    pieces_of,
+    stream_snapshot,
+)
 from shardengine.engine.storage.files import sync_directory
 from shardengine.engine.storage.reading import open_plain
 from shardengine.ipc.files import sync
@@ -135,20 +149,17 @@ class _Archive:
     def pieces(self) -> Iterator[Piece]:
         """What it holds, as the pieces that `stream_snapshot` would have given."""
         manifest = self._manifest()
-        source, number = bytes.fromhex(manifest.checksum), 1
-        left = sum(part.bytes for part in manifest.parts)
-        yield Piece(source, 0, 0, 0, b"", manifest_bytes(manifest), left == 0).sealed()
-        for part, info in enumerate(manifest.parts):
-            self._expect(_header(manifest, info.file, info.bytes), f"the header of {info.file}")
-            for offset in range(0, info.bytes, PIECE_BYTES):
-                data = self._read(min(PIECE_BYTES, info.bytes - offset))
-                left -= len(data)
-                yield Piece(source, number, part, offset, data, b"", left == 0).sealed()
-                number += 1
-            self._expect(_padding(info.bytes), f"what fills up {info.file}")
+        yield from pieces_of(manifest, (self._part(manifest, info) for info in manifest.parts))
         self._expect(_END, "its end")
         if self._some(1):
             raise PieceEndError(f"{self._source} goes on after its end", hint="copy it again", offset=self._offset)
+
+    def _part(self, manifest: Manifest, info: PartInfo) -> Iterator[tuple[int, bytes]]:
+        """A part in stretches, each with its offset."""
+        self._expect(_header(manifest, info.file, info.bytes), f"the header of {info.file}")
+        for offset in range(0, info.bytes, PIECE_BYTES):
+            yield offset, self._read(min(PIECE_BYTES, info.bytes - offset))
+        self._expect(_padding(info.bytes), f"what fills up {info.file}")
 
     def _manifest(self) -> Manifest:
         header = self._some(_BLOCK)

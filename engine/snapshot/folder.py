@@ -19,13 +19,14 @@ import logging
 import os
 import shutil
 import stat
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
 
 from shardengine.engine.contract import SnapshotInfo
-from shardengine.engine.errors import ConfigError, SnapshotDamagedError, SnapshotError, SnapshotFormatError
+from shardengine.engine.errors import ConfigError, SnapshotDamagedError, SnapshotError, SnapshotFormatError, TravelError
 from shardengine.engine.snapshot.manifest import Manifest, read_manifest
 from shardengine.engine.storage.files import make_directories, sync_directory
 from shardengine.ipc.errors import hint_for
@@ -196,11 +197,20 @@ def _swept(path: Path) -> bool:
     return True
 
 
+@contextmanager
+def file_errors_named(doing: str) -> Iterator[None]:
+    """Turn an OSError into a TravelError that says what was being done, and keeps `errno`."""
+    try:
+        yield
+    except OSError as error:
+        raise TravelError(f"{doing}: {error.strerror or error}", hint=hint_for(error), errno=error.errno) from error
+
+
 class Partial:
     """A new, empty directory for a snapshot that is being written, which no listing shows.
 
     It is held by a lock on the directory itself, which ends with the process: what a dead one leaves is swept, what a
-    living one writes is not. Either `seal` or `remove` ends it.
+    living one writes is not. Either `seal` or `remove` ends it, or leaving its `with` block.
     """
 
     def __init__(self, directory: Path, purpose: str) -> None:
@@ -233,6 +243,12 @@ class Partial:
         if self._descriptor >= 0:
             _remove_tree(self.path)
             self._release()
+
+    def __enter__(self) -> Partial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
 
     def _release(self) -> None:
         os.close(self._descriptor)

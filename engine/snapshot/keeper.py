@@ -124,10 +124,10 @@ class Snapshots:
     def all(self) -> list[SnapshotInfo]:
         return valid_snapshots(self.path)
 
-    def partial(self) -> _Partial:
+    def partial(self) -> Partial:
         """A place to write a snapshot in, which is removed unless it was kept. Raises SnapshotError."""
         try:
-            return _Partial(Partial(self.path, "create"))
+            return Partial(self.path, "create")
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
@@ -185,7 +185,7 @@ class Snapshots:
             raise _unwritable(directory, error) from error
         return manifest
 
-    def keep(self, partial: _Partial) -> SnapshotInfo:
+    def keep(self, partial: Partial) -> SnapshotInfo:
         """Give a sealed snapshot its name among the others, and remove what has had its day: see `retention`.
 
         One of the same log at the same entry holds the same state, and stays if it is whole; one of another log makes
@@ -215,7 +215,7 @@ class Snapshots:
         sync_directory(self.path)  # who gave it its name may have died before
         return there.info
 
-    def _named(self, partial: _Partial, path: Path) -> SnapshotInfo:
+    def _named(self, partial: Partial, path: Path) -> SnapshotInfo:
         stranger = take_name(path) if snapshot_at(path) is not None else None
         try:
             info = snapshot_info(partial.seal(path.name))
@@ -336,23 +336,6 @@ def metadata_of(manifest: Manifest) -> SnapshotMetadata:
 
 def _unwritable(path: Path, error: OSError) -> SnapshotError:
     return SnapshotError(f"cannot write {path}: {error}", hint=hint_for(error), path=str(path))
-
-
-class _Partial:
-    """A partial snapshot for the length of a `with`."""
-
-    def __init__(self, partial: Partial) -> None:
-        self._partial = partial
-        self.path = partial.path
-
-    def seal(self, name: str) -> Path:
-        return self._partial.seal(name)
-
-    def __enter__(self) -> _Partial:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._partial.remove()
 
 
 def restore_newest(directory: Directory, fixed: DirectoryConfig, target: Target) -> Generation | None:

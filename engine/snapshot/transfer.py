@@ -1,16 +1,20 @@
 """A snapshot on its way to another host: numbered pieces here, the same directory there.
 
-How pieces get across is the host's business; `encode_piece` makes bytes of them. One piece at a time is in memory on
-either side.
+    piece 0    the manifest, no data
+    piece 1..  the bytes of the parts, one part after the other; no piece spans two; empty parts have none
+    the last   says so
+
+Every piece names its snapshot (`source`, the checksum of the manifest) and carries a checksum of all it says. How they
+get across is the host's business; `encode_piece` makes bytes of them. One piece at a time is in memory on either side.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from typing import Annotated
 
 import msgspec
 
@@ -24,27 +28,56 @@ from shardengine.engine.errors import (
     SnapshotDamagedError,
     TravelError,
 )
-from shardengine.engine.snapshot.folder import PARTIAL, Partial, snapshot_info, sweep
-from shardengine.engine.snapshot.manifest import Manifest, read_manifest, write_manifest
+from shardengine.engine.snapshot.folder import PARTIAL, Partial, file_errors_named, snapshot_info, sweep
+from shardengine.engine.snapshot.manifest import Manifest, parse_manifest, read_manifest, write_manifest
 from shardengine.engine.snapshot.parts import read_part, stretches
-from shardengine.engine.snapshot.pieces import Piece, decode_piece, encode_piece, file_errors_named, manifest_of
-from shardengine.engine.snapshot.receiving import PartsWriter
 from shardengine.engine.storage.files import sync_directory
-
-__all__ = [
-    "PIECE_BYTES",
-    "PIECE_BYTES_MAX",
-    "Piece",
-    "SnapshotAssembler",
-    "decode_piece",
-    "encode_piece",
-    "stream_snapshot",
-]
+from shardengine.ipc.files import create_file, sync, write_all
+from shardengine.shards.digest import hasher128
 
 PIECE_BYTES = 1 * MIB
 PIECE_BYTES_MAX = 64 * MIB
 
-_PURPOSE = "travel"
+_Natural = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A stretch of a snapshot: `data` begins at byte `offset` of the manifest's part number `part`.
+
+    source: the checksum of the manifest, 16 bytes. number: from 0, without gaps. metadata: JSON of the manifest on
+    piece 0, else empty. last: no piece follows. checksum: XXH3-128 of all the others, see `summed`.
+    """
+
+    source: bytes
+    number: _Natural
+    part: _Natural
+    offset: _Natural
+    data: bytes
+    metadata: bytes
+    last: bool
+    checksum: bytes = b""
+
+    def summed(self) -> Piece:
+        """This piece with the checksum that belongs to it."""
+        return msgspec.structs.replace(self, checksum=self.expected_checksum())
+
+    def expected_checksum(self) -> bytes:
+        place = (self.source, self.number, self.part, self.offset, len(self.data), self.metadata, self.last)
+        hasher = hasher128(msgspec.msgpack.encode(place))
+        hasher.update(self.data)
+        return hasher.digest()
+
+
+def encode_piece(piece: Piece) -> bytes:
+    return msgspec.msgpack.encode(piece)
+
+
+def decode_piece(data: bytes) -> Piece:
+    """Raises PieceDamagedError when `data` is no piece. Whether it is undamaged, `SnapshotAssembler.add` finds out."""
+    try:
+        return msgspec.msgpack.decode(data, type=Piece)
+    except msgspec.MsgspecError as error:
+        raise PieceDamagedError(f"{len(data)} bytes are no piece: {error}", hint="send it again") from error
 
 
 def stream_snapshot(path: str | os.PathLike[str], piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
@@ -66,19 +99,132 @@ def stream_snapshot(path: str | os.PathLike[str], piece_bytes: int = PIECE_BYTES
             piece_bytes=piece_bytes,
         )
     folder = Path(path)
-    return _pieces(folder, read_manifest(folder), piece_bytes)
+    manifest = read_manifest(folder)
+    return pieces_of(manifest, (stretches(folder / info.file, info, piece_bytes) for info in manifest.parts))
 
 
-def _pieces(folder: Path, manifest: Manifest, piece_bytes: int) -> Iterator[Piece]:
+def pieces_of(manifest: Manifest, parts: Iterable[Iterable[tuple[int, bytes]]]) -> Iterator[Piece]:
+    """The pieces of a snapshot whose parts come in stretches, each with its offset."""
     source = bytes.fromhex(manifest.checksum)
     left = sum(info.bytes for info in manifest.parts)
-    yield Piece(source, 0, 0, 0, b"", msgspec.json.encode(manifest), left == 0).sealed()
+    yield Piece(source, 0, 0, 0, b"", msgspec.json.encode(manifest), left == 0).summed()
     number = 1
-    for part, info in enumerate(manifest.parts):
-        for offset, data in stretches(folder / info.file, info, piece_bytes):
+    for part, found in enumerate(parts):
+        for offset, data in found:
             left -= len(data)
-            yield Piece(source, number, part, offset, data, b"", left == 0).sealed()
+            yield Piece(source, number, part, offset, data, b"", left == 0).summed()
             number += 1
+
+
+def manifest_of(piece: Piece) -> Manifest:
+    """The manifest that piece 0 carries.
+
+    Raises:
+        SnapshotFormatError: this version cannot read the snapshot.
+        PieceDamagedError, PieceEndError: the piece, or the manifest, says what cannot be.
+    """
+    try:
+        manifest = parse_manifest(piece.metadata, "the snapshot")
+    except ValueError as error:
+        raise _damaged(0, f"carries what {error}") from error
+    fault = ""
+    if piece.source.hex() != manifest.checksum:
+        fault = "carries another manifest than that of the snapshot it names"
+    elif piece.data or piece.part or piece.offset:
+        fault = f"has {len(piece.data)} bytes of part {piece.part}; the first piece has none"
+    if fault:
+        raise _damaged(0, fault)
+    _check_end(piece, whole=not any(info.bytes for info in manifest.parts))
+    return manifest
+
+
+def _damaged(number: int, what: str, hint: str = "send it again") -> PieceDamagedError:
+    return PieceDamagedError(f"piece {number} {what}", hint=hint, number=number)
+
+
+def _check_end(piece: Piece, *, whole: bool) -> None:
+    """Raises PieceEndError when the piece says to be the last and is not, PieceDamagedError when it is and does not."""
+    if piece.last and not whole:
+        raise PieceEndError(
+            f"piece {piece.number} says to be the last, but bytes are missing",
+            hint="the sender gave up; let it begin anew",
+            number=piece.number,
+        )
+    if whole and not piece.last:
+        raise _damaged(piece.number, "completes the snapshot and does not say so")
+
+
+class _Writer:
+    """Writes the parts into `folder`, one file after the other. `part` and `offset` say where the next byte goes.
+
+    Invariant: a file that is full is on the disk and closed; at most one is open.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """Raises OSError; nothing is open then."""
+        self._folder = folder
+        self._parts = parts = manifest.parts
+        self._descriptor = -1
+        self._last = max((part for part, info in enumerate(parts) if info.bytes), default=-1)
+        self.part, self.offset = -1, 0
+        self._go_on()
+
+    def check(self, piece: Piece) -> None:
+        """Whether the piece goes on where the files end, and ends what it says. Changes nothing.
+
+        Raises:
+            PieceGapError: it begins elsewhere.
+            PieceEndError: it says to be the last, and bytes are missing.
+            PieceDamagedError: it has no data, or too much, or completes a part that is not what the manifest says.
+        """
+        number, size, room = piece.number, len(piece.data), self._parts[self.part].bytes - self.offset
+        if (piece.part, piece.offset) != (self.part, self.offset):
+            raise PieceGapError(
+                f"piece {number} begins at byte {piece.offset} of part {piece.part}; byte {self.offset} of part "
+                f"{self.part} is next",
+                hint="let the sender begin anew",
+                number=number,
+            )
+        if piece.metadata or not 0 < size <= room:
+            has = f"has {size} bytes of data and {len(piece.metadata)} of metadata"
+            raise _damaged(number, f"{has}; part {self.part} has room for {room}")
+        _check_end(piece, whole=self.part == self._last and size == room)
+        if size == room and not self._matches_with(piece.data):
+            what = f"ends a part: {self._parts[self.part].file} does not match the checksum of its manifest"
+            raise _damaged(number, what, hint="the snapshot was damaged before it was sent; send another one")
+
+    def _matches_with(self, data: bytes) -> bool:
+        """Whether the open part, ended by `data`, is what the manifest says."""
+        hasher = self._hasher.copy()
+        hasher.update(data)
+        return hasher.hexdigest() == self._parts[self.part].checksum
+
+    def write(self, data: bytes) -> None:
+        write_all(self._descriptor, data, self.offset)
+        self._hasher.update(data)
+        self.offset += len(data)
+        if self.offset == self._parts[self.part].bytes:
+            sync(self._descriptor, self._folder / self._parts[self.part].file)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Open the next file that will have bytes, making the empty ones on the way."""
+        self.close()
+        for part in range(self.part + 1, len(self._parts)):
+            self.part, self.offset, self._hasher = part, 0, hasher128()
+            path = self._folder / self._parts[part].file
+            self._descriptor = create_file(path)
+            if self._parts[part].bytes:
+                return
+            sync(self._descriptor, path)
+            self.close()
+
+    def close(self) -> None:
+        """Close what is open. Does not fail."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with suppress(OSError):
+                os.close(descriptor)
 
 
 class SnapshotAssembler:
@@ -100,9 +246,9 @@ class SnapshotAssembler:
         self._complete = self._closed = False
         self._manifest: Manifest | None = None
         self._partial: Partial | None = None
-        self._writer: PartsWriter | None = None
+        self._writer: _Writer | None = None
         with file_errors_named(f"sweeping {self._directory}"):
-            sweep(self._directory, f"{PARTIAL}{_PURPOSE}-")
+            sweep(self._directory, f"{PARTIAL}travel-")
 
     @property
     def next_number(self) -> int:
@@ -177,9 +323,7 @@ class SnapshotAssembler:
     def __enter__(self) -> SnapshotAssembler:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.abandon()
 
     def _check_open(self) -> None:
@@ -189,15 +333,11 @@ class SnapshotAssembler:
     def _check_piece(self, piece: Piece) -> None:
         """Whether it is whole, of this snapshot, and the next one."""
         if piece.checksum != piece.expected_checksum():
-            raise PieceDamagedError(
-                f"piece {piece.number} does not match its checksum", hint="send it again", number=piece.number
-            )
+            raise _damaged(piece.number, "does not match its checksum")
         if self._manifest is not None and piece.source.hex() != self._manifest.checksum:
-            raise PieceSourceError(
-                f"piece {piece.number} is of snapshot {piece.source.hex()}, not {self._manifest.checksum}",
-                hint="finish one snapshot before the next, or abandon it and begin anew",
-                number=piece.number,
-            )
+            what = f"piece {piece.number} is of snapshot {piece.source.hex()}, not {self._manifest.checksum}"
+            hint = "finish one snapshot before the next, or abandon it and begin anew"
+            raise PieceSourceError(what, hint=hint, number=piece.number)
         if piece.number != self._next or self._complete:
             raise self._out_of_order(piece.number)
 
@@ -219,9 +359,8 @@ class SnapshotAssembler:
         manifest = manifest_of(piece)
         self._is_there(manifest)
         with self._file_work():
-            self._partial = Partial(self._directory, _PURPOSE)
-            self._writer = PartsWriter(self._partial.path, manifest.parts)
-            self._writer.begin()
+            self._partial = Partial(self._directory, "travel")
+            self._writer = _Writer(self._partial.path, manifest)
         self._manifest = manifest
 
     def _is_there(self, manifest: Manifest) -> bool:
