@@ -7,10 +7,11 @@ from itertools import count
 
 from shardengine.engine.commit.coordinator import Coordinator
 from shardengine.engine.commit.flushing import Done
+from shardengine.engine.errors import EngineError
 from shardengine.engine.run.opening import Opened
 from shardengine.engine.storage.anchors import Anchors
 from shardengine.engine.storage.runmark import RunMark
-from shardengine.shards.types import LogId
+from shardengine.shards.types import LogId, Position
 
 _TICKS_A_LOOK = 8  # at the files that keep others out
 
@@ -23,6 +24,7 @@ class Durability:
         path, generation = opened.directory.path, opened.generation
         self._anchors = Anchors([path / "LOCK", *generation.guards])
         self._ticks = count(1)
+        self._flushed: Position | None = None
         self.mark = RunMark(path, generation, mode, self._anchors.check, applied, before)
 
     def check_place(self) -> None:
@@ -41,7 +43,18 @@ class Durability:
 
     def flush(self, coordinator: Coordinator, done: Done) -> None:
         """Make all that is published durable, then call `done`. After a sync that failed nothing is, ever."""
+
+        def flushed(error: EngineError | None) -> None:
+            outcome = self.mark.flushed(error)
+            if outcome is None:
+                self._flushed = coordinator.applied
+            done(outcome)
+
         if self.mark.failure is not None:
             done(self.mark.refusal())
         else:
-            coordinator.flush(lambda error: done(self.mark.flushed(error)))
+            coordinator.flush(flushed)
+
+    def holds(self, position: Position) -> bool:
+        """True when a flush of this run made `position` durable, and nothing was written since."""
+        return self._flushed == position and self.mark.clean and self.mark.failure is None

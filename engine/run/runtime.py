@@ -346,7 +346,8 @@ class Runtime:
             self.pump(lambda: not coordinator.pinning.busy, within)
             if not self.pump(lambda: coordinator.idle, within):
                 raise self.timed_out("chunks were still in flight", "stop_timeout_ms")
-            self.flush(patience_ms)
+            if coordinator.failure is not None or not self.durability.holds(coordinator.applied):
+                self.flush(patience_ms)
             self.workers.stop(self.config.stop_timeout_ms)
         finally:
             self.abandon()
