@@ -24,7 +24,7 @@ import msgspec
 
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.contract import SnapshotMetadata
-from shardengine.engine.errors import DirectoryChangedError, EngineStoppedError
+from shardengine.engine.errors import DirectoryChangedError, EngineStoppedError, StoreError
 from shardengine.engine.run.busy import Busy
 from shardengine.engine.run.compacting import compacted
 from shardengine.engine.run.opening import half_bytes
@@ -67,7 +67,7 @@ class Replacing:
 
                 retired = await self._replace(runtime, built, undo)
             snapshots.installed(snapshot)
-            self._retire(retired)
+            await self._retire(retired)
 
     async def reset(self) -> None:
         """See `Engine.reset`. The new state is of a lineage of its own: no snapshot taken before belongs to it."""
@@ -98,7 +98,7 @@ class Replacing:
         with self._busy.one(runtime):
             with ExitStack() as undo:
                 retired = await self._replace(runtime, built, undo)
-            self._retire(retired)
+            await self._retire(retired)
 
     # ---- the steps -----------------------------------------------------------------------------------------------
 
@@ -165,11 +165,14 @@ class Replacing:
         self._snapshots.look(new.fixed.lineage, new.last_applied)
         self._shell.waiting.published()
 
-    def _retire(self, generation: Generation | None) -> None:
+    async def _retire(self, generation: Generation | None) -> None:
         """Retire: remove the generation that nobody reads or writes any more."""
         if generation is None:
             return
-        generation.remove()
+        try:
+            await self._shell.tasks.in_thread(generation.remove)
+        except StoreError:  # no thread can be had
+            generation.remove()
 
     def _target(self, runtime: Runtime) -> Target:
         """As many shards as before."""
