@@ -21,9 +21,8 @@ from shardengine.engine.beside import each
 from shardengine.engine.commit.decision import DecisionFile, recover
 from shardengine.engine.config import load_config
 from shardengine.engine.errors import EngineError, FormatError, StoreError
-from shardengine.engine.run.launch import launch_of
+from shardengine.engine.run.launch import launch_of, machine_name
 from shardengine.engine.run.opening import data_path
-from shardengine.engine.run.runtime import machine_name
 from shardengine.engine.snapshot.check import Claim, Verdict, claims_of, judge
 from shardengine.engine.snapshot.manifest import Manifest, read_manifest
 from shardengine.engine.snapshot.parts import damaged, read_part

@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from shardengine import Engine, run
+from shardengine import run
 from shardengine.engine.run.shell import shells
 
 LEAVING_S = 20.0  # how long a process that is ending already may take; nothing waits that long when all is well
@@ -101,22 +101,17 @@ def nothing_is_left_behind(request: pytest.FixtureRequest, temporary_directory: 
 def kill_engines() -> list[str]:
     """End every engine of this process, as hard as it takes. Returns the paths of those that ran."""
     running = []
-    for engine in [shell for shell in shells() if isinstance(shell, Engine)]:
-        runtime = engine._runtime
+    for shell in shells():
+        runtime = shell.runtime
         if runtime is not None:
-            running.append(str(engine._path))
+            running.append(str(shell.readside.path))
             runtime.abandon()
             runtime.opened.lock.close()
-            engine._runtime = None
-            engine._unbind()
-        if running or engine._reads is not None:
-            _close_readers(engine)
+            shell.forget_run()
+        if running or shell.readside.reads is not None:
+            shell.owner.thread = threading.get_ident()
+            shell.close_storage()
     return running
-
-
-def _close_readers(engine: Engine) -> None:
-    engine._thread = threading.get_ident()
-    engine.close_storage()
 
 
 def clear(directory: Path) -> list[str]:

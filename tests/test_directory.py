@@ -30,7 +30,7 @@ from shardengine import (
     run,
 )
 from shardengine.engine.run import resources
-from shardengine.engine.run.runtime import _TICKS_A_LOOK
+from shardengine.engine.run.durability import _TICKS_A_LOOK
 from shardengine.engine.storage.files import Lock, filesystem_of
 from shardengine.engine.storage.generations import LOCK_BYTES
 from shardengine.engine.verify import verify_directory

@@ -443,3 +443,24 @@ def test_a_flush_makes_clean_what_a_start_after_a_power_loss_trusts(tmp_path: Pa
     run(main)
     reboot(tmp_path)
     assert opened(tmp_path, holds_ten).outcome == "opened"
+
+
+@pytest.mark.parametrize("settings", [PROCESS, POWER], ids=["process", "power"])
+def test_an_engine_that_is_closed_flushes_once_and_again_when_something_was_written_since(
+    tmp_path: Path, syncs: Syncs, settings: EngineConfig
+) -> None:
+    async def main() -> None:
+        for later in (False, True):
+            db = Engine(tmp_path / "data", shards=2, config=settings)
+            db.start()
+            await db.apply_chunk(puts(db.last_applied().index + 1, 10))
+            await db.flush_async()
+            if later:
+                await db.apply_chunk(puts(11 + 10, 1))
+            syncs.names.clear()
+            db.stop()
+            db.close_storage()
+            assert bool(syncs.names) == later
+            assert mark_of(tmp_path / "data").clean
+
+    run(main)

@@ -27,6 +27,7 @@ from shardengine import (
 )
 from shardengine.engine.snapshot.manifest import MANIFEST, read_manifest, write_manifest
 from shardengine.shards.types import Limits
+from tests.inside import one_turn, replacing
 from tests.machines import Other
 from tests.streams import Follower, entries
 from tests.taking import CONFIG, Feeder, holds, tree
@@ -251,8 +252,8 @@ async def test_chunks_in_flight_are_waited_for_and_those_that_come_after_are_jud
         await asyncio.sleep(0)
         install = asyncio.create_task(db.restore(source / "late"))
         waited = asyncio.create_task(db.wait_applied(AT))
-        while not db._replacing:
-            await db._one_turn()
+        while not replacing(db):
+            await one_turn(db)
         below = asyncio.create_task(db.apply_chunk(entries(7, 41, 60)))
         across = asyncio.create_task(db.apply_chunk(entries(7, 291, 310)))
         above = asyncio.create_task(db.apply_chunk(entries(7, 311, 330)))

@@ -91,8 +91,7 @@ async def test_a_vote_dies_with_its_worker_and_is_asked_for_again(tmp_path: Path
     os.mkfifo(faults / GATE)
     gate = os.open(faults / GATE, os.O_RDWR)
     async with Engine(tmp_path / "data", shards=2, machine=Dying, config=CONFIG) as db:
-        assert db._runtime is not None
-        workers = db._runtime.workers
+        workers = db._running().workers
         send, again = workers.send, asyncio.Event()
         parts: list[int] = []
 

@@ -61,8 +61,7 @@ class Killer:
     """
 
     def __init__(self, db: Engine, feeder: Feeder, rng: random.Random) -> None:
-        assert db._runtime is not None
-        self.workers = db._runtime.workers
+        self.workers = db._running().workers
         self.kills = 0
         self._db = db
         self._feeder = feeder

@@ -23,7 +23,7 @@ CLI = "engine/cli/"
 OWNERS = {
     "lmdb": ("shards/store/",),
     "xxhash": ("shards/digest.py",),
-    "asyncio": ("engine/run/shell.py", CLI),
+    "asyncio": ("engine/run/waiting.py", "engine/run/tasks.py", "engine/run/shell.py", CLI),
     "uvloop": ("engine/run/shell.py", CLI),
     "click": (CLI,),
     "rich": (CLI,),

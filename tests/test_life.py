@@ -35,8 +35,8 @@ from shardengine import (
     WrongThreadError,
     run,
 )
-from shardengine.engine.engine import _make_way
 from shardengine.engine.run.resources import check_resource_limits
+from shardengine.engine.run.shell import make_way
 from shardengine.engine.storage.files import read_sealed, write_sealed
 from shardengine.engine.storage.generations import DirectoryConfig
 from tests.directories import (
@@ -265,7 +265,7 @@ def test_an_engine_starts_while_other_threads_make_engines(tmp_path: Path) -> No
         for thread in threads:
             thread.start()
         for other in made:
-            _make_way(other._path)
+            make_way(other._path)
         made[0].start()
     finally:
         ended.set()

@@ -34,9 +34,10 @@ from shardengine import (
     encode,
     run,
 )
-from shardengine.engine.run.runtime import Runtime
+from shardengine.engine.snapshot.build import build
 from shardengine.engine.verify import verify_directory
 from tests.directories import applies_ten, die_in_mid_run, holds_ten, opened, puts, reboot
+from tests.inside import shell_of
 
 
 class Splits(KeyValue):
@@ -280,13 +281,12 @@ async def test_a_wait_that_gives_up_is_forgotten(tmp_path: Path) -> None:
         for _ in range(5):
             with pytest.raises(TimeoutError):
                 await db.wait_applied(99, timeout=0)
-        assert db._waiters == []
+        assert shell_of(db).waiting._for_index == []
 
 
 def test_a_stop_waits_for_an_install_that_still_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may write into a directory whose lock is free."""
     locked: list[bool] = []
-    build = Runtime.build
 
     async def main() -> None:
         db = Engine(tmp_path / "db", shards=2)
@@ -296,13 +296,13 @@ def test_a_stop_waits_for_an_install_that_still_writes(tmp_path: Path, monkeypat
         begun, lock = asyncio.Event(), db._running().opened.lock
         loop = asyncio.get_running_loop()
 
-        def slow(self: Runtime, *origin: Any) -> Any:
+        def slow(*what: Any) -> Any:
             loop.call_soon_threadsafe(begun.set)
-            built = build(self, *origin)
+            built = build(*what)
             locked.append(lock._key in type(lock)._held)
             return built
 
-        monkeypatch.setattr(Runtime, "build", slow)
+        monkeypatch.setattr("shardengine.engine.run.replacing.build", slow)
         restoring = asyncio.ensure_future(db.restore(tmp_path / "snapshot"))
         await begun.wait()
         db.stop()

@@ -28,10 +28,12 @@ from shardengine import (
     View,
     ViewClosedError,
     encode,
+    run,
 )
 from shardengine.shards.placement import SLOTS
 from shardengine.shards.store import Identity, ReadStore, Store
 from shardengine.shards.types import Position
+from tests.inside import one_turn, reads_of
 from tests.model import log_of
 from tests.test_reads import finished
 
@@ -55,7 +57,7 @@ async def kill_worker(db: Engine, shard: int) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     while (runtime.workers.starts[shard] == starts or shard not in runtime.coordinator.up) and db.is_running():
-        await db._one_turn()
+        await one_turn(db)
 
 
 @pytest.mark.parametrize("how", ["sys.exit", "collected"])
@@ -76,11 +78,11 @@ pid = os.fork()
 if pid == 0:
     if {how!r} == "collected":
         view._held.clear()
-        db._reads = db._runtime = None
+        db._readside.reads = db._shell.runtime = None
         gc.collect()
     sys.exit(7)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
-assert all(store.keeps_slots() for store in db._reads._stores)
+assert all(store.keeps_slots() for store in db._readside.reads._stores)
 for round_ in range(3, 8):
     loop.run_until_complete(db.apply_chunk(puts(round_)))
     check(view, 1)
@@ -129,7 +131,7 @@ async def test_views_are_right_though_the_directory_is_copied_and_workers_die(tm
             await kill_worker(db, round_ % 2)
             check(view, 1)
             assert db.get(KEYS[0]) == b"%d" % round_ * 50
-        assert all(store.keeps_slots() for store in db._open_reads()._stores)
+        assert all(store.keeps_slots() for store in reads_of(db)._stores)
 
 
 async def test_views_end_by_name_when_a_successor_has_emptied_the_readers_table(
@@ -165,7 +167,7 @@ async def test_views_end_by_name_when_a_successor_has_emptied_the_readers_table(
             check(again, 2)
             assert db.get(KEYS[1]) == b"%d" % round_ * 50
         assert db.stats()["pinned_cuts"] == 1
-        assert all(store.keeps_slots() for store in db._open_reads()._stores)
+        assert all(store.keeps_slots() for store in reads_of(db)._stores)
 
 
 WRITER = """
@@ -292,7 +294,7 @@ async def test_a_stranger_that_takes_every_slot_stops_views_and_nothing_else(tmp
         for stranger in strangers:
             stranger.kill()
             stranger.communicate()
-        for reads in db._open_reads()._stores:
+        for reads in reads_of(db)._stores:
             reads.clear_dead_readers()
         with db.view() as again:
             check(again, round_)
@@ -324,7 +326,7 @@ async def test_a_view_that_is_closed_elsewhere_dropped_or_closed_twice_lets_its_
         gc.collect()
         await db.apply_chunk(log_of([encode(Delete(key)) for key in KEYS], first=len(KEYS) * 11 + 1))
         assert db.is_empty()
-        assert [len(store._open) for store in db._open_reads()._stores] == [1, 1]
+        assert [len(store._open) for store in reads_of(db)._stores] == [1, 1]
 
 
 async def test_a_digest_takes_as_long_as_it_takes(tmp_path: Path) -> None:
@@ -338,9 +340,9 @@ async def test_a_digest_takes_as_long_as_it_takes(tmp_path: Path) -> None:
             assert finished(digest) == expected
         dropped = db.digest()
         dropped.send(None)
-        assert db._open_reads()._pinned
+        assert reads_of(db)._pinned
         dropped.close()
-        assert db.stats()["pinned_cuts"] == 0 and not db._open_reads()._pinned
+        assert db.stats()["pinned_cuts"] == 0 and not reads_of(db)._pinned
 
 
 def refused_to_a_child(view: View, digest: Coroutine[None, None, bytes], ended: bool) -> int:
@@ -398,3 +400,20 @@ def test_a_forked_child_cannot_read_a_view_nor_go_on_with_a_digest_and_takes_nei
         db.close_storage()
     view.close()
     runner.close()
+
+
+def test_a_view_that_outlives_its_engine_makes_way_for_the_next_one(tmp_path: Path) -> None:
+    db = Engine(tmp_path, shards=2)
+    db.start()
+    run(db.apply_chunk(puts(1)))
+    view = db.view()
+    db.stop()
+    del db
+    gc.collect()
+    check(view, 1)
+    successor = Engine(tmp_path)
+    successor.start()
+    with pytest.raises(ViewClosedError, match="storage was closed"):
+        view.get(KEYS[0])
+    successor.stop()
+    successor.close_storage()

@@ -26,6 +26,7 @@ from shardengine import (
     ViewClosedError,
     encode,
 )
+from tests.inside import reads_of
 from tests.model import Model, log_of
 
 FLIPS = 3_000
@@ -48,7 +49,7 @@ def check(reader: Engine | View, index: int) -> int:
 
 async def test_no_reader_ever_sees_two_versions_of_a_chunk(tmp_path: Path) -> None:
     async with Engine(tmp_path / "db", shards=3, config=EngineConfig(views_max=400)) as db:
-        assert len({db._open_reads().owner(key) for key in KEYS}) == 3
+        assert len({reads_of(db).owner(key) for key in KEYS}) == 3
         await db.apply_chunk(flip(1))
         views: list[View] = []
         draw = random.Random(11)

@@ -174,4 +174,4 @@ async def test_an_engine_on_a_file_system_that_promises_nothing_says_so_and_writ
         assert "lies on btrfs, which promises nothing for reserved disk" in caplog.text
         assert db.stats()["filesystem"] == "btrfs"
         await db.apply_chunk(log_of([encode(Put(b"%d" % number, b"v")) for number in range(1_000)]))
-        assert len(db) == 1_000 and all(not ring._through_map for ring in db._running()._rings)
+        assert len(db) == 1_000 and all(not ring._through_map for ring in db._running().coordinator._packing._rings)

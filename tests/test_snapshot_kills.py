@@ -27,6 +27,7 @@ from shardengine.engine.storage import generations as generations_module
 from shardengine.engine.storage.generations import Directory
 from shardengine.engine.verify import verify_snapshot
 from shardengine.shards.store import Loader
+from tests.inside import runtime_of
 from tests.kill_points import Points
 from tests.streams import Follower, entries
 from tests.taking import CONFIG as LARGE
@@ -283,7 +284,7 @@ class _Killing(Points):
         self.reached += 1
         if self.reached == self.fatal:
             os.write(self._out, f"{name}\n".encode())
-            runtime = self._db._runtime
+            runtime = runtime_of(self._db)
             assert runtime is not None
             workers = self._newest or runtime.workers
             pid = workers.pid(self.fatal % 2)

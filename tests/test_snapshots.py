@@ -26,6 +26,7 @@ from shardengine import (
     encode,
 )
 from shardengine.engine.snapshot.manifest import read_manifest
+from tests.inside import replacing, taking
 from tests.machines import Add, Fail, Ledger
 from tests.model import log_of
 from tests.streams import Follower, chunk_ends, entries, term_at
@@ -234,7 +235,7 @@ async def test_one_snapshot_is_taken_at_a_time_and_none_beside_an_install(tmp_pa
         assert seen == {True, False}
         install = asyncio.create_task(db.restore(tmp_path / "first"))
         while not install.done():
-            if db._replacing:
+            if replacing(db):
                 with pytest.raises(SnapshotInProgressError):
                     await db.create_snapshot()
                 with pytest.raises(SnapshotInProgressError):
@@ -328,13 +329,13 @@ async def test_a_policy_takes_snapshots_by_itself_until_it_is_taken_away(tmp_pat
             while db.snapshots() == known:
                 await feeder.feed(40)
         db.set_snapshot_policy(SnapshotPolicy())
-        while db._taking:
+        while taking(db):
             await feeder.feed(1)
         snapshots = db.snapshots()
         gaps = [b.last_included.index - a.last_included.index for a, b in itertools.pairwise(snapshots)]
         assert snapshots[0].last_included.index >= 100 and all(gap >= 100 for gap in gaps)
         await feeder.feed(300)
-        assert not db._taking and db.snapshots() == snapshots
+        assert not taking(db) and db.snapshots() == snapshots
         assert max(info.last_included for info in snapshots) == db.durable()
         await feeder.check()
     model = Follower(7)

@@ -13,6 +13,7 @@ import pytest
 from shardengine import Engine, EngineConfig, Entry, Put, encode
 from shardengine.engine.commit.coordinator import BRIEF_BYTES
 from shardengine.ipc.spin import REST_MAX, REST_MIN, Spin
+from tests.inside import shell_of
 
 
 class Core:
@@ -128,7 +129,7 @@ async def test_a_worker_that_does_not_answer_is_not_polled_for_longer_than_was_s
         os.kill(pid, signal.SIGSTOP)
         applying = asyncio.ensure_future(db.apply_chunk(put(1)))
         await asyncio.sleep(0)
-        while db._awake:  # noqa: ASYNC110
+        while shell_of(db)._awake:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert yields
         os.kill(pid, signal.SIGCONT)

@@ -67,7 +67,7 @@ def test_the_page_names_what_begins_ends_and_decides(taken: set[Chain]) -> None:
     assert {"lmdb putmulti", "lmdb commit", "ipc/link.py send", "engine/commit/decision.py write"} <= last
     assert {chain[0] for chain in printed()} == {
         "engine/engine.py apply_chunk",
-        "engine/run/runtime.py on_readable",
+        "engine/run/crew.py on_readable",
         "shards/worker.py main",
     }
 

@@ -31,6 +31,7 @@ from shardengine.engine.errors import EngineStoppedError
 from shardengine.engine.run.processes import LOG_BYTES_MAX
 from tests.conftest import end
 from tests.directories import puts
+from tests.inside import one_turn, shell_of
 from tests.misbehaving import ENVIRONMENT, Breaking, Wild
 
 CONFIG = EngineConfig(map_bytes=16 << 20, ring_bytes=256 * 1024)
@@ -308,10 +309,9 @@ async def test_nobody_waits_for_ever_behind_a_group_that_stalls(tmp_path: Path, 
     db.start()
     (faults / "full").touch()
     call = asyncio.create_task(db.apply_chunk(puts(1, 10)))
-    runtime = db._runtime
-    assert runtime is not None
+    runtime = db._running()
     while not runtime.coordinator.lives.stalled:
-        await db._one_turn()
+        await one_turn(db)
     with pytest.raises(WorkerFailedError, match=r"after 400 ms; stalled shards: .*told to be full") as caught:
         await LEAVING[leave](db)
     assert "make room, or raise" in caught.value.hint
@@ -350,7 +350,7 @@ async def test_what_goes_wrong_as_time_passes_stops_the_engine_by_name(
     db = Engine(tmp_path, shards=2, config=CONFIG)
     db.start()
     await db.apply_chunk(puts(1, 10))
-    monkeypatch.setattr(db, "_on_tick", lambda now: 1 // 0)
+    monkeypatch.setattr(shell_of(db), "_on_tick", lambda now: 1 // 0)
     with pytest.raises(WorkerFailedError, match="ZeroDivisionError"):
         await db.wait_applied(11)
     assert not db.is_running()

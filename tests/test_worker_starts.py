@@ -419,8 +419,7 @@ def test_a_stopped_loop_is_no_fault_of_the_workers(tmp_path: Path) -> None:
 
     async def use(db: Engine) -> None:
         await db.apply_chunk(puts(1, 10))
-        runtime = db._runtime
-        assert runtime is not None
+        runtime = db._running()
         call = asyncio.ensure_future(db.apply_chunk(puts(11, 10)))
         await asyncio.sleep(0)
         coordinator, now = runtime.coordinator, 1_000.0

@@ -100,7 +100,10 @@ class Lost:
 
 
 class Reads:
-    """The readers' side of one generation: its stores, the published cut, and the pinned ones."""
+    """The readers' side of one generation: its stores, the published cut, and the pinned ones.
+
+    `closer` is who will close it, kept alive as long as any cut of it is: a view may outlive all else of its engine.
+    """
 
     def __init__(
         self, open_store: Callable[[int], ReadStore], shards: int, position: Position, owner: Callable[[bytes], int]
@@ -108,6 +111,7 @@ class Reads:
         """`open_store` opens the store of a shard. Whatever is raised leaves none open."""
         self.owner = owner
         self.handed_back: deque[Cut] = deque()
+        self.closer: object = None
         self._open_store = open_store
         self._stores: list[ReadStore] = []
         self._pinned: set[Cut] = set()

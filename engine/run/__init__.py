@@ -7,7 +7,19 @@ Files, lowest first:
     resources.py   what the host allows: cores, limits
     opening.py     from a path to a locked, trusted directory
     compacting.py  the same state in a new generation, without gaps
+    recovering.py  decision file, rings and positions, judged
+    durability.py  run mark, anchors, flushes
+    crew.py        workers as they come and go under a coordinator
     runtime.py     one run: everything between start and stop
+    facts.py       what `stats` says
     reshard.py     convert a stopped directory to another shard count
-    shell.py       thread, loop, and who waits; asyncio
+    starting.py    from a directory, and what is asked of it, to a run
+    busy.py        one snapshot or replacement at a time
+    owner.py       the thread and process an engine belongs to
+    readside.py    what is read while the storage is open, and the views
+    waiting.py     who waits for the coordinator; asyncio
+    tasks.py       threads and tasks beside the loop; asyncio
+    shell.py       one thread, one loop, one run at a time; asyncio
+    taking.py      snapshots: when asked for, and when the policy says so
+    replacing.py   install, reset, compact: verify to retire
 """

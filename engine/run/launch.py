@@ -1,5 +1,6 @@
 """How worker processes are started: by the interpreter that runs this program, with its options, and with its module
-search path as it is when the engine starts. Refuses what could not become a worker before anything is started.
+search path as it is when the engine starts. Refuses what could not become a worker, or could not be imported by one,
+before anything is started.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from shardengine.engine.errors import ConfigError
+from shardengine.engine.errors import ConfigError, MachineImportError
+from shardengine.shards.machine import Machine
 
 _LETTERS = {
     "debug": "d",
@@ -83,3 +85,23 @@ def _search_path() -> list[bytes]:
                 there = os.access(os.fsencode(entry or "."), os.F_OK)
                 encoded.append(os.fsencode(Path(entry).absolute() if there else entry))
     return encoded
+
+
+def machine_name(machine: type[Machine]) -> str:
+    """`module:qualname`. MachineImportError when that is no machine, or no other process can import it."""
+    if not (isinstance(machine, type) and issubclass(machine, Machine)) or machine.__abstractmethods__:
+        raise MachineImportError(f"{machine!r} is no class that implements Machine", hint="pass the class itself")
+    known = {name: getattr(machine, name, None) for name in ("name", "version", "command")}
+    if not isinstance(known["name"], str) or not isinstance(known["version"], int) or known["command"] is None:
+        raise MachineImportError(
+            f"{machine.__qualname__} has name={known['name']!r}, version={known['version']!r}, "
+            f"command={known['command']!r}",
+            hint="a machine's class names a str, an int, and its commands' type",
+        )
+    if machine.__module__ == "__main__" or "<locals>" in machine.__qualname__:
+        raise MachineImportError(
+            f"workers cannot import the machine class {machine.__module__}.{machine.__qualname__}",
+            hint="define it at the top level of an importable module, not in the program's main file or a function",
+            machine=machine.__qualname__,
+        )
+    return f"{machine.__module__}:{machine.__qualname__}"

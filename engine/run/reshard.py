@@ -43,29 +43,34 @@ def convert(
     try:
         before = opened.generation.shards
         if before != shards:
-            runtime = Runtime(opened, machine, config)
-            runtime.start()
-            opened = dataclasses.replace(opened, outcome=runtime.outcome)
-            try:
-                entries = runtime.reads.cut.count()
-                position, term_runs = runtime.coordinator.applied, list(runtime.coordinator.in_flight.tail.term_runs)
-                runtime.stop()
-            finally:
-                runtime.abandon()
-                runtime.reads.close()
-            generation = opened.generation
-            origin = Origin(
-                [generation.shard(shard) / "data.mdb" for shard in range(before)],
-                entries,
-                Position(0, position.index, position.term, position.clock),
-                term_runs,
-                generation.info.config,
-            )
+            opened, origin = _settled(opened, machine, config)
             target = Target(shards, machine, half_bytes(config), config.map_bytes, progress=progress)
             built = build(opened.directory, opened.directory.begin(shards, origin.config), origin, target)
             if (problem := opened.directory.make_current(built)) is not None:
                 raise disk_error(f"{path} is converted, but that may not be on the disk", problem)
-            generation.remove()
+            opened.generation.remove()
         return opened
     finally:
         opened.lock.close()
+
+
+def _settled(opened: Opened, machine: type[Machine], config: EngineConfig) -> tuple[Opened, Origin]:
+    """Redo what was decided. Returns how that was found, and what there is to build from."""
+    runtime = Runtime(opened, machine, config)
+    runtime.start()
+    try:
+        entries = runtime.reads.cut.count()
+        position, term_runs = runtime.coordinator.applied, list(runtime.coordinator.in_flight.tail.term_runs)
+        runtime.stop()
+    finally:
+        runtime.abandon()
+        runtime.reads.close()
+    generation = opened.generation
+    origin = Origin(
+        [generation.shard(shard) / "data.mdb" for shard in range(generation.shards)],
+        entries,
+        Position(0, position.index, position.term, position.clock),
+        term_runs,
+        generation.info.config,
+    )
+    return dataclasses.replace(opened, outcome=runtime.outcome), origin

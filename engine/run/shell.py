@@ -1,45 +1,35 @@
-"""The shell around the coordinator: the thread and loop an engine belongs to, and who waits in it. The owner of
+"""The shell around the coordinator: the thread and loop an engine belongs to, and the run it drives there. A user of
 `asyncio`.
 
-What must be waited for is a future of the caller's loop, which the coordinator's progress resolves; the loop watches
-the workers' links. Nothing here knows what is applied or read.
+The loop watches the workers' links. Nothing here knows what is applied or read.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
+import atexit
 import inspect
 import logging
 import os
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent import futures
-from concurrent.futures import Future
-from itertools import count
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from shardengine.engine.config import EngineConfig
-from shardengine.engine.errors import (
-    EngineError,
-    EngineStateError,
-    ForkedError,
-    StoreError,
-    WorkerFailedError,
-    WrongLoopError,
-    WrongThreadError,
-)
+from shardengine.engine.errors import EngineStateError, EngineStoppedError, WorkerFailedError, WrongLoopError
 from shardengine.engine.intake.chunks import Delivery
+from shardengine.engine.run.busy import Busy
+from shardengine.engine.run.owner import Owner
+from shardengine.engine.run.readside import ReadSide
 from shardengine.engine.run.runtime import TICK_MS, Runtime
+from shardengine.engine.run.tasks import Tasks
+from shardengine.engine.run.waiting import Waiting, resolve
 from shardengine.ipc.spin import Spin
 from shardengine.shards.types import Entry
 
-T = TypeVar("T")
-
-_NOBODY = -1
 log = logging.getLogger("shardengine")
 _shells: weakref.WeakValueDictionary[int, Shell] = weakref.WeakValueDictionary()
 
@@ -52,66 +42,128 @@ def shells() -> list[Shell]:
 class Shell:
     """What belongs to one thread, one loop, and one run of an engine at a time.
 
-    Invariant: `_runtime` is set while the engine runs; `_loop` from its first await on. The first future in `_room`
-    keeps its place until its owner has taken its turn.
+    Invariant: `runtime` is set while the engine runs; `_loop` from its first await on. `on_tick` is set while it runs,
+    too: a shell keeps no engine that has stopped.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, owner: Owner, readside: ReadSide, busy: Busy, config: EngineConfig) -> None:
+        self.owner = owner
+        self.readside = readside
+        self.waiting = Waiting(config, busy)
+        self.tasks = Tasks()
+        self.runtime: Runtime | None = None
         self._config = config
-        self._thread = threading.get_ident()
-        self._owner = threading.current_thread()
-        self._forked = False
+        self._draining = False
+        self._on_tick: Callable[[float], None] = _nothing
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._runtime: Runtime | None = None
-        self._replacing = False
         self._spin = Spin(config.spin_us if config.durability == "process" else 0)
         self._awake = False
-        self._room: deque[asyncio.Future[None]] = deque()
-        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._waiter_numbers = count()
-        self._idlers: list[asyncio.Future[None]] = []
-        self._tasks: set[asyncio.Future[None]] = set()
-        self._working: set[Future[Any]] = set()
 
-    def _register(self) -> None:
+    def register(self) -> None:
         """From now on all threads find it in `shells`: the last step of making one."""
         _shells[id(self)] = self
 
-    def _run(self, runtime: Runtime) -> None:
+    # ---- one run -------------------------------------------------------------------------------------------------
+
+    def begin(self, runtime: Runtime, on_tick: Callable[[float], None]) -> None:
+        """`runtime` was started. `on_tick` is called once in a while from now on, as long as a loop is bound, with the
+        time in seconds."""
+        self._draining = False
+        self._on_tick = on_tick
+        self.take_over(runtime)
+
+    def take_over(self, runtime: Runtime) -> None:
         """From now on `runtime` is the engine's; a bound loop watches it instead of the one before."""
-        before, self._runtime = self._runtime, runtime
-        runtime.on_move = self._published
-        runtime.on_wake = self._resolve
+        before, self.runtime = self.runtime, runtime
+        self.readside.reads = runtime.reads
+        runtime.reads.closer = self
+        self.waiting.coordinator = runtime.coordinator
+        runtime.on_move = self.waiting.published
+        runtime.on_wake = resolve
         if self._loop is not None:
             if before is not None:
-                self._unwatch(before, self._loop)
+                self._unwatch(before)
             self._watch(runtime, self._loop)
 
-    # ---- thread, loop, process -----------------------------------------------------------------------------------
-
-    def _check_thread(self) -> None:
-        if threading.get_ident() == self._thread:
-            return
-        if self._forked:
-            raise ForkedError("the engine was made before a fork, in the parent process", hint="make one per process")
-        raise WrongThreadError(
-            "the engine belongs to the thread that made it", hint="hand the call over with loop.call_soon_threadsafe"
-        )
-
-    def _running(self) -> Runtime:
-        self._check_thread()
-        if self._runtime is None:
+    def running(self) -> Runtime:
+        """Raises EngineStateError when nothing runs, or as `Owner.check`."""
+        self.owner.check()
+        if self.runtime is None:
             raise EngineStateError("the engine does not run", hint="start() it")
-        return self._runtime
+        return self.runtime
 
-    def _bind(self) -> Runtime:
+    @property
+    def applies(self) -> bool:
+        """True while chunks are applied: started, not stopped, and not failed."""
+        return self.runtime is not None and not self._draining and self.runtime.failure is None
+
+    def _drain(self) -> None:
+        self._draining = True
+        self.waiting.release(EngineStoppedError("the engine stopped before the call had its turn"))
+
+    def stop(self, patience_ms: int | None = None) -> None:
+        """See `Engine.stop`. `patience_ms`: how long to wait for each thing; None: as the settings say."""
+        self.owner.check()
+        runtime = self.runtime
+        if runtime is None:
+            return
+        self._drain()
+        try:
+            runtime.stop(patience_ms)
+            log.info("%s: stopped at index %d", self.readside.path, runtime.last_applied.index)
+        finally:
+            self.forget_run()
+            runtime.coordinator.fail(EngineStoppedError("the engine stopped before the chunk was applied"))
+            self.waiting.release(EngineStoppedError("the engine stopped"))
+            if (late := self.tasks.await_threads(self._config.stop_timeout_ms)) is not None:
+                raise late
+            runtime.opened.lock.close()
+
+    def forget_run(self) -> None:
+        """There is no run any more, and no loop that belongs to it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop = self.runtime = self.waiting.coordinator = None
+        self._on_tick = _nothing
+        self._awake = False
+
+    async def aclose(self) -> None:
+        """See `Engine.aclose`."""
+        self.owner.check()
+        runtime = None if self.runtime is None else self.bind()
+        patience_ms = None
+        try:
+            if runtime is not None and runtime.failure is None:
+                self._drain()
+                runtime.cancel_snapshot("the engine stops")
+                await self.idle("stop_timeout_ms")
+                await self.flushed(runtime)
+        except WorkerFailedError:
+            patience_ms = 0
+            raise
+        finally:
+            try:
+                self.stop(patience_ms)
+            finally:
+                self.close_storage()
+
+    def close_storage(self) -> None:
+        """See `Engine.close_storage`."""
+        self.owner.check()
+        if self.runtime is not None:
+            raise EngineStateError("the engine runs", hint="stop() it first")
+        self.readside.close()
+
+    # ---- loop ----------------------------------------------------------------------------------------------------
+
+    def bind(self) -> Runtime:
         """Belong to the running loop from now on, and let it watch the links."""
-        runtime = self._runtime
+        runtime = self.runtime
         loop = asyncio.get_running_loop()
-        if runtime is not None and self._loop is loop and threading.get_ident() == self._thread:
+        if runtime is not None and self._loop is loop and threading.get_ident() == self.owner.thread:
             return runtime
-        runtime = self._running()
+        runtime = self.running()
         if self._loop is not None:
             raise _wrong_loop(self._loop)
         self._loop = loop
@@ -119,85 +171,44 @@ class Shell:
         self._timer = loop.call_later(TICK_MS / 1000, self._tick)
         return runtime
 
-    def _watch(self, runtime: Runtime, loop: asyncio.AbstractEventLoop) -> None:
-        runtime.on_link = lambda shard, descriptor: loop.add_reader(descriptor, runtime.on_readable, shard)
-        runtime.off_link = lambda shard, descriptor: self._forget_link(loop, descriptor)
-        for shard, link in enumerate(runtime.workers.links):
-            if link is not None:
-                loop.add_reader(link.fileno(), runtime.on_readable, shard)
-
-    def _unwatch(self, runtime: Runtime, loop: asyncio.AbstractEventLoop) -> None:
-        for link in runtime.workers.links:
-            if link is not None:
-                self._forget_link(loop, link.fileno())
-        runtime.off_link = lambda shard, descriptor: None
+    @staticmethod
+    def _watch(runtime: Runtime, loop: asyncio.AbstractEventLoop) -> None:
+        crew = runtime.crew
+        crew.on_link = lambda shard, descriptor: loop.add_reader(descriptor, crew.on_readable, shard)
+        crew.off_link = lambda shard, descriptor: _forget_link(loop, descriptor)
+        for descriptor, shard in crew.watched().items():
+            crew.on_link(shard, descriptor)
 
     @staticmethod
-    def _forget_link(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
-        if not loop.is_closed():
-            loop.remove_reader(descriptor)
-
-    def _unbind(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop = None
-        self._awake = False
+    def _unwatch(runtime: Runtime) -> None:
+        crew = runtime.crew
+        crew.let_go()
+        crew.off_link = lambda shard, descriptor: None
 
     def _tick(self) -> None:
         """Once in a while, as long as a loop is bound."""
-        if self._runtime is None or self._loop is None:
+        if self.runtime is None or self._loop is None:
             return
         self._timer = self._loop.call_later(TICK_MS / 1000, self._tick)
-        self._runtime.tick()
+        self.runtime.tick()
         try:
             self._on_tick(time.monotonic())
         except Exception as error:
-            self._runtime.broken(error)
-
-    def _on_tick(self, now: float) -> None:
-        """For the engine: time passes (`now` in seconds)."""
-
-    def _leave(self, stop: Callable[[], None]) -> None:
-        """The interpreter ends, in this thread, and the engine runs: `stop` it where it may be stopped. Where that
-        cannot be had, its owner being busy with something else, its workers are killed, and the run stays unclean."""
-        runtime, loop = self._runtime, self._loop
-        if runtime is None or self._forked:
-            return
-        if threading.get_ident() == self._thread or not self._owner.is_alive():
-            self._thread = threading.get_ident()
-            stop()
-            return
-        stopped = threading.Event()
-
-        def stop_there() -> None:
-            stop()
-            stopped.set()
-
-        if loop is not None and loop.is_running():
-            loop.call_soon_threadsafe(stop_there)
-            stopped.wait(2 * self._config.stop_timeout_ms / 1000)
-        if not stopped.is_set():
-            log.warning("an engine was left running in thread %s: its workers are killed", self._owner.name)
-            runtime.workers.kill_all()
-
-    def _leave_to_the_parent(self) -> None:
-        """This is a forked child: nothing here is ours."""
-        self._forked = True
-        self._thread = _NOBODY
+            self.runtime.crew.broken(error)
 
     # ---- who waits -----------------------------------------------------------------------------------------------
 
-    async def _deliver(self, entries: Sequence[Entry]) -> Delivery:
+    async def deliver(self, entries: Sequence[Entry]) -> Delivery:
         """Wait for room, have the chunk accepted, wait until it is resolved."""
-        runtime = self._bind()
-        if self._room or not self._has_room(runtime):
-            await self._wait_for_room()
-            runtime = self._running()
+        runtime, waiting = self.bind(), self.waiting
+        if waiting.room or not waiting.has_room():
+            await waiting.for_room()
+            runtime = self.running()
         try:
             delivery = runtime.coordinator.accept(entries)
         finally:
-            if self._room:
-                self._wake_next()
+            if waiting.room:
+                waiting.wake_next()
         loop = asyncio.get_running_loop()
         self._stay_awake(runtime, loop)
         for chunk in delivery.chunks:
@@ -215,190 +226,107 @@ class Shell:
             loop.call_soon(self._look_again)
 
     def _look_again(self) -> None:
-        runtime, loop = self._runtime, self._loop
+        runtime, loop = self.runtime, self._loop
         if runtime is None or loop is None or not runtime.coordinator.brief or not self._spin.again():
             self._awake = False
         else:
             loop.call_soon(self._look_again)
 
-    def _has_room(self, runtime: Runtime) -> bool:
-        coordinator, config = runtime.coordinator, self._config
-        return coordinator.failure is not None or (
-            coordinator.in_flight.chunks < config.in_flight_chunks_max
-            and coordinator.in_flight.bytes < config.in_flight_bytes_max
-            and not self._replacing
-        )
+    async def applied(self, index: int, timeout: float | None) -> None:
+        """See `Engine.wait_applied`."""
+        runtime = self.bind()
+        if runtime.failure is not None:
+            raise runtime.failure.again()
+        if runtime.last_applied.index < index:
+            await self.waiting.for_index(index, timeout)
 
-    async def _wait_for_room(self) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._room.append(turn)
-        while True:
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn in self._room:
-                    self._room.remove(turn)
-                    self._wake_next()
-                raise
-            if not self._room or self._room[0] is not turn:
-                return
-            if not self._replacing:
-                self._room.popleft()
-                return
-            turn = self._room[0] = asyncio.get_running_loop().create_future()  # an install began after it was given
-
-    def _wake_next(self) -> None:
-        """Give the first waiting call its turn; it stays first in line until it takes it."""
-        runtime = self._runtime
-        if self._room and not self._room[0].done() and runtime is not None and self._has_room(runtime):
-            self._resolve(self._room[0])
-
-    async def _applied(self, index: int, timeout: float | None) -> None:
-        runtime = self._bind()
-        if runtime.coordinator.failure is not None:
-            raise runtime.coordinator.failure.again()
-        if runtime.coordinator.applied.index >= index:
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = (index, next(self._waiter_numbers), future)
-        heapq.heappush(self._waiters, waiter)
-        try:
-            async with asyncio.timeout(timeout):
-                await future
-        finally:
-            if waiter in self._waiters:  # it gave up
-                self._waiters.remove(waiter)
-                heapq.heapify(self._waiters)
-
-    async def _idle(self, setting: str) -> None:
+    async def idle(self, setting: str) -> None:
         """Wait until nothing is in flight. Raises the engine's failure, or WorkerFailedError after as long as `setting`
         allows."""
         try:
             async with asyncio.timeout(getattr(self._config, setting) / 1000):
-                while not self._running().coordinator.idle:
-                    if (failure := self._running().coordinator.failure) is not None:
+                while not self.running().coordinator.idle:
+                    if (failure := self.running().failure) is not None:
                         raise failure.again()
-                    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                    self._idlers.append(future)
-                    await future
+                    await self.waiting.for_quiet()
         except TimeoutError:
-            raise self._running().timed_out("chunks were still in flight", setting) from None
+            raise self.running().timed_out("chunks were still in flight", setting) from None
 
-    def _published(self) -> None:
-        """The coordinator has moved: wake who waits for an index, for room, or for quiet."""
-        runtime = self._runtime
-        if runtime is None:
-            return
-        coordinator = runtime.coordinator
-        if coordinator.failure is not None:
-            self._release_waiting(coordinator.failure)
-            return
-        while self._waiters and self._waiters[0][0] <= coordinator.applied.index:
-            self._resolve(heapq.heappop(self._waiters)[2])
-        if self._room:
-            self._wake_next()
-        if self._idlers and coordinator.idle:
-            idlers, self._idlers = self._idlers, []
-            for future in idlers:
-                self._resolve(future)
-
-    def _release_waiting(self, error: EngineError) -> None:
-        waiting = [*self._room, *self._idlers, *(future for _, _, future in self._waiters)]
-        self._room.clear()
-        self._idlers.clear()
-        self._waiters.clear()
-        for future in waiting:
-            self._resolve(future, error)
-
-    async def _flushed(self, runtime: Runtime) -> None:
+    async def flushed(self, runtime: Runtime) -> None:
         """Wait until what is published now is durable, up to `flush_timeout_ms`."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        runtime.request_flush(lambda error: self._resolve(future, error))
+        runtime.request_flush(lambda error: resolve(future, error))
         try:
             async with asyncio.timeout(self._config.flush_timeout_ms / 1000):
                 await future
         except TimeoutError:
             raise runtime.timed_out("the flush has not ended", "flush_timeout_ms") from None
 
-    async def _called_back(self, start: Callable[[Callable[[T], None]], None], cancel: Callable[[], None]) -> T:
-        """Start something that calls back with its outcome, and wait for that. Cancelled, it is told so by `cancel`
-        and waited for all the same: it has cleaned up when this returns."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    # ---- the end of the interpreter ------------------------------------------------------------------------------
 
-        def ended(outcome: T) -> None:
-            if not future.done() and not future.get_loop().is_closed():
-                future.set_result(outcome)
-
-        start(ended)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            cancel()
-            await asyncio.wait([future])
-            raise
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Do `work`, which blocks, beside the loop. Cancelled, it is waited for all the same."""
-        done: Future[T] = Future()
-
-        def worked() -> None:
-            try:
-                done.set_result(work())
-            except BaseException as error:
-                done.set_exception(error)
-
-        try:
-            threading.Thread(target=worked).start()
-        except RuntimeError as error:
-            raise StoreError(
-                f"no thread can be had: {error}", hint="raise the limit of processes (ulimit -u)"
-            ) from error
-        self._working.add(done)
-        task = asyncio.wrap_future(done)
-        task.add_done_callback(lambda _: self._working.discard(done))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
-
-    def _await_threads(self) -> WorkerFailedError | None:
-        """Block until no thread works for this engine any more: what it writes lies in a directory we have locked.
-        Returns what to raise when one still does after `stop_timeout_ms`."""
-        if not futures.wait(self._working, self._config.stop_timeout_ms / 1000).not_done:
-            return None
-        return WorkerFailedError(
-            f"a thread was still reading or building a snapshot after {self._config.stop_timeout_ms} ms",
-            hint="the directory stays locked until this process ends; raise stop_timeout_ms",
-        )
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have the loop do `work` beside everything else."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    @staticmethod
-    async def _one_turn() -> None:
-        """Let the loop do something else."""
-        await asyncio.sleep(0)
-
-    def _resolve(self, future: asyncio.Future[None], error: EngineError | None = None) -> None:
-        """Wake who awaits `future`, unless it was cancelled or its loop is gone."""
-        if future.done() or future.get_loop().is_closed():
+    def leave(self) -> None:
+        """The interpreter ends, in this thread, and the engine runs: stop it where it may be stopped. Where that cannot
+        be had, its owner being busy with something else, its workers are killed, and the run stays unclean."""
+        runtime, loop = self.runtime, self._loop
+        if runtime is None or self.owner.forked:
             return
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error.again())
+        if self.owner.take_over():
+            self._stop_quietly()
+            return
+        stopped = threading.Event()
+
+        def stop_there() -> None:
+            self._stop_quietly()
+            stopped.set()
+
+        if loop is not None and loop.is_running():
+            loop.call_soon_threadsafe(stop_there)
+            stopped.wait(2 * self._config.stop_timeout_ms / 1000)
+        if not stopped.is_set():
+            log.warning("an engine was left running in thread %s: its workers are killed", self.owner.name)
+            runtime.workers.kill_all()
+
+    def _stop_quietly(self) -> None:
+        """Where nobody catches anything."""
+        try:
+            self.stop()
+        except Exception as error:
+            log.error("%s: stopped unclean as the interpreter ended: %s", self.readside.path, error)
+
+
+def make_way(path: Path) -> None:
+    """A stopped engine of this process may still read there; LMDB lets a process open it only once."""
+    for other in shells():
+        if other.owner.forked or other.runtime is not None or other.readside.reads is None:
+            continue
+        if other.readside.path.resolve() == path.resolve():
+            other.close_storage()
+
+
+def _at_exit() -> None:
+    """Leaving the interpreter flushes, as dropping the machine does in the contract."""
+    for shell in shells():
+        shell.leave()
+
+
+atexit.register(_at_exit)
 
 
 def _after_fork() -> None:
     for shell in shells():
-        shell._leave_to_the_parent()
+        shell.owner.leave_to_the_parent()
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _nothing(now: float) -> None:
+    """No run, no time."""
+
+
+def _forget_link(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+    if not loop.is_closed():
+        loop.remove_reader(descriptor)
 
 
 def _wrong_loop(loop: asyncio.AbstractEventLoop) -> WrongLoopError:

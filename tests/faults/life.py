@@ -23,6 +23,7 @@ from shardengine import Engine, EngineConfig, EngineError, KeyValue, run
 from shardengine.engine.snapshot.check import Claim, judge
 from shardengine.engine.storage.generations import Directory
 from tests.faults.control import DISK, Faults, serve
+from tests.inside import runtime_of
 from tests.streams import entries
 
 SEED = 7
@@ -167,10 +168,10 @@ class Life:
     async def _look(self, step: str) -> None:
         """Say what reads give, if there is something to read."""
         db = self.db
-        if db._reads is None:
+        if db._readside.reads is None:
             return
         try:
-            runs = db._runtime is not None
+            runs = runtime_of(db) is not None
             durable = db.durable().index if runs else None
             sync_failed = db.stats()["sync_failed"] is not None if runs else None
             last = db.last_applied()

@@ -1,0 +1,45 @@
+"""The thread, and the process, that an engine belongs to."""
+
+from __future__ import annotations
+
+import threading
+
+from shardengine.engine.errors import ForkedError, WrongThreadError
+
+_NOBODY = -1
+
+
+class Owner:
+    """`thread` is the one that made it, and the only one that may use the engine; no thread of a forked child is."""
+
+    def __init__(self) -> None:
+        self._made_by = threading.current_thread()
+        self.thread = threading.get_ident()
+        self.forked = False
+
+    @property
+    def name(self) -> str:
+        """Of its thread."""
+        return self._made_by.name
+
+    def check(self) -> None:
+        """Raises WrongThreadError in any other thread, ForkedError in a forked child."""
+        if threading.get_ident() == self.thread:
+            return
+        if self.forked:
+            raise ForkedError("the engine was made before a fork, in the parent process", hint="make one per process")
+        raise WrongThreadError(
+            "the engine belongs to the thread that made it", hint="hand the call over with loop.call_soon_threadsafe"
+        )
+
+    def take_over(self) -> bool:
+        """The interpreter ends: this thread is the owner from now on, if that one has ended. False: it lives."""
+        if threading.get_ident() != self.thread and self._made_by.is_alive():
+            return False
+        self.thread = threading.get_ident()
+        return True
+
+    def leave_to_the_parent(self) -> None:
+        """This is a forked child: nothing here is ours."""
+        self.forked = True
+        self.thread = _NOBODY

@@ -1,0 +1,123 @@
+"""Who waits in the loop for the coordinator: for room, for an index, for quiet. A user of `asyncio`.
+
+What must be waited for is a future of the caller's loop, which the coordinator's progress resolves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from itertools import count
+
+from shardengine.engine.commit.coordinator import Coordinator
+from shardengine.engine.config import EngineConfig
+from shardengine.engine.errors import EngineError
+from shardengine.engine.run.busy import Busy
+
+
+class Waiting:
+    """Calls that wait for the `coordinator` of the run; None: nothing runs.
+
+    Invariant: the first future in `room` keeps its place until its owner has taken its turn.
+    """
+
+    def __init__(self, config: EngineConfig, busy: Busy) -> None:
+        self.coordinator: Coordinator | None = None
+        self.room: deque[asyncio.Future[None]] = deque()
+        self._config = config
+        self._busy = busy
+        self._for_index: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = count()
+        self._for_quiet: list[asyncio.Future[None]] = []
+
+    def has_room(self) -> bool:
+        """Whether a chunk may be accepted now, or will be refused at once."""
+        coordinator, config = self.coordinator, self._config
+        return coordinator is not None and (
+            coordinator.failure is not None
+            or (
+                coordinator.in_flight.chunks < config.in_flight_chunks_max
+                and coordinator.in_flight.bytes < config.in_flight_bytes_max
+                and not self._busy.replacing
+            )
+        )
+
+    async def for_room(self) -> None:
+        """Wait, first in first out, for a turn; the caller takes it at once, and then calls `wake_next`."""
+        turn = asyncio.get_running_loop().create_future()
+        self.room.append(turn)
+        while True:
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn in self.room:
+                    self.room.remove(turn)
+                    self.wake_next()
+                raise
+            if not self.room or self.room[0] is not turn:
+                return
+            if not self._busy.replacing:
+                self.room.popleft()
+                return
+            turn = self.room[0] = asyncio.get_running_loop().create_future()  # an install began after it was given
+
+    def wake_next(self) -> None:
+        """Give the first waiting call its turn; it stays first in line until it takes it."""
+        if self.room and not self.room[0].done() and self.has_room():
+            resolve(self.room[0])
+
+    async def for_index(self, index: int, timeout: float | None) -> None:
+        """Wait until `index` is applied. Raises TimeoutError after `timeout` seconds."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = (index, next(self._numbers), future)
+        heapq.heappush(self._for_index, waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        finally:
+            if waiter in self._for_index:  # it gave up
+                self._for_index.remove(waiter)
+                heapq.heapify(self._for_index)
+
+    async def for_quiet(self) -> None:
+        """Wait until nothing was in flight at some moment."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._for_quiet.append(future)
+        await future
+
+    def published(self) -> None:
+        """The coordinator has moved: wake who waits for an index, for room, or for quiet."""
+        coordinator = self.coordinator
+        if coordinator is None:
+            return
+        if coordinator.failure is not None:
+            self.release(coordinator.failure)
+            return
+        while self._for_index and self._for_index[0][0] <= coordinator.applied.index:
+            resolve(heapq.heappop(self._for_index)[2])
+        if self.room:
+            self.wake_next()
+        if self._for_quiet and coordinator.idle:
+            idlers, self._for_quiet = self._for_quiet, []
+            for future in idlers:
+                resolve(future)
+
+    def release(self, error: EngineError) -> None:
+        """Nobody's turn comes any more: all of them fail with `error`."""
+        waiting = [*self.room, *self._for_quiet, *(future for _, _, future in self._for_index)]
+        self.room.clear()
+        self._for_quiet.clear()
+        self._for_index.clear()
+        for future in waiting:
+            resolve(future, error)
+
+
+def resolve(future: asyncio.Future[None], error: EngineError | None = None) -> None:
+    """Wake who awaits `future`, unless it was cancelled or its loop is gone."""
+    if future.done() or future.get_loop().is_closed():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error.again())

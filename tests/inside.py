@@ -1,0 +1,35 @@
+"""What tests look at inside an engine: the one place that knows where it lies."""
+
+from __future__ import annotations
+
+from shardengine import Engine
+from shardengine.engine.read.cut import Reads
+from shardengine.engine.run.runtime import Runtime
+from shardengine.engine.run.shell import Shell
+
+
+def shell_of(db: Engine) -> Shell:
+    return db._shell
+
+
+def runtime_of(db: Engine) -> Runtime | None:
+    """The run, while there is one."""
+    return shell_of(db).runtime
+
+
+def reads_of(db: Engine) -> Reads:
+    """Its readers' side, which is open."""
+    return db._readside.now()
+
+
+def taking(db: Engine) -> bool:
+    return db._busy.taking
+
+
+def replacing(db: Engine) -> bool:
+    return db._busy.replacing
+
+
+async def one_turn(db: Engine) -> None:
+    """Of its loop."""
+    await shell_of(db).tasks.one_turn()

@@ -1,0 +1,103 @@
+"""Moving over to another generation: what goes on while the old one is removed, and what a cancel then leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from shardengine import Engine, LogId, SnapshotInProgressError
+from shardengine.engine.storage.generations import Generation
+from tests.inside import one_turn, replacing, runtime_of
+from tests.streams import Follower
+from tests.taking import CONFIG, Feeder, holds
+
+
+class Held:
+    """Removals of generations, which wait until they are let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go = threading.Event()
+        remove = Generation.remove
+
+        def held(generation: Generation) -> None:
+            assert self.go.wait(60)
+            remove(generation)
+
+        monkeypatch.setattr(Generation, "remove", held)
+
+
+def generations(path: Path) -> list[str]:
+    return sorted(each.name for each in path.glob("gen-*"))
+
+
+async def moved_over(db: Engine) -> None:
+    """Return when another run has taken over."""
+    before = runtime_of(db)
+    while runtime_of(db) is before:
+        await one_turn(db)
+
+
+async def test_chunks_are_applied_while_the_old_generation_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Engine(tmp_path / "data", shards=2, config=CONFIG) as db:
+        await Feeder(db).feed(50)
+        removals = Held(monkeypatch)
+        reset = asyncio.create_task(db.reset())
+        await moved_over(db)
+        feeder = Feeder(db)
+        await feeder.feed(30, 40)
+        await feeder.check()
+        with pytest.raises(SnapshotInProgressError):
+            await db.create_snapshot()
+        assert not reset.done() and not replacing(db)
+        assert generations(tmp_path / "data") == ["gen-000001", "gen-000002"]
+        removals.go.set()
+        await reset
+        assert generations(tmp_path / "data") == ["gen-000002"]
+        await feeder.check()
+
+
+async def test_an_install_that_is_cancelled_after_the_flip_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Engine(tmp_path / "data", shards=2, config=CONFIG) as db:
+        await Feeder(db).feed(50)
+        info = await db.create_snapshot()
+        await db.reset()
+        removals = Held(monkeypatch)
+        restoring = asyncio.create_task(db.restore(info.path))
+        await moved_over(db)
+        restoring.cancel()
+        removals.go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await restoring
+        await holds(db, Follower(7), 50)
+        named = db.snapshot_metadata()
+        assert named is not None and (named.last_included, named.checksum) == (info.last_included, info.checksum)
+        assert generations(tmp_path / "data") == ["gen-000003"]
+        await db.reset()
+        assert db.last_applied() == LogId(0, 0)
+
+
+async def test_a_generation_is_removed_though_no_thread_can_be_had_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = threading.Thread.start, list[threading.Thread]()
+
+    def refuse_the_second(thread: threading.Thread) -> None:
+        started.append(thread)
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async with Engine(tmp_path / "data", shards=2, config=CONFIG) as db:
+        await Feeder(db).feed(50)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse_the_second)
+            await db.reset()
+        assert len(started) == 2 and db.is_empty()
+        assert generations(tmp_path / "data") == ["gen-000002"]
