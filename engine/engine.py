@@ -314,7 +314,8 @@ class Engine:
         all readers. The state is of the snapshot's lineage from then on: the same log as the snapshot's.
 
         Raises SnapshotDamagedError, SnapshotFormatError, SnapshotStaleError (older than the current state),
-        SnapshotInProgressError or StoreFullError; state and index are untouched then.
+        SnapshotInProgressError or StoreFullError; state and index are untouched then. A call that is cancelled ends
+        when nothing works for it any more: with the old state, or, had they changed places already, with the new one.
         """
         await self._replacing.install(absolute(path), metadata, force=False)
 

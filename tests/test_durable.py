@@ -29,8 +29,9 @@ from shardengine import (
 )
 from shardengine.engine.snapshot.manifest import MANIFEST
 from shardengine.engine.storage import runmark
-from shardengine.engine.storage.generations import Generation
+from shardengine.engine.storage.generations import Directory, Generation
 from shardengine.engine.storage.runmark import Boot
+from shardengine.ipc.files import SyncError
 from tests.directories import config, die_in_mid_run, holds_ten, mark_of, opened, puts, reboot
 
 PROCESS, POWER = config("process"), config("power")
@@ -313,6 +314,35 @@ def test_an_install_whose_name_may_not_be_on_the_disk_keeps_both_generations(tmp
         assert sorted(one.name for one in path.glob("gen-*")) == ["gen-000001", "gen-000002"]
         assert "CURRENT" in db.stats()["sync_failed"]
         await db.apply_chunk(puts(11, 1))
+        with pytest.raises(SyncFailedError):
+            await db.aclose()
+
+    run(main)
+
+
+def test_a_flush_in_flight_at_an_install_whose_name_may_not_be_on_the_disk_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old generation, which CURRENT may yet name, has not been synced: its mark must not say so."""
+    answers: list[EngineError | None] = []
+    make_current = Directory.make_current
+
+    async def main() -> None:
+        db = Engine(tmp_path, shards=2, config=PROCESS)
+        db.start()
+        await db.apply_chunk(puts(1, 10))
+        info = await db.create_snapshot()
+
+        def unsynced(directory: Directory, generation: Generation) -> SyncError | None:
+            db._running().request_flush(answers.append)
+            assert make_current(directory, generation) is None
+            return SyncError(errno.EIO, "lost", str(tmp_path))
+
+        monkeypatch.setattr(Directory, "make_current", unsynced)
+        await db.restore(info.path, force=True)
+        assert [type(answer) for answer in answers] == [SyncFailedError]
+        mark = mark_of(tmp_path)
+        assert not mark.clean and mark.failure is not None
         with pytest.raises(SyncFailedError):
             await db.aclose()
 

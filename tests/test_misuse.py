@@ -18,6 +18,7 @@ from shardengine import (
     Engine,
     EngineConfig,
     EngineError,
+    EngineStateError,
     Entry,
     FormatError,
     KeyValue,
@@ -27,6 +28,7 @@ from shardengine import (
     MachineImportError,
     Put,
     Rejected,
+    SnapshotAbortedError,
     StateUntrustedError,
     StoreDamagedError,
     StoreError,
@@ -37,7 +39,7 @@ from shardengine import (
 from shardengine.engine.snapshot.build import build
 from shardengine.engine.verify import verify_directory
 from tests.directories import applies_ten, die_in_mid_run, holds_ten, opened, puts, reboot
-from tests.inside import shell_of
+from tests.inside import one_turn, shell_of
 
 
 class Splits(KeyValue):
@@ -274,6 +276,74 @@ async def test_every_flush_hears_of_a_failure(tmp_path: Path) -> None:
         assert [str(answer) for answer in answers] == ["the end"] * 3
         with pytest.raises(StoreError, match="the end"):
             await db.aclose()
+
+
+async def test_chunks_get_their_turn_between_flushes(tmp_path: Path) -> None:
+    async with Engine(tmp_path, shards=2) as db:
+        applied = False
+
+        async def flush() -> None:
+            while not applied:
+                await db.flush_async()
+
+        flushing = [asyncio.ensure_future(flush()) for _ in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(db.apply_chunk(puts(1, 10)), 30)
+        applied = True
+        await asyncio.gather(*flushing)
+
+
+async def test_a_failure_while_a_snapshot_waits_for_its_label_comes_out_of_the_stop(tmp_path: Path) -> None:
+    db = Engine(tmp_path / "db", shards=2)
+    db.start()
+    await db.apply_chunk(puts(1, 10))
+    snapshot = asyncio.ensure_future(db.generate_snapshot_data(tmp_path / "snapshot", LogId(20, 1)))
+    while not db._running().coordinator.pinning.busy:
+        await one_turn(db)
+    db._running().coordinator.fail(StoreError("the end"))
+    with pytest.raises(SnapshotAbortedError, match="the end"):
+        await snapshot
+    with pytest.raises(StoreError, match="the end"):
+        db.stop()
+    db.close_storage()
+
+
+async def test_a_log_does_not_begin_beside_a_snapshot(tmp_path: Path) -> None:
+    """While a snapshot pins, nothing is decided, and what is not decided would be lost without a word."""
+    async with Engine(tmp_path / "db", shards=2) as db:
+        snapshot = asyncio.ensure_future(db.create_snapshot())
+        while not db._running().coordinator.pinning.busy:
+            await one_turn(db)
+        with pytest.raises(EngineStateError, match="something is in flight"):
+            db.update_last_applied(LogId(1000, 3))
+        await snapshot
+        db.update_last_applied(LogId(1000, 3))
+        assert db.last_applied() == LogId(1000, 3)
+
+
+class Clumsy(KeyValue):
+    """Can be made once; workers, and a second start, fare no better than its class says."""
+
+    name: ClassVar[str] = "tests.clumsy"
+    makes: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        if not Clumsy.makes:
+            raise ValueError("not today")
+
+
+def test_a_machine_that_cannot_be_made_leaves_the_directory_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = Engine(tmp_path, shards=1, machine=Clumsy)
+    monkeypatch.setattr(Clumsy, "makes", False)
+    for _ in range(2):
+        with pytest.raises(MachineImportError, match="not today"):
+            db.start()
+    monkeypatch.setattr(Clumsy, "makes", True)
+    db.start()
+    db.stop()
+    db.close_storage()
 
 
 async def test_a_wait_that_gives_up_is_forgotten(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shardengine import Engine, LogId, SnapshotInProgressError
+from shardengine.engine.snapshot.build import build
 from shardengine.engine.storage.generations import Generation
 from tests.inside import one_turn, replacing, runtime_of
 from tests.streams import Follower
@@ -81,6 +83,34 @@ async def test_an_install_that_is_cancelled_after_the_flip_is_installed(
         assert generations(tmp_path / "data") == ["gen-000003"]
         await db.reset()
         assert db.last_applied() == LogId(0, 0)
+
+
+async def test_an_install_that_is_cancelled_twice_leaves_no_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds, go = threading.Event(), threading.Event()
+
+    def held(*what: Any) -> Any:
+        builds.set()
+        assert go.wait(60)
+        return build(*what)
+
+    monkeypatch.setattr("shardengine.engine.run.replacing.build", held)
+    async with Engine(tmp_path / "data", shards=2, config=CONFIG) as db:
+        await Feeder(db).feed(50)
+        info = await db.create_snapshot()
+        restoring = asyncio.create_task(db.restore(info.path))
+        while not builds.is_set():
+            await one_turn(db)
+        for _ in range(3):
+            restoring.cancel()
+            await one_turn(db)
+        assert not restoring.done(), "something still builds"
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await restoring
+        assert generations(tmp_path / "data") == ["gen-000001"]
+        await db.restore(info.path)
 
 
 async def test_a_generation_is_removed_though_no_thread_can_be_had_for_that(

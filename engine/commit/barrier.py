@@ -7,7 +7,7 @@
                           v
                       RELEASING ---- all let go ----> IDLE (Abandoned)
 
-Between `place` and the last pin nothing may be decided (`Hold` until `Resume`): every pin then sees exactly the last
+Between `place` and the last pin nothing may be decided (until `Resume`): every pin then sees exactly the last
 published group. That is the whole pause, however much data there is. A death before the last pin, or of a worker that
 is still copying, costs the snapshot, never the engine. Nobody is told of the end before nothing is pinned or written
 any more; workers that do not let go in time are killed.

@@ -32,7 +32,7 @@ from shardengine.shards import wire
 from shardengine.shards.types import Entry, LogId, Position
 
 BRIEF_BYTES = 16 * 1024  # so much in flight is worth staying awake for
-DECIDED_KILLS_MAX = 10  # more than `commit.KILLS_MAX`, after which a group that is not decided is abandoned
+DECIDED_KILLS_MAX = 10  # more than `table.KILLS_MAX`, after which a group that is not decided is abandoned
 
 
 class Coordinator:
@@ -154,9 +154,12 @@ class Coordinator:
     # ---- actions of the tables -----------------------------------------------------------------------------------
 
     def _run(self, asked: Sequence[Action]) -> None:
-        """Carry out what a table says. It has changed its state already: what fails here fails the engine."""
+        """Carry out what a table says, until the engine fails: from there on nobody listens to the tables. They have
+        changed their state already, so what fails here is such a failure."""
         try:
             for action in asked:
+                if self.failure is not None:
+                    return
                 _CARRY_OUT[type(action)](self, action)
         except Exception as error:
             self.fail(named(error))
@@ -204,7 +207,7 @@ class Coordinator:
             self._decision.sync()
         except OSError as error:
             refused = disk_error("the decision record cannot be synced", error)
-        self._run(self.flushing.synced(refused))
+        self.flushing.synced(refused)
 
     # ---- what went wrong -----------------------------------------------------------------------------------------
 

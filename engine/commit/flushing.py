@@ -16,7 +16,8 @@ Done = Callable[[EngineError | None], None]
 
 
 class Flushing:
-    """At most one flush at a time, while no group is open; who asks during one shares the next.
+    """At most one flush at a time, while no group is open; who asks during one shares the next, which lets what queues
+    go first.
 
     Invariant: `_asking` is empty when no flush is under way; `_owed` are the shards that have not answered, None before
     they are asked.
@@ -42,18 +43,14 @@ class Flushing:
 
     def request(self, done: Done) -> list[Action]:
         """Flush, then call `done`, with an error when it failed."""
-        if self.busy:
-            self._next.append(done)
-            return []
-        return self._begin([done])
-
-    def _begin(self, asking: list[Done]) -> list[Action]:
-        self._asking = asking
-        self._token += 1
+        self._next.append(done)
         return self.proceed()
 
     def proceed(self) -> list[Action]:
-        """Ask every worker, once nothing is open."""
+        """Begin for who has asked; ask every worker, once nothing is open."""
+        if self._next and not self._asking:
+            self._asking, self._next = self._next, []
+            self._token += 1
         if not self._asking or self._owed is not None or not self._commit.idle:
             return []
         self._owed = set(range(self._shards))
@@ -78,13 +75,12 @@ class Flushing:
         self._error = error or self._error
         return [] if self._owed else [SyncRecord()]
 
-    def synced(self, error: EngineError | None) -> list[Action]:
-        """The decision record is on the disk, or cannot be (`error`): tell who asked, and begin for who asked since."""
-        asking, outcome, following = self._asking, error or self._error, self._next
-        self._asking, self._error, self._next, self._owed = [], None, [], None
+    def synced(self, error: EngineError | None) -> None:
+        """The decision record is on the disk, or cannot be (`error`): tell who asked."""
+        asking, outcome = self._asking, error or self._error
+        self._asking, self._error, self._owed = [], None, None
         for done in asking:
             done(outcome)
-        return self._begin(following) if following else []
 
     def end(self, error: EngineError | None) -> None:
         """Tell all who wait that it is over: it failed, or there is nothing left to do."""

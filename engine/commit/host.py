@@ -10,10 +10,11 @@ from shardengine.shards import wire
 
 
 class Host(Protocol):
-    """Who runs a coordinator. None of these blocks for long, and none calls it back but to ask."""
+    """Who runs a coordinator. None of these calls it back but to ask."""
 
     def before_write(self) -> None:
-        """The first byte of a group is about to be written. Raises what keeps it from that: the group waits."""
+        """The first byte of a group is about to be written. May wait for the disk. Raises what forbids to write: the
+        group's first chunk fails with it."""
 
     def published(self, batch: Batch) -> None:
         """`batch` is committed on every shard: show it to readers. Its results are given out next."""

@@ -4,5 +4,5 @@ Files, lowest first:
 
     tail.py    where the accepted log ends; terms
     split.py   from entries to parts
-    chunks.py  accepted chunks, and the calls that wait for them: Chunk, Delivery
+    chunks.py  accepted chunks, whether a re-sent one is the same, and the calls that wait for them
 """

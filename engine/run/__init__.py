@@ -8,7 +8,7 @@ Files, lowest first:
     opening.py     from a path to a locked, trusted directory
     compacting.py  the same state in a new generation, without gaps
     recovering.py  decision file, rings and positions, judged
-    durability.py  run mark, anchors, flushes
+    durability.py  the run's mark, anchors and flushes; what is durable is the mark's to say, in storage/
     crew.py        workers as they come and go under a coordinator
     runtime.py     one run: everything between start and stop
     facts.py       what `stats` says

@@ -157,10 +157,11 @@ class Replacing:
     def _hand_over(self, old: Runtime, new: Runtime, unsynced: SyncError | None) -> None:
         """The rest of the flip, and the end of the old run: whoever reads, applies or waits does so in `new`."""
         self._shell.take_over(new)
-        old.replaced()
         if unsynced is not None:
             name = new.opened.generation.path.name
             old.mark.fail(f"CURRENT names {name}, but that may not be on the disk: {unsynced}")
+        old.replaced()
+        if unsynced is not None:
             new.mark.inherit(old.mark)
         self._snapshots.look(new.fixed.lineage, new.last_applied)
         self._shell.waiting.published()

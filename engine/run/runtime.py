@@ -27,7 +27,7 @@ from shardengine.engine.intake.split import Splitter
 from shardengine.engine.read.cut import Reads
 from shardengine.engine.run.crew import Crew
 from shardengine.engine.run.durability import Durability
-from shardengine.engine.run.launch import Launch, launch_of, machine_name
+from shardengine.engine.run.launch import Launch, launch_of, machine_name, made
 from shardengine.engine.run.opening import Opened, half_bytes
 from shardengine.engine.run.processes import Workers
 from shardengine.engine.run.recovering import Recovered, open_read_store, readers_max
@@ -64,7 +64,7 @@ class Runtime:
         self._open = ExitStack()
         self.outcome = opened.outcome
         self.splitter = Splitter(
-            machine(),
+            made(machine),
             opened.generation.shards,
             opened.generation.info.config.limits,
             reject_bad=opened.generation.info.config.bad_entry == "reject",
@@ -136,8 +136,10 @@ class Runtime:
     # ---- what is to be done --------------------------------------------------------------------------------------
 
     def begin_at(self, last: LogId) -> bool:
-        """Have the log begin behind `last`; see `Coordinator.begin_at`. False: it has begun, or is about to."""
-        if not self.coordinator.idle or self.coordinator.applied.index:
+        """Have the log begin behind `last`; see `Coordinator.begin_at`. False: it has begun, or is about to, or a
+        snapshot keeps groups from being decided."""
+        coordinator = self.coordinator
+        if not coordinator.idle or coordinator.applied.index or coordinator.pinning.busy:
             return False
         self.coordinator.begin_at(last)
         return True
@@ -155,7 +157,8 @@ class Runtime:
         self.coordinator.fail(error)
 
     def replaced(self) -> None:
-        """Another run has taken over, whose generation is durable as a whole: this one ends, its views with it."""
+        """Another run has taken over: this one ends, its views with it. Who waits for a flush is told what `mark` knows
+        of the new generation, which is durable as a whole unless a sync of its name has failed."""
         self.coordinator.flushing.end(None)
         self.abandon()
         self.reads.close("the state it showed was replaced as a whole")
@@ -282,7 +285,7 @@ class Runtime:
             lambda shard: open_read_store(generation, shard, config), self.shards, position, self.splitter.owner
         )
         self._reading, self.crew.reads = True, self.reads
-        check_samples(self.reads.stores, self._machine())
+        check_samples(self.reads.stores, made(self._machine))
 
     def _adopt_mark(self) -> None:
         if self.mark.clean or self.mark.failure is not None:
@@ -357,7 +360,8 @@ class Runtime:
 
     def stop(self, patience_ms: int | None = None) -> None:
         """Finish what is in flight, make it durable, end the workers. Blocks up to `stop_timeout_ms` for what is in
-        flight and for workers to end, and `flush_timeout_ms` for the disk; or up to `patience_ms` for each.
+        flight and for workers to end, and `flush_timeout_ms` for the disk; or up to `patience_ms` for what is in
+        flight, and for the disk.
 
         Raises the failure that kept it from finishing; the workers are gone all the same, and the next start judges
         what they left.

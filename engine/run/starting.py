@@ -56,8 +56,8 @@ def start_run(
         if reshard and config.shards is not None:
             first = convert(path, config.shards, machine, config)
         opened = open_directory(path, machine, config)
-        runtime = Runtime(opened, machine, config, launch)
         try:
+            runtime = Runtime(opened, machine, config, launch)
             snapshots.start()
             runtime.start()
         except BaseException:

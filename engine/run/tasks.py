@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent import futures
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from shardengine.engine.errors import StoreError, WorkerFailedError
@@ -44,7 +45,7 @@ class Tasks:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            await asyncio.wait([task])
+            await _ended(task)
             raise
 
     def await_threads(self, timeout_ms: int) -> WorkerFailedError | None:
@@ -53,7 +54,7 @@ class Tasks:
         if not futures.wait(self._working, timeout_ms / 1000).not_done:
             return None
         return WorkerFailedError(
-            f"a thread was still reading or building a snapshot after {timeout_ms} ms",
+            f"a thread was still at work on the directory after {timeout_ms} ms",
             hint="the directory stays locked until this process ends; raise stop_timeout_ms",
         )
 
@@ -83,5 +84,12 @@ async def called_back(start: Callable[[Callable[[T], None]], None], cancel: Call
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         cancel()
-        await asyncio.wait([future])
+        await _ended(future)
         raise
+
+
+async def _ended(future: asyncio.Future[Any]) -> None:
+    """Wait until `future` is done, however often that is cancelled."""
+    while not future.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([future])

@@ -186,7 +186,7 @@ class Snapshots:
         return manifest
 
     def keep(self, partial: Partial) -> SnapshotInfo:
-        """Give a sealed snapshot its name among the others, and remove what has had its day: see `retention`.
+        """Give a sealed snapshot its name among the others, and remove what has had its day: see `folder.py`.
 
         One of the same log at the same entry holds the same state, and stays if it is whole; one of another log makes
         way. Raises SnapshotError when what lies there is neither, or the disk refuses. What cannot be removed stays.

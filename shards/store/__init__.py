@@ -14,7 +14,7 @@ Files, lowest first:
     env.py      opening an environment: flags, descriptors, identity, damage
     reader.py   read transactions, and the slots that keep their pages
     reserve.py  map and disk ahead of the last page
-    writer.py   one write transaction at a time
+    writer.py   one write transaction at a time, and the pages it may take at worst
     loader.py   a new environment out of records in key order
 """
 
