@@ -59,11 +59,11 @@ if TYPE_CHECKING:
     from shardengine.engine.snapshot.archive import import_snapshot as import_snapshot
     from shardengine.engine.snapshot.folder import valid_snapshots as valid_snapshots
     from shardengine.engine.snapshot.policy import SnapshotPolicy as SnapshotPolicy
-    from shardengine.engine.snapshot.travel import Piece as Piece
-    from shardengine.engine.snapshot.travel import SnapshotAssembler as SnapshotAssembler
-    from shardengine.engine.snapshot.travel import decode_piece as decode_piece
-    from shardengine.engine.snapshot.travel import encode_piece as encode_piece
-    from shardengine.engine.snapshot.travel import stream_snapshot as stream_snapshot
+    from shardengine.engine.snapshot.transfer import Piece as Piece
+    from shardengine.engine.snapshot.transfer import SnapshotAssembler as SnapshotAssembler
+    from shardengine.engine.snapshot.transfer import decode_piece as decode_piece
+    from shardengine.engine.snapshot.transfer import encode_piece as encode_piece
+    from shardengine.engine.snapshot.transfer import stream_snapshot as stream_snapshot
     from shardengine.ipc.errors import EngineError as EngineError
     from shardengine.ipc.errors import FileRefusedError as FileRefusedError
     from shardengine.shards.errors import BadEntryError as BadEntryError
@@ -174,7 +174,7 @@ _HOMES = {
         "StateMachine",
     ),
     "engine.snapshot.folder": ("valid_snapshots",),
-    "engine.snapshot.travel": (
+    "engine.snapshot.transfer": (
         "Piece",
         "SnapshotAssembler",
         "decode_piece",

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from shardengine.engine.snapshot.manifest import Manifest, PartInfo, write_manifest
-from shardengine.engine.snapshot.travel import Piece, SnapshotAssembler, stream_snapshot
+from shardengine.engine.snapshot.transfer import Piece, SnapshotAssembler, stream_snapshot
 from shardengine.shards.digest import checksum128
 from shardengine.shards.types import Limits, LogId
 

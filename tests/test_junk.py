@@ -16,7 +16,7 @@ import pytest
 from shardengine import Engine, SnapshotDamagedError, SnapshotError, SnapshotFormatError
 from shardengine.engine.snapshot.folder import snapshot_at, valid_snapshots
 from shardengine.engine.snapshot.manifest import MANIFEST, read_manifest
-from shardengine.engine.snapshot.travel import stream_snapshot
+from shardengine.engine.snapshot.transfer import stream_snapshot
 from shardengine.engine.storage.generations import Directory
 from shardengine.shards.types import Limits, LogId
 from tests.snapshots import make_snapshot, part_of

@@ -25,7 +25,7 @@ from shardengine.engine.errors import (
 )
 from shardengine.engine.snapshot.folder import Partial, valid_snapshots
 from shardengine.engine.snapshot.manifest import MANIFEST, read_manifest
-from shardengine.engine.snapshot.travel import (
+from shardengine.engine.snapshot.transfer import (
     PIECE_BYTES,
     PIECE_BYTES_MAX,
     Piece,
@@ -219,7 +219,7 @@ def test_a_finished_assembly_stays_and_is_over(tmp_path: Path) -> None:
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from shardengine.engine.snapshot.travel import SnapshotAssembler, stream_snapshot
+from shardengine.engine.snapshot.transfer import SnapshotAssembler, stream_snapshot
 assembler = SnapshotAssembler(Path(sys.argv[2]))
 for piece in list(stream_snapshot(Path(sys.argv[1]), 32))[:5]:
     assembler.add(piece)

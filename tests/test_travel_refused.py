@@ -24,7 +24,7 @@ from shardengine.engine.errors import (
     TravelError,
 )
 from shardengine.engine.snapshot.manifest import MANIFEST
-from shardengine.engine.snapshot.travel import (
+from shardengine.engine.snapshot.transfer import (
     Piece,
     SnapshotAssembler,
     decode_piece,

@@ -22,8 +22,15 @@ from typing import BinaryIO
 
 from shardengine.engine.errors import PieceDamagedError, PieceEndError, SnapshotFormatError, TravelError
 from shardengine.engine.snapshot.manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest, manifest_bytes, parse_manifest
-from shardengine.engine.snapshot.pieces import Piece, file_errors_named, manifest_of
-from shardengine.engine.snapshot.travel import PIECE_BYTES, SnapshotAssembler, stream_snapshot
+from shardengine.engine.snapshot.transfer import (
+    PIECE_BYTES,
+    Piece,
+    SnapshotAssembler,
+    file_errors_named,
+    manifest_of,
+    numbered,
+    stream_snapshot,
+)
 from shardengine.engine.storage.files import sync_directory
 from shardengine.engine.storage.reading import open_plain
 from shardengine.ipc.files import sync
@@ -135,16 +142,14 @@ class _Archive:
     def pieces(self) -> Iterator[Piece]:
         """What it holds, as the pieces that `stream_snapshot` would have given."""
         manifest = self._manifest()
-        source, number = bytes.fromhex(manifest.checksum), 1
-        left = sum(part.bytes for part in manifest.parts)
-        yield Piece(source, 0, 0, 0, b"", manifest_bytes(manifest), left == 0).sealed()
+        return numbered(manifest, manifest_bytes(manifest), self._content(manifest))
+
+    def _content(self, manifest: Manifest) -> Iterator[tuple[int, int, bytes]]:
+        """What follows the manifest, to the end: the bytes of the parts, in stretches with part and offset."""
         for part, info in enumerate(manifest.parts):
             self._expect(_header(manifest, info.file, info.bytes), f"the header of {info.file}")
             for offset in range(0, info.bytes, PIECE_BYTES):
-                data = self._read(min(PIECE_BYTES, info.bytes - offset))
-                left -= len(data)
-                yield Piece(source, number, part, offset, data, b"", left == 0).sealed()
-                number += 1
+                yield part, offset, self._read(min(PIECE_BYTES, info.bytes - offset))
             self._expect(_padding(info.bytes), f"what fills up {info.file}")
         self._expect(_END, "its end")
         if self._some(1):
