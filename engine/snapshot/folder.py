@@ -19,7 +19,8 @@ import logging
 import os
 import shutil
 import stat
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -200,7 +201,7 @@ class Partial:
     """A new, empty directory for a snapshot that is being written, which no listing shows.
 
     It is held by a lock on the directory itself, which ends with the process: what a dead one leaves is swept, what a
-    living one writes is not. Either `seal` or `remove` ends it.
+    living one writes is not. Either `seal` or `remove` ends it, and leaving its `with` block removes it.
     """
 
     def __init__(self, directory: Path, purpose: str) -> None:
@@ -234,9 +235,43 @@ class Partial:
             _remove_tree(self.path)
             self._release()
 
+    def __enter__(self) -> Partial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
     def _release(self) -> None:
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+@contextmanager
+def writing_into(directory: Path) -> Iterator[Path]:
+    """Write into `directory`, which must be empty or not there; leave nothing when that fails.
+
+    Raises SnapshotError when it is not empty, or cannot be made.
+    """
+    made = not directory.exists()
+    try:
+        make_directories(directory)
+        foreign = sorted(os.listdir(directory))
+    except OSError as error:
+        raise SnapshotError(
+            f"cannot write a snapshot into {directory}: {error}", hint=hint_for(error), path=str(directory)
+        ) from error
+    if foreign:
+        raise SnapshotError(
+            f"{directory} is not empty: it holds {foreign[0]!r}", hint="name a new directory", path=str(directory)
+        )
+    try:
+        yield directory
+    except BaseException:
+        for path in directory.iterdir():
+            path.unlink()
+        if made:
+            directory.rmdir()
+        raise
 
 
 def _make_locked(path: Path) -> int:

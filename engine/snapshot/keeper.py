@@ -6,9 +6,7 @@ Every method blocks on files; the engine calls the long ones in a thread.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -36,10 +34,11 @@ from shardengine.engine.snapshot.folder import (
     sweep_removed,
     take_name,
     valid_snapshots,
+    writing_into,
 )
 from shardengine.engine.snapshot.manifest import SNAPSHOT_FORMAT, Manifest, PartInfo, read_manifest, write_manifest
 from shardengine.engine.snapshot.parts import read_part
-from shardengine.engine.storage.files import make_directories, read_json, sync_directory, write_json
+from shardengine.engine.storage.files import read_json, sync_directory, write_json
 from shardengine.engine.storage.generations import Directory, DirectoryConfig, Generation, new_lineage
 from shardengine.ipc.errors import LACKING, hint_for
 from shardengine.shards.machine import Machine
@@ -124,39 +123,16 @@ class Snapshots:
     def all(self) -> list[SnapshotInfo]:
         return valid_snapshots(self.path)
 
-    def partial(self) -> _Partial:
+    def partial(self) -> Partial:
         """A place to write a snapshot in, which is removed unless it was kept. Raises SnapshotError."""
         try:
-            return _Partial(Partial(self.path, "create"))
+            return Partial(self.path, "create")
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    @contextmanager
-    def into(self, directory: Path) -> Iterator[Path]:
-        """Write into `directory`, the caller's, which must be empty or not there; leave nothing when that fails.
-
-        Raises SnapshotError when it is not empty, or cannot be made.
-        """
-        made = not directory.exists()
-        try:
-            make_directories(directory)
-            foreign = sorted(os.listdir(directory))
-        except OSError as error:
-            raise SnapshotError(
-                f"cannot write a snapshot into {directory}: {error}", hint=hint_for(error), path=str(directory)
-            ) from error
-        if foreign:
-            raise SnapshotError(
-                f"{directory} is not empty: it holds {foreign[0]!r}", hint="name a new directory", path=str(directory)
-            )
-        try:
-            yield directory
-        except BaseException:
-            for path in directory.iterdir():
-                path.unlink()
-            if made:
-                directory.rmdir()
-            raise
+    def into(self, directory: Path) -> AbstractContextManager[Path]:
+        """Write into `directory`, the caller's: see `writing_into`."""
+        return writing_into(directory)
 
     def seal(self, directory: Path, fixed: DirectoryConfig, sealed: Sealed) -> Manifest:
         """Write the manifest of parts that are on the disk: from here on `directory` holds a snapshot."""
@@ -185,7 +161,7 @@ class Snapshots:
             raise _unwritable(directory, error) from error
         return manifest
 
-    def keep(self, partial: _Partial) -> SnapshotInfo:
+    def keep(self, partial: Partial) -> SnapshotInfo:
         """Give a sealed snapshot its name among the others, and remove what has had its day: see `retention`.
 
         One of the same log at the same entry holds the same state, and stays if it is whole; one of another log makes
@@ -215,7 +191,7 @@ class Snapshots:
         sync_directory(self.path)  # who gave it its name may have died before
         return there.info
 
-    def _named(self, partial: _Partial, path: Path) -> SnapshotInfo:
+    def _named(self, partial: Partial, path: Path) -> SnapshotInfo:
         stranger = take_name(path) if snapshot_at(path) is not None else None
         try:
             info = snapshot_info(partial.seal(path.name))
@@ -336,23 +312,6 @@ def metadata_of(manifest: Manifest) -> SnapshotMetadata:
 
 def _unwritable(path: Path, error: OSError) -> SnapshotError:
     return SnapshotError(f"cannot write {path}: {error}", hint=hint_for(error), path=str(path))
-
-
-class _Partial:
-    """A partial snapshot for the length of a `with`."""
-
-    def __init__(self, partial: Partial) -> None:
-        self._partial = partial
-        self.path = partial.path
-
-    def seal(self, name: str) -> Path:
-        return self._partial.seal(name)
-
-    def __enter__(self) -> _Partial:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._partial.remove()
 
 
 def restore_newest(directory: Directory, fixed: DirectoryConfig, target: Target) -> Generation | None:
