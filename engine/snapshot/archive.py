@@ -32,8 +32,7 @@ from shardengine.engine.snapshot.transfer import (
     stream_snapshot,
 )
 from shardengine.engine.storage.files import sync_directory
-from shardengine.engine.storage.reading import open_plain
-from shardengine.ipc.files import sync
+from shardengine.ipc.files import open_plain, sync
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
@@ -118,7 +117,7 @@ def import_snapshot(file: _Path, directory: _Path) -> Path:
         SnapshotFormatError: it is no archive, or of a version that this one cannot read.
     """
     source = Path(file)
-    with file_errors_named(f"reading {source}"), open_plain(source.resolve()) as stream:
+    with file_errors_named(f"reading {source}"), open(open_plain(source.resolve()), "rb") as stream:
         return import_stream(stream, str(source), directory)
 
 

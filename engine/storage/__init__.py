@@ -3,7 +3,6 @@
 Files, lowest first:
 
     files.py        files that are whole or absent; locks
-    reading.py      opening what others may have put there
     anchors.py      whether a running engine's files are still in their place
     generations.py  the data directory
     runmark.py      whether the files may hold more than the disk does; what is durable

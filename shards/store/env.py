@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import struct
 import weakref
 from contextlib import suppress
@@ -16,7 +15,7 @@ import lmdb.verify
 import msgspec
 
 from shardengine.ipc.errors import FULL, LACKING, hint_for
-from shardengine.ipc.files import FILE_MODE, allocate
+from shardengine.ipc.files import FILE_MODE, NotPlainError, allocate, open_plain
 from shardengine.shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError
 from shardengine.shards.types import Position
 
@@ -198,10 +197,11 @@ def check_length(file: Path) -> None:
     The layout is that of LMDB 0.9's `MDB_meta`, on the first two pages behind a 16-byte header:
     https://github.com/LMDB/lmdb/blob/LMDB_0.9.33/libraries/liblmdb/mdb.c
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # does not wait at a pipe
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise StoreDamagedError(f"{file} is no plain file", hint="restore a snapshot", path=str(file))
+        descriptor = open_plain(file)
+    except NotPlainError as error:
+        raise StoreDamagedError(f"{file} is no plain file", hint="restore a snapshot", path=str(file)) from error
+    try:
         head, size = os.pread(descriptor, 2 * PAGE_BYTES, 0), os.fstat(descriptor).st_size
     finally:
         os.close(descriptor)
