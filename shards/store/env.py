@@ -26,7 +26,8 @@ POSITION = b"position"
 IDENTITY = b"identity"
 SPARE_TXNS = 4
 """Closed read transactions whose slots in the readers' table are kept for those to come."""
-_DATABASES_MAX = 3
+DATA, EXPIRY, META = DATABASES = (b"data", b"expiry", b"meta")
+"""Every database of an environment, by name."""
 COMMIT_PAGES = 64  # for the free list, meta and root pages of a small commit
 _READER_BYTES = 64  # of a slot in the readers' table, and of each of the two lines of its head
 _META = struct.Struct("<I116xQQ")  # magic ... last page, transaction
@@ -96,7 +97,7 @@ def open_environment(
             sync=sync,
             metasync=sync,
             readahead=not readonly,  # the writer walks into fresh pages; lookups read one at a time
-            max_dbs=_DATABASES_MAX,
+            max_dbs=len(DATABASES),
             max_readers=readers_max,
             max_spare_txns=SPARE_TXNS if readonly else 0,
             lib_version=0,
@@ -167,10 +168,9 @@ def _close_on_exec(file: Path) -> None:
                     os.set_inheritable(int(name), False)
 
 
-def make_databases(env: lmdb.Environment) -> tuple[lmdb._Database, lmdb._Database]:
-    """`data` and `meta`, made with all others where they are missing."""
-    env.open_db(b"expiry")
-    return env.open_db(b"data"), env.open_db(b"meta")
+def make_databases(env: lmdb.Environment) -> dict[bytes, lmdb._Database]:
+    """Every database by name, made where it is missing."""
+    return {name: env.open_db(name) for name in DATABASES}
 
 
 def reserve_a_commit(env: lmdb.Environment, file: Path) -> None:
