@@ -4,69 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardengine.ipc.errors import FULL, EngineError, FileRefusedError, hint_for
+from shardengine.ipc.errors import FULL, hint_for
+from shardengine.ipc.errors import EngineError as EngineError
+from shardengine.ipc.errors import FileRefusedError as FileRefusedError
 from shardengine.ipc.files import SyncError
-from shardengine.shards.errors import (
-    BadEntryError,
-    ChunkFailedError,
-    MachineImportError,
-    MachineMismatchError,
-    StoreDamagedError,
-    StoreError,
-    StoreFullError,
-    StoreMismatchError,
-    SyncFailedError,
-    UndeclaredKeyError,
-)
-
-__all__ = [
-    "BadEntryError",
-    "ChunkAbortedError",
-    "ChunkFailedError",
-    "ChunkTooLargeError",
-    "CommitRuleError",
-    "ConfigError",
-    "DamagedError",
-    "DirectoryChangedError",
-    "EngineError",
-    "EngineLockedError",
-    "EngineStateError",
-    "EngineStoppedError",
-    "FileRefusedError",
-    "ForkedError",
-    "FormatError",
-    "LogConflictError",
-    "LogGapError",
-    "LogOrderError",
-    "MachineImportError",
-    "MachineMismatchError",
-    "PieceDamagedError",
-    "PieceDuplicateError",
-    "PieceEndError",
-    "PieceGapError",
-    "PieceSourceError",
-    "ShardCountMismatchError",
-    "SnapshotAbortedError",
-    "SnapshotDamagedError",
-    "SnapshotError",
-    "SnapshotFormatError",
-    "SnapshotInProgressError",
-    "SnapshotLabelError",
-    "SnapshotStaleError",
-    "StateUntrustedError",
-    "StoreDamagedError",
-    "StoreError",
-    "StoreFullError",
-    "StoreMismatchError",
-    "SyncFailedError",
-    "TooManyViewsError",
-    "TravelError",
-    "UndeclaredKeyError",
-    "ViewClosedError",
-    "WorkerFailedError",
-    "WrongLoopError",
-    "WrongThreadError",
-]
+from shardengine.shards.errors import BadEntryError as BadEntryError
+from shardengine.shards.errors import ChunkFailedError as ChunkFailedError
+from shardengine.shards.errors import MachineImportError as MachineImportError
+from shardengine.shards.errors import MachineMismatchError as MachineMismatchError
+from shardengine.shards.errors import StoreDamagedError as StoreDamagedError
+from shardengine.shards.errors import StoreError as StoreError
+from shardengine.shards.errors import StoreFullError as StoreFullError
+from shardengine.shards.errors import StoreMismatchError as StoreMismatchError
+from shardengine.shards.errors import SyncFailedError as SyncFailedError
+from shardengine.shards.errors import UndeclaredKeyError as UndeclaredKeyError
 
 
 class ConfigError(EngineError):

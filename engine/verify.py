@@ -27,7 +27,8 @@ from shardengine.engine.snapshot.check import Claim, Verdict, claims_of, judge
 from shardengine.engine.snapshot.manifest import Manifest, read_manifest
 from shardengine.engine.snapshot.parts import damaged, read_part
 from shardengine.engine.storage.files import Lock
-from shardengine.engine.storage.generations import Directory, Generation, check_machine
+from shardengine.engine.storage.generations import Directory, Generation
+from shardengine.engine.storage.matching import check_machine
 from shardengine.ipc.errors import hint_for
 from shardengine.ipc.ring import RingReader
 from shardengine.shards.digest import checksum

@@ -1,7 +1,8 @@
 """Files and directories as every rank makes, opens and syncs them: nobody else's, nothing but plain files, no surprise
 later.
 
-`open_file` follows no link and refuses what is no plain file of this user; `create_file` and `make_directory` give a
+`open_file` follows no link and refuses what is no plain file of this user; `open_plain` asks not whose it is, and so is
+for what came from elsewhere; `create_file` and `make_directory` give a
 mode that no umask changes; `allocate` gives a file disk, so that a full one is an error here and no SIGBUS in a map;
 `sync` tells a sync that failed from every other failure, since the kernel tells it once only.
 """
@@ -18,6 +19,8 @@ from shardengine.ipc.errors import FileRefusedError
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
 _PIECE = 1 << 20
+_GUARDED = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+"""No link is followed, nothing waits at a pipe, no child inherits it."""
 _CANNOT_ALLOCATE = frozenset((errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM))
 """What file systems and sandboxes say that have no `fallocate`."""
 
@@ -28,6 +31,10 @@ class SyncError(OSError):
     """A sync failed: what was written since the last one may be lost, and the next sync will not say so again."""
 
 
+class NotPlainError(OSError):
+    """What lies there is a pipe, a device or a directory."""
+
+
 def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
     """Open a plain file of this user (or of root); with O_CREAT it is this user's alone, whatever the umask. Returns
     the descriptor, which no child inherits.
@@ -35,7 +42,7 @@ def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
     Raises FileRefusedError when a link, FIFO, device, directory, or somebody else's file lies there; OSError.
     """
     try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, FILE_MODE)
+        descriptor = os.open(path, flags | _GUARDED, FILE_MODE)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise refused(path, _KINDS[error.errno]) from error
@@ -59,6 +66,31 @@ def _check_plain(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise refused(path, _KINDS[errno.ENXIO])
     check_owner(path, found)
+
+
+def open_plain(path: Path) -> int:
+    """Open what others may have put there, to be read: a plain file at once, whosever it is. Returns the descriptor,
+    which no child inherits.
+
+    Raises NotPlainError; OSError, for a link too.
+    """
+    descriptor = os.open(path, os.O_RDONLY | _GUARDED)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise NotPlainError(errno.EINVAL, "no plain file", os.fspath(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_plain(path: Path, bytes_max: int) -> bytes:
+    """All of a plain file of at most `bytes_max`. OSError: it is longer, or as `open_plain` says."""
+    with open(open_plain(path), "rb") as file:
+        data = file.read(min(os.fstat(file.fileno()).st_size, bytes_max) + 1)
+    if len(data) > bytes_max:
+        raise OSError(errno.EFBIG, f"longer than the {bytes_max} bytes that such a file may have", os.fspath(path))
+    return data
 
 
 def check_file(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from perf.apply import run_apply
@@ -49,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     shape = argparse.RawDescriptionHelpFormatter
     apply = commands.add_parser("apply", help="throughput and latency", epilog=_APPLY, formatter_class=shape)
-    _common(apply, entries=400_000, value_bytes=256)
-    apply.add_argument("--rounds", type=_positive, default=5, help="rounds of the three sides (default: %(default)s)")
+    _add(apply, *_COMMON, entries=400_000)
+    _add(apply, "rounds", text="rounds of the three sides")
     apply.add_argument(
         "--latency-rounds",
         type=int,
@@ -59,38 +59,22 @@ def parser() -> argparse.ArgumentParser:
     )
     apply.add_argument("--time-ms", action="store_true", help="also the engine with a time_ms of its own on each entry")
     latency = commands.add_parser("latency", help="one entry at a time", epilog=_LATENCY, formatter_class=shape)
-    add = latency.add_argument
-    add("--value-bytes", type=_positive, default=256, help="length of a value (default: %(default)s)")
-    add("--shards", type=_at_least_two, default=2, help="worker processes, two or more (default: %(default)s)")
-    add("--rounds", type=_positive, default=20, help="blocks of 100 of each kind (default: %(default)s)")
-    add("--busy", type=_positive, default=2, help="busy processes beside the second table (default: %(default)s)")
-    add("--dir", type=Path, help="where the temporary data goes (default: the system's temporary directory)")
-    add("--json", type=Path, metavar="FILE", help="write everything here too")
+    _add(latency, "value_bytes", "dir", "json")
+    _add(latency, "shards", text="worker processes, two or more", kind=_at_least_two)
+    _add(latency, "rounds", text="blocks of 100 of each kind", rounds=20)
+    _add(latency, "busy")
     memory = commands.add_parser("memory", help="the coordinator's memory", epilog=_MEMORY, formatter_class=shape)
-    _common(memory, entries=5_000_000, value_bytes=64)
+    _add(memory, *_COMMON, entries=5_000_000, value_bytes=64)
     snapshot = commands.add_parser(
         "snapshot", help="the barrier's pause, copy and restore", epilog=_SNAPSHOT, formatter_class=shape
     )
-    _common(snapshot, entries=50_000, value_bytes=256, records="records of the smallest of three sizes")
-    snapshot.add_argument("--rounds", type=_positive, default=5, help="rounds of everything (default: %(default)s)")
+    _add(snapshot, *_COMMON[1:])
+    _add(snapshot, "entries", text="records of the smallest of three sizes", entries=50_000)
+    _add(snapshot, "rounds", text="rounds of everything")
     snapshot.add_argument(
         "--into", type=_positive, help="shards of the other restore (default: one more than --shards)"
     )
     return top
-
-
-def _common(
-    command: argparse.ArgumentParser, *, entries: int, value_bytes: int, records: str = "records in all"
-) -> None:
-    add = command.add_argument
-    add("--entries", type=_positive, default=entries, help=f"{records} (default: %(default)s)")
-    add("--value-bytes", type=_positive, default=value_bytes, help="length of a value (default: %(default)s)")
-    add("--chunk", type=_positive, default=5000, help="entries a chunk (default: %(default)s)")
-    add("--shards", type=_positive, default=2, help="worker processes (default: %(default)s)")
-    add("--window", type=_positive, default=4, help="chunks in flight (default: %(default)s)")
-    add("--seed", type=int, default=1, help="of the records (default: %(default)s)")
-    add("--dir", type=Path, help="where the temporary data goes (default: the system's temporary directory)")
-    add("--json", type=Path, metavar="FILE", help="write everything here too")
 
 
 def _positive(text: str) -> int:
@@ -105,6 +89,39 @@ def _at_least_two(text: str) -> int:
     if number < 2:
         raise argparse.ArgumentTypeError(f"{number} is less than 2")
     return number
+
+
+_OPTIONS: dict[str, tuple[Callable[[str], object], int | None, str]] = {
+    "entries": (_positive, None, "records in all"),
+    "value_bytes": (_positive, 256, "length of a value"),
+    "chunk": (_positive, 5000, "entries a chunk"),
+    "shards": (_positive, 2, "worker processes"),
+    "window": (_positive, 4, "chunks in flight"),
+    "seed": (int, 1, "of the records"),
+    "rounds": (_positive, 5, "rounds"),
+    "busy": (_positive, 2, "busy processes beside the second table"),
+    "dir": (Path, None, "where the temporary data goes (default: the system's temporary directory)"),
+    "json": (Path, None, "write everything here too"),
+}
+"""The type of an option, its default and what it says, wherever a command does not say otherwise."""
+_COMMON = ("entries", "value_bytes", "chunk", "shards", "window", "seed", "dir", "json")
+
+
+def _add(
+    command: argparse.ArgumentParser,
+    *names: str,
+    text: str = "",
+    kind: Callable[[str], object] | None = None,
+    **defaults: int,
+) -> None:
+    """Give a command the options of those names; `text`, `kind` and `defaults` are its own."""
+    for name in names:
+        usual_kind, usual, usual_text = _OPTIONS[name]
+        default = defaults.get(name, usual)
+        told = (text or usual_text) + (" (default: %(default)s)" if default is not None else "")
+        flag = f"--{name.replace('_', '-')}"
+        metavar = "FILE" if name == "json" else None
+        command.add_argument(flag, type=kind or usual_kind, default=default, metavar=metavar, help=told)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -67,6 +67,13 @@ class _ApplyError(Exception):
         super().__init__(problem.message)
         self.index = index
         self.problem = problem
+
+
+class _Done(NamedTuple):
+    """A group whose commands are done, and whose writes the store does not have yet."""
+
+    transaction: Tx
+    results: wire.PartResults
 
 
 class Shard:
@@ -171,26 +178,34 @@ class Shard:
         return wire.Flushed(token, None)
 
     def _apply(self, extent: Extent) -> wire.PartResults:
-        """Apply a group's parts inside a new transaction. On _ApplyError there is none any more."""
+        """Apply a group's parts inside a new transaction: begin, run the commands, write. On _ApplyError there is none
+        any more."""
         self._store.begin()
         try:
-            results = wire.PartResults({}, {})
             parts = list(layout.unpack(self._view(extent.offset, extent.length)))
             puts = self._plain(parts[0]) if len(parts) == 1 else None
             if puts is not None:
                 self._store.put_sorted(*puts)
-                return results
-            transaction = Tx(self._store.get, self._limits)
-            for part in parts:
-                self._apply_part(part, transaction, results)
-            self._store.write(transaction.writes)
-            return results
+                return wire.PartResults({}, {})
+            return self._write(self._run(parts))
         except EngineError as error:
             self._store.abort()
             raise _ApplyError(None, problem_of(error)) from error
         except _ApplyError:
             self._store.abort()
             raise
+
+    def _run(self, parts: list[layout.Unpacked]) -> _Done:
+        """Run the commands of a group. Nothing is written yet."""
+        done = _Done(Tx(self._store.get, self._limits), wire.PartResults({}, {}))
+        for part in parts:
+            self._apply_part(part, done.transaction, done.results)
+        return done
+
+    def _write(self, done: _Done) -> wire.PartResults:
+        """Give the store what the commands of a group have written."""
+        self._store.write(done.transaction.writes)
+        return done.results
 
     def _plain(self, part: layout.Unpacked) -> tuple[list[tuple[bytes, bytes]], int] | None:
         """The writes of a part of nothing but plain puts, and their longest value; None for any other part."""

@@ -81,7 +81,7 @@ def changed(piece: Piece, **changes: Any) -> Piece:
 
 
 def resealed(piece: Piece, **changes: Any) -> Piece:
-    return changed(piece, **changes).summed()
+    return changed(piece, **changes).sealed()
 
 
 def file_work(patch: pytest.MonkeyPatch) -> list[str]:

@@ -50,6 +50,25 @@ def test_the_name_of_a_mount_point_is_not_ours_to_sync(monkeypatch: pytest.Monke
     assert synced == []
 
 
+def test_only_names_that_may_not_be_on_the_disk_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, synced = os.fsync, list[str]()
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    (tmp_path / "above").mkdir()
+    below = tmp_path / "above" / "new" / "below"
+    make_directories(below)
+    assert synced == [tmp_path.name, "above", "new"]
+    make_directories(below)  # who made it may have died before its name was synced
+    assert synced.pop() == "new"
+    (below / "file").touch()
+    make_directories(below)
+    assert synced == [tmp_path.name, "above", "new"]
+
+
 @pytest.mark.parametrize("lost", ["the mark", "power"])
 def test_an_untrusted_state_says_why_and_how_who_knows_better_takes_it_back(tmp_path: Path, lost: str) -> None:
     die_in_mid_run(tmp_path)

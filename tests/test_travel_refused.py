@@ -294,7 +294,7 @@ def test_a_part_may_not_be_called(tmp_path: Path, name: str) -> None:
 
 def first_piece(parts: list[bytes], /, **changes: Any) -> Piece:
     manifest = manifest_for(parts, **changes)
-    return Piece(bytes.fromhex(manifest.checksum), 0, 0, 0, b"", msgspec.json.encode(manifest), False).summed()
+    return Piece(bytes.fromhex(manifest.checksum), 0, 0, 0, b"", msgspec.json.encode(manifest), False).sealed()
 
 
 @pytest.mark.parametrize(

@@ -154,8 +154,8 @@ class Coordinator:
     # ---- actions of the tables -----------------------------------------------------------------------------------
 
     def _run(self, asked: Sequence[Action]) -> None:
-        """Carry out what a table says, until the engine fails: from there on nobody listens to the tables. They have
-        changed their state already, so what fails here is such a failure."""
+        """Carry out what a table says. It has changed its state already: what fails here fails the engine, and from
+        there on nobody listens to the tables."""
         try:
             for action in asked:
                 if self.failure is not None:
@@ -359,8 +359,7 @@ class Coordinator:
         self._run(self.pinning.cancel(why))
 
     def flush(self, done: Done) -> None:
-        """Make all that is published durable; then call `done`, with an error when it failed. No group opens
-        meanwhile."""
+        """Make all that is published durable, then call `done`, with an error when it failed; no group opens meanwhile."""
         if self.failure is not None:
             done(self.failure.again())
         else:

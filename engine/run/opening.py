@@ -17,10 +17,9 @@ from shardengine.engine.storage.generations import (
     Directory,
     DirectoryConfig,
     Generation,
-    check_machine,
-    check_shard_count,
     new_lineage,
 )
+from shardengine.engine.storage.matching import check_machine, check_shard_count
 from shardengine.engine.storage.runmark import read_mark, trusted, why_untrusted, write_clean
 from shardengine.ipc.files import check_owner
 from shardengine.shards.machine import Machine

@@ -7,7 +7,7 @@ Files, lowest first:
     parts.py     the parts of a snapshot, each read once and judged
     check.py     whether a shard's file at rest is what is said of it
     build.py     from a snapshot or a generation to a new generation
-    folder.py    a directory of snapshots: which are valid, which stay
+    folder.py    a directory of snapshots: which are valid, which stay, where one grows
     keeper.py    writing snapshots into place, checking and keeping them
     transfer.py  a snapshot in numbered pieces, and whole again
     archive.py   a snapshot as one file

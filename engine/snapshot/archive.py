@@ -21,26 +21,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shardengine.engine.errors import PieceDamagedError, PieceEndError, SnapshotFormatError, TravelError
-from shardengine.engine.snapshot.folder import file_errors_named
-from shardengine.engine.snapshot.manifest import (
-    MANIFEST,
-    MANIFEST_BYTES_MAX,
-    Manifest,
-    PartInfo,
-    manifest_bytes,
-    parse_manifest,
-)
+from shardengine.engine.snapshot.manifest import MANIFEST, MANIFEST_BYTES_MAX, Manifest, manifest_bytes, parse_manifest
 from shardengine.engine.snapshot.transfer import (
     PIECE_BYTES,
     Piece,
     SnapshotAssembler,
+    file_errors_named,
     manifest_of,
-    pieces_of,
+    numbered,
     stream_snapshot,
 )
 from shardengine.engine.storage.files import sync_directory
-from shardengine.engine.storage.reading import open_plain
-from shardengine.ipc.files import sync
+from shardengine.ipc.files import open_plain, sync
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
@@ -125,7 +117,7 @@ def import_snapshot(file: _Path, directory: _Path) -> Path:
         SnapshotFormatError: it is no archive, or of a version that this one cannot read.
     """
     source = Path(file)
-    with file_errors_named(f"reading {source}"), open_plain(source.resolve()) as stream:
+    with file_errors_named(f"reading {source}"), open(open_plain(source.resolve()), "rb") as stream:
         return import_stream(stream, str(source), directory)
 
 
@@ -149,17 +141,18 @@ class _Archive:
     def pieces(self) -> Iterator[Piece]:
         """What it holds, as the pieces that `stream_snapshot` would have given."""
         manifest = self._manifest()
-        yield from pieces_of(manifest, (self._part(manifest, info) for info in manifest.parts))
+        return numbered(manifest, manifest_bytes(manifest), self._content(manifest))
+
+    def _content(self, manifest: Manifest) -> Iterator[tuple[int, int, bytes]]:
+        """What follows the manifest, to the end: the bytes of the parts, in stretches with part and offset."""
+        for part, info in enumerate(manifest.parts):
+            self._expect(_header(manifest, info.file, info.bytes), f"the header of {info.file}")
+            for offset in range(0, info.bytes, PIECE_BYTES):
+                yield part, offset, self._read(min(PIECE_BYTES, info.bytes - offset))
+            self._expect(_padding(info.bytes), f"what fills up {info.file}")
         self._expect(_END, "its end")
         if self._some(1):
             raise PieceEndError(f"{self._source} goes on after its end", hint="copy it again", offset=self._offset)
-
-    def _part(self, manifest: Manifest, info: PartInfo) -> Iterator[tuple[int, bytes]]:
-        """A part in stretches, each with its offset."""
-        self._expect(_header(manifest, info.file, info.bytes), f"the header of {info.file}")
-        for offset in range(0, info.bytes, PIECE_BYTES):
-            yield offset, self._read(min(PIECE_BYTES, info.bytes - offset))
-        self._expect(_padding(info.bytes), f"what fills up {info.file}")
 
     def _manifest(self) -> Manifest:
         header = self._some(_BLOCK)

@@ -26,7 +26,7 @@ from pathlib import Path
 import msgspec
 
 from shardengine.engine.contract import SnapshotInfo
-from shardengine.engine.errors import ConfigError, SnapshotDamagedError, SnapshotError, SnapshotFormatError, TravelError
+from shardengine.engine.errors import ConfigError, SnapshotDamagedError, SnapshotError, SnapshotFormatError
 from shardengine.engine.snapshot.manifest import Manifest, read_manifest
 from shardengine.engine.storage.files import make_directories, sync_directory
 from shardengine.ipc.errors import hint_for
@@ -197,20 +197,11 @@ def _swept(path: Path) -> bool:
     return True
 
 
-@contextmanager
-def file_errors_named(doing: str) -> Iterator[None]:
-    """Turn an OSError into a TravelError that says what was being done, and keeps `errno`."""
-    try:
-        yield
-    except OSError as error:
-        raise TravelError(f"{doing}: {error.strerror or error}", hint=hint_for(error), errno=error.errno) from error
-
-
 class Partial:
     """A new, empty directory for a snapshot that is being written, which no listing shows.
 
     It is held by a lock on the directory itself, which ends with the process: what a dead one leaves is swept, what a
-    living one writes is not. Either `seal` or `remove` ends it, or leaving its `with` block.
+    living one writes is not. Either `seal` or `remove` ends it, and leaving its `with` block removes it.
     """
 
     def __init__(self, directory: Path, purpose: str) -> None:
@@ -253,6 +244,34 @@ class Partial:
     def _release(self) -> None:
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+@contextmanager
+def writing_into(directory: Path) -> Iterator[Path]:
+    """Write into `directory`, which must be empty or not there; leave nothing when that fails.
+
+    Raises SnapshotError when it is not empty, or cannot be made.
+    """
+    made = not directory.exists()
+    try:
+        make_directories(directory)
+        foreign = sorted(os.listdir(directory))
+    except OSError as error:
+        raise SnapshotError(
+            f"cannot write a snapshot into {directory}: {error}", hint=hint_for(error), path=str(directory)
+        ) from error
+    if foreign:
+        raise SnapshotError(
+            f"{directory} is not empty: it holds {foreign[0]!r}", hint="name a new directory", path=str(directory)
+        )
+    try:
+        yield directory
+    except BaseException:
+        for path in directory.iterdir():
+            path.unlink()
+        if made:
+            directory.rmdir()
+        raise
 
 
 def _make_locked(path: Path) -> int:

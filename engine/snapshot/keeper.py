@@ -6,9 +6,7 @@ Every method blocks on files; the engine calls the long ones in a thread.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -36,10 +34,11 @@ from shardengine.engine.snapshot.folder import (
     sweep_removed,
     take_name,
     valid_snapshots,
+    writing_into,
 )
 from shardengine.engine.snapshot.manifest import SNAPSHOT_FORMAT, Manifest, PartInfo, read_manifest, write_manifest
 from shardengine.engine.snapshot.parts import read_part
-from shardengine.engine.storage.files import make_directories, read_json, sync_directory, write_json
+from shardengine.engine.storage.files import read_json, sync_directory, write_json
 from shardengine.engine.storage.generations import Directory, DirectoryConfig, Generation, new_lineage
 from shardengine.ipc.errors import LACKING, hint_for
 from shardengine.shards.machine import Machine
@@ -131,32 +130,9 @@ class Snapshots:
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    @contextmanager
-    def into(self, directory: Path) -> Iterator[Path]:
-        """Write into `directory`, the caller's, which must be empty or not there; leave nothing when that fails.
-
-        Raises SnapshotError when it is not empty, or cannot be made.
-        """
-        made = not directory.exists()
-        try:
-            make_directories(directory)
-            foreign = sorted(os.listdir(directory))
-        except OSError as error:
-            raise SnapshotError(
-                f"cannot write a snapshot into {directory}: {error}", hint=hint_for(error), path=str(directory)
-            ) from error
-        if foreign:
-            raise SnapshotError(
-                f"{directory} is not empty: it holds {foreign[0]!r}", hint="name a new directory", path=str(directory)
-            )
-        try:
-            yield directory
-        except BaseException:
-            for path in directory.iterdir():
-                path.unlink()
-            if made:
-                directory.rmdir()
-            raise
+    def into(self, directory: Path) -> AbstractContextManager[Path]:
+        """Write into `directory`, the caller's: see `writing_into`."""
+        return writing_into(directory)
 
     def seal(self, directory: Path, fixed: DirectoryConfig, sealed: Sealed) -> Manifest:
         """Write the manifest of parts that are on the disk: from here on `directory` holds a snapshot."""
@@ -186,7 +162,7 @@ class Snapshots:
         return manifest
 
     def keep(self, partial: Partial) -> SnapshotInfo:
-        """Give a sealed snapshot its name among the others, and remove what has had its day: see `folder.py`.
+        """Give a sealed snapshot its name among the others, and remove what has had its day: see `retention`.
 
         One of the same log at the same entry holds the same state, and stays if it is whole; one of another log makes
         way. Raises SnapshotError when what lies there is neither, or the disk refuses. What cannot be removed stays.

@@ -19,8 +19,8 @@ import msgspec
 from shardengine.engine.config import KEY_BYTES_LIMIT, VALUE_BYTES_LIMIT
 from shardengine.engine.errors import SnapshotDamagedError, SnapshotError, SnapshotFormatError
 from shardengine.engine.storage.files import write_whole
-from shardengine.engine.storage.reading import read_small
 from shardengine.ipc.errors import LACKING, hint_for
+from shardengine.ipc.files import read_plain
 from shardengine.shards.digest import checksum128
 from shardengine.shards.placement import SHARDS_MAX, SLOTS
 from shardengine.shards.types import U64_MAX, Limits, LogId
@@ -91,7 +91,7 @@ def read_manifest(directory: Path) -> Manifest:
     what it takes to look."""
     path = directory / MANIFEST
     try:
-        return parse_manifest(read_small(path, MANIFEST_BYTES_MAX), str(path))
+        return parse_manifest(read_plain(path, MANIFEST_BYTES_MAX), str(path))
     except FileNotFoundError:
         raise SnapshotDamagedError(f"{directory} is no snapshot: it has no {MANIFEST}", path=str(directory)) from None
     except OSError as error:

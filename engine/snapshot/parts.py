@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 from shardengine.engine.errors import SnapshotDamagedError, SnapshotError
 from shardengine.engine.snapshot.manifest import PartInfo
-from shardengine.engine.storage.reading import open_plain
 from shardengine.ipc.errors import LACKING, hint_for
+from shardengine.ipc.files import open_plain
 from shardengine.shards.digest import hasher128
 
 _READ_BYTES = 1 << 20
@@ -21,7 +21,7 @@ def stretches(path: Path, part: PartInfo, stretch_bytes: int = _READ_BYTES) -> I
     Raises SnapshotDamagedError when it is not, SnapshotError when this process lacks what it takes to read it.
     """
     try:
-        with open_plain(path) as file:
+        with open(open_plain(path), "rb") as file:
             yield from _checked(file, path, part, stretch_bytes)
     except OSError as error:
         raise _unreadable(path, error) from error

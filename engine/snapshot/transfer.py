@@ -4,8 +4,9 @@
     piece 1..  the bytes of the parts, one part after the other; no piece spans two; empty parts have none
     the last   says so
 
-Every piece names its snapshot (`source`, the checksum of the manifest) and carries a checksum of all it says. How they
-get across is the host's business; `encode_piece` makes bytes of them. One piece at a time is in memory on either side.
+Every piece names its snapshot (`source`, the checksum of the manifest) and carries a checksum of all it says. How
+pieces get across is the host's business; `encode_piece` makes bytes of them. One piece at a time is in memory on
+either side.
 """
 
 from __future__ import annotations
@@ -28,15 +29,19 @@ from shardengine.engine.errors import (
     SnapshotDamagedError,
     TravelError,
 )
-from shardengine.engine.snapshot.folder import PARTIAL, Partial, file_errors_named, snapshot_info, sweep
-from shardengine.engine.snapshot.manifest import Manifest, parse_manifest, read_manifest, write_manifest
+from shardengine.engine.snapshot.folder import PARTIAL, Partial, snapshot_info, sweep
+from shardengine.engine.snapshot.manifest import Manifest, PartInfo, parse_manifest, read_manifest, write_manifest
 from shardengine.engine.snapshot.parts import read_part, stretches
 from shardengine.engine.storage.files import sync_directory
+from shardengine.ipc.errors import hint_for
 from shardengine.ipc.files import create_file, sync, write_all
 from shardengine.shards.digest import hasher128
 
 PIECE_BYTES = 1 * MIB
 PIECE_BYTES_MAX = 64 * MIB
+
+_PURPOSE = "travel"
+_AGAIN = "send it again"
 
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -45,7 +50,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     """A stretch of a snapshot: `data` begins at byte `offset` of the manifest's part number `part`.
 
     source: the checksum of the manifest, 16 bytes. number: from 0, without gaps. metadata: JSON of the manifest on
-    piece 0, else empty. last: no piece follows. checksum: XXH3-128 of all the others, see `summed`.
+    piece 0, else empty. last: no piece follows. checksum: XXH3-128 of all the others, see `sealed`.
     """
 
     source: bytes
@@ -57,7 +62,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     last: bool
     checksum: bytes = b""
 
-    def summed(self) -> Piece:
+    def sealed(self) -> Piece:
         """This piece with the checksum that belongs to it."""
         return msgspec.structs.replace(self, checksum=self.expected_checksum())
 
@@ -77,7 +82,19 @@ def decode_piece(data: bytes) -> Piece:
     try:
         return msgspec.msgpack.decode(data, type=Piece)
     except msgspec.MsgspecError as error:
-        raise PieceDamagedError(f"{len(data)} bytes are no piece: {error}", hint="send it again") from error
+        raise PieceDamagedError(f"{len(data)} bytes are no piece: {error}", hint=_AGAIN) from error
+
+
+@contextmanager
+def file_errors_named(doing: str) -> Iterator[None]:
+    """Turn an OSError into a TravelError that says what was being done, and keeps `errno`."""
+    try:
+        yield
+    except OSError as error:
+        raise TravelError(f"{doing}: {error.strerror or error}", hint=hint_for(error), errno=error.errno) from error
+
+
+# ---- sending ---------------------------------------------------------------------------------------------------------
 
 
 def stream_snapshot(path: str | os.PathLike[str], piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
@@ -93,138 +110,34 @@ def stream_snapshot(path: str | os.PathLike[str], piece_bytes: int = PIECE_BYTES
         SnapshotFormatError: this version cannot read the snapshot.
     """
     if not 1 <= piece_bytes <= PIECE_BYTES_MAX:
-        raise TravelError(
-            f"piece_bytes = {piece_bytes}: expected 1 to {PIECE_BYTES_MAX}",
-            hint=f"leave it out for {PIECE_BYTES}",
-            piece_bytes=piece_bytes,
-        )
+        message = f"piece_bytes = {piece_bytes}: expected 1 to {PIECE_BYTES_MAX}"
+        raise TravelError(message, hint=f"leave it out for {PIECE_BYTES}", piece_bytes=piece_bytes)
     folder = Path(path)
     manifest = read_manifest(folder)
-    return pieces_of(manifest, (stretches(folder / info.file, info, piece_bytes) for info in manifest.parts))
+    content = (
+        (part, offset, data)
+        for part, info in enumerate(manifest.parts)
+        for offset, data in stretches(folder / info.file, info, piece_bytes)
+    )
+    return numbered(manifest, msgspec.json.encode(manifest), content)
 
 
-def pieces_of(manifest: Manifest, parts: Iterable[Iterable[tuple[int, bytes]]]) -> Iterator[Piece]:
-    """The pieces of a snapshot whose parts come in stretches, each with its offset."""
+def numbered(manifest: Manifest, metadata: bytes, content: Iterable[tuple[int, int, bytes]]) -> Iterator[Piece]:
+    """The pieces of a snapshot. `metadata` is its manifest as JSON; `content`, every byte of its parts in order, in
+    stretches with part and offset."""
     source = bytes.fromhex(manifest.checksum)
-    left = sum(info.bytes for info in manifest.parts)
-    yield Piece(source, 0, 0, 0, b"", msgspec.json.encode(manifest), left == 0).summed()
-    number = 1
-    for part, found in enumerate(parts):
-        for offset, data in found:
-            left -= len(data)
-            yield Piece(source, number, part, offset, data, b"", left == 0).summed()
-            number += 1
+    left = _bytes_of(manifest.parts)
+    yield Piece(source, 0, 0, 0, b"", metadata, left == 0).sealed()
+    for number, (part, offset, data) in enumerate(content, 1):
+        left -= len(data)
+        yield Piece(source, number, part, offset, data, b"", left == 0).sealed()
 
 
-def manifest_of(piece: Piece) -> Manifest:
-    """The manifest that piece 0 carries.
-
-    Raises:
-        SnapshotFormatError: this version cannot read the snapshot.
-        PieceDamagedError, PieceEndError: the piece, or the manifest, says what cannot be.
-    """
-    try:
-        manifest = parse_manifest(piece.metadata, "the snapshot")
-    except ValueError as error:
-        raise _damaged(0, f"carries what {error}") from error
-    fault = ""
-    if piece.source.hex() != manifest.checksum:
-        fault = "carries another manifest than that of the snapshot it names"
-    elif piece.data or piece.part or piece.offset:
-        fault = f"has {len(piece.data)} bytes of part {piece.part}; the first piece has none"
-    if fault:
-        raise _damaged(0, fault)
-    _check_end(piece, whole=not any(info.bytes for info in manifest.parts))
-    return manifest
+def _bytes_of(parts: list[PartInfo]) -> int:
+    return sum(part.bytes for part in parts)
 
 
-def _damaged(number: int, what: str, hint: str = "send it again") -> PieceDamagedError:
-    return PieceDamagedError(f"piece {number} {what}", hint=hint, number=number)
-
-
-def _check_end(piece: Piece, *, whole: bool) -> None:
-    """Raises PieceEndError when the piece says to be the last and is not, PieceDamagedError when it is and does not."""
-    if piece.last and not whole:
-        raise PieceEndError(
-            f"piece {piece.number} says to be the last, but bytes are missing",
-            hint="the sender gave up; let it begin anew",
-            number=piece.number,
-        )
-    if whole and not piece.last:
-        raise _damaged(piece.number, "completes the snapshot and does not say so")
-
-
-class _Writer:
-    """Writes the parts into `folder`, one file after the other. `part` and `offset` say where the next byte goes.
-
-    Invariant: a file that is full is on the disk and closed; at most one is open.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Raises OSError; nothing is open then."""
-        self._folder = folder
-        self._parts = parts = manifest.parts
-        self._descriptor = -1
-        self._last = max((part for part, info in enumerate(parts) if info.bytes), default=-1)
-        self.part, self.offset = -1, 0
-        self._go_on()
-
-    def check(self, piece: Piece) -> None:
-        """Whether the piece goes on where the files end, and ends what it says. Changes nothing.
-
-        Raises:
-            PieceGapError: it begins elsewhere.
-            PieceEndError: it says to be the last, and bytes are missing.
-            PieceDamagedError: it has no data, or too much, or completes a part that is not what the manifest says.
-        """
-        number, size, room = piece.number, len(piece.data), self._parts[self.part].bytes - self.offset
-        if (piece.part, piece.offset) != (self.part, self.offset):
-            raise PieceGapError(
-                f"piece {number} begins at byte {piece.offset} of part {piece.part}; byte {self.offset} of part "
-                f"{self.part} is next",
-                hint="let the sender begin anew",
-                number=number,
-            )
-        if piece.metadata or not 0 < size <= room:
-            has = f"has {size} bytes of data and {len(piece.metadata)} of metadata"
-            raise _damaged(number, f"{has}; part {self.part} has room for {room}")
-        _check_end(piece, whole=self.part == self._last and size == room)
-        if size == room and not self._matches_with(piece.data):
-            what = f"ends a part: {self._parts[self.part].file} does not match the checksum of its manifest"
-            raise _damaged(number, what, hint="the snapshot was damaged before it was sent; send another one")
-
-    def _matches_with(self, data: bytes) -> bool:
-        """Whether the open part, ended by `data`, is what the manifest says."""
-        hasher = self._hasher.copy()
-        hasher.update(data)
-        return hasher.hexdigest() == self._parts[self.part].checksum
-
-    def write(self, data: bytes) -> None:
-        write_all(self._descriptor, data, self.offset)
-        self._hasher.update(data)
-        self.offset += len(data)
-        if self.offset == self._parts[self.part].bytes:
-            sync(self._descriptor, self._folder / self._parts[self.part].file)
-            self._go_on()
-
-    def _go_on(self) -> None:
-        """Open the next file that will have bytes, making the empty ones on the way."""
-        self.close()
-        for part in range(self.part + 1, len(self._parts)):
-            self.part, self.offset, self._hasher = part, 0, hasher128()
-            path = self._folder / self._parts[part].file
-            self._descriptor = create_file(path)
-            if self._parts[part].bytes:
-                return
-            sync(self._descriptor, path)
-            self.close()
-
-    def close(self) -> None:
-        """Close what is open. Does not fail."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            with suppress(OSError):
-                os.close(descriptor)
+# ---- receiving -------------------------------------------------------------------------------------------------------
 
 
 class SnapshotAssembler:
@@ -246,9 +159,9 @@ class SnapshotAssembler:
         self._complete = self._closed = False
         self._manifest: Manifest | None = None
         self._partial: Partial | None = None
-        self._writer: _Writer | None = None
+        self._writer: _PartsWriter | None = None
         with file_errors_named(f"sweeping {self._directory}"):
-            sweep(self._directory, f"{PARTIAL}travel-")
+            sweep(self._directory, f"{PARTIAL}{_PURPOSE}-")
 
     @property
     def next_number(self) -> int:
@@ -293,15 +206,12 @@ class SnapshotAssembler:
         """
         self._check_open()
         if not self._complete:
-            raise PieceEndError(
-                f"the pieces end at number {self._next}, before the last one",
-                hint="send the rest, or abandon the assembly",
-                number=self._next,
-            )
+            message = f"the pieces end at number {self._next}, before the last one"
+            raise PieceEndError(message, hint="send the rest, or abandon the assembly", number=self._next)
         assert self._partial is not None and self._manifest is not None
         path = self._directory / self._manifest.name
         if self._is_there(self._manifest):
-            self._check_whole(path, self._manifest)
+            _check_whole(path, self._manifest)
             with self._file_work():
                 sync_directory(self._directory)  # who gave it its name may have died before
         else:
@@ -332,35 +242,29 @@ class SnapshotAssembler:
 
     def _check_piece(self, piece: Piece) -> None:
         """Whether it is whole, of this snapshot, and the next one."""
+        number, expected = piece.number, self._next
         if piece.checksum != piece.expected_checksum():
-            raise _damaged(piece.number, "does not match its checksum")
+            raise PieceDamagedError(f"piece {number} does not match its checksum", hint=_AGAIN, number=number)
         if self._manifest is not None and piece.source.hex() != self._manifest.checksum:
-            what = f"piece {piece.number} is of snapshot {piece.source.hex()}, not {self._manifest.checksum}"
+            message = f"piece {number} is of snapshot {piece.source.hex()}, not {self._manifest.checksum}"
             hint = "finish one snapshot before the next, or abandon it and begin anew"
-            raise PieceSourceError(what, hint=hint, number=piece.number)
-        if piece.number != self._next or self._complete:
-            raise self._out_of_order(piece.number)
-
-    def _out_of_order(self, number: int) -> TravelError:
-        if number < self._next:
-            return PieceDuplicateError(
-                f"piece {number} came before; {self._next} is next", hint="skip it", number=number, expected=self._next
-            )
+            raise PieceSourceError(message, hint=hint, number=number)
+        if number < expected:
+            message = f"piece {number} came before; {expected} is next"
+            raise PieceDuplicateError(message, hint="skip it", number=number, expected=expected)
         if self._complete:
-            return PieceEndError(f"piece {number} comes after the last, {self._next - 1}", hint="finish", number=number)
-        return PieceGapError(
-            f"piece {number} comes where {self._next} is next",
-            hint=f"send from {self._next} on",
-            number=number,
-            expected=self._next,
-        )
+            raise PieceEndError(f"piece {number} comes after the last, {expected - 1}", hint="finish", number=number)
+        if number > expected:
+            message = f"piece {number} comes where {expected} is next"
+            raise PieceGapError(message, hint=f"send from {expected} on", number=number, expected=expected)
 
     def _begin(self, piece: Piece) -> None:
         manifest = manifest_of(piece)
         self._is_there(manifest)
         with self._file_work():
-            self._partial = Partial(self._directory, "travel")
-            self._writer = _Writer(self._partial.path, manifest)
+            self._partial = Partial(self._directory, _PURPOSE)
+            self._writer = _PartsWriter(self._partial.path, manifest.parts)
+            self._writer.go_on()
         self._manifest = manifest
 
     def _is_there(self, manifest: Manifest) -> bool:
@@ -370,24 +274,9 @@ class SnapshotAssembler:
             return False
         info = snapshot_info(path)
         if info is None or info.checksum.hex() != manifest.checksum:
-            raise TravelError(
-                f"{path} is there, and is not snapshot {manifest.checksum}",
-                hint="move it away, or assemble in another directory",
-                path=str(path),
-            )
+            message = f"{path} is there, and is not snapshot {manifest.checksum}"
+            raise TravelError(message, hint="move it away, or assemble in another directory", path=str(path))
         return True
-
-    def _check_whole(self, path: Path, manifest: Manifest) -> None:
-        """Raises TravelError when the snapshot that is there says to be the very one, and is damaged."""
-        try:
-            for part in manifest.parts:
-                read_part(path / part.file, part)
-        except SnapshotDamagedError as error:
-            raise TravelError(
-                f"{error.message}, and has the name of the snapshot that came",
-                hint="move it away, and finish again",
-                path=str(path),
-            ) from error
 
     @contextmanager
     def _file_work(self) -> Iterator[None]:
@@ -398,3 +287,108 @@ class SnapshotAssembler:
         except BaseException:
             self.abandon()
             raise
+
+
+def _check_whole(path: Path, manifest: Manifest) -> None:
+    """Raises TravelError when the snapshot that is there says to be the very one, and is damaged."""
+    try:
+        for part in manifest.parts:
+            read_part(path / part.file, part)
+    except SnapshotDamagedError as error:
+        message = f"{error.message}, and has the name of the snapshot that came"
+        raise TravelError(message, hint="move it away, and finish again", path=str(path)) from error
+
+
+def manifest_of(piece: Piece) -> Manifest:
+    """The manifest that piece 0 carries. Raises SnapshotFormatError when this version cannot read the snapshot,
+    PieceDamagedError or PieceEndError when the piece, or the manifest, says what cannot be."""
+    try:
+        manifest = parse_manifest(piece.metadata, "the snapshot")
+    except ValueError as error:
+        raise PieceDamagedError(f"what piece 0 carries {error}", hint=_AGAIN, number=0) from error
+    if piece.source.hex() != manifest.checksum:
+        message = "piece 0: the manifest is not that of the snapshot it names"
+        raise PieceDamagedError(message, hint=_AGAIN, number=0)
+    if piece.data or piece.part or piece.offset:
+        message = f"piece 0: it has {len(piece.data)} bytes of part {piece.part}; the first piece has none"
+        raise PieceDamagedError(message, hint=_AGAIN, number=0)
+    _check_end(piece, left=_bytes_of(manifest.parts))
+    return manifest
+
+
+def _check_end(piece: Piece, *, left: int) -> None:
+    """Whether the piece says truly that it is the last, or is not; `left` are the bytes that it leaves to come."""
+    number = piece.number
+    if piece.last and left:
+        message = f"piece {number} says to be the last, but bytes are missing"
+        raise PieceEndError(message, hint="the sender gave up; let it begin anew", number=number)
+    if not piece.last and not left:
+        message = f"piece {number} completes the snapshot and does not say so"
+        raise PieceDamagedError(message, hint=_AGAIN, number=number)
+
+
+class _PartsWriter:
+    """Writes the parts, one file after the other. The next byte goes to `_offset` of `_part`; `_left` are to come.
+
+    Invariant: a file that is full is on the disk and closed; at most one is open.
+    """
+
+    def __init__(self, folder: Path, parts: list[PartInfo]) -> None:
+        self._folder = folder
+        self._parts = parts
+        self._descriptor = -1
+        self._hasher = hasher128()
+        self._part, self._offset, self._left = -1, 0, _bytes_of(parts)
+
+    @property
+    def _room(self) -> int:
+        return self._parts[self._part].bytes - self._offset
+
+    def check(self, piece: Piece) -> None:
+        """Whether the piece goes on where the files end, and ends what it says. Changes nothing. Raises PieceGapError,
+        PieceEndError, PieceDamagedError: see `SnapshotAssembler.add`."""
+        number, size, part = piece.number, len(piece.data), self._part
+        if (piece.part, piece.offset) != (part, self._offset):
+            message = f"piece {number} begins at byte {piece.offset} of part {piece.part}; byte {self._offset} of part "
+            raise PieceGapError(f"{message}{part} is next", hint="let the sender begin anew", number=number)
+        if piece.metadata or not 0 < size <= self._room:
+            message = f"piece {number} has {size} bytes of data and {len(piece.metadata)} of metadata; part {part} has "
+            raise PieceDamagedError(f"{message}room for {self._room}", hint=_AGAIN, number=number)
+        _check_end(piece, left=self._left - size)
+        if size == self._room:
+            hasher = self._hasher.copy()
+            hasher.update(piece.data)
+            if hasher.hexdigest() != self._parts[part].checksum:
+                message = f"{self._parts[part].file} does not match the checksum of its manifest"
+                hint = "the snapshot was damaged before it was sent; send another one"
+                raise PieceDamagedError(message, hint=hint, number=number)
+
+    def write(self, data: bytes) -> None:
+        write_all(self._descriptor, data, self._offset)
+        self._hasher.update(data)
+        self._offset += len(data)
+        self._left -= len(data)
+        if self._room == 0:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Complete the open file, if one is; open the next one that will have bytes, making the empty ones on the way.
+        Called once before the first byte."""
+        while True:
+            if self._descriptor >= 0:
+                sync(self._descriptor, self._folder / self._parts[self._part].file)
+                self.close()
+            self._part, self._offset = self._part + 1, 0
+            if self._part == len(self._parts):
+                return
+            self._descriptor = create_file(self._folder / self._parts[self._part].file)
+            self._hasher = hasher128()
+            if self._room:
+                return
+
+    def close(self) -> None:
+        """Close what is open. Does not fail."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with suppress(OSError):
+                os.close(descriptor)

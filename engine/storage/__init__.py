@@ -3,9 +3,9 @@
 Files, lowest first:
 
     files.py        files that are whole or absent; locks
-    reading.py      opening what others may have put there
     anchors.py      whether a running engine's files are still in their place
     generations.py  the data directory
+    matching.py     whether it is what it is opened as
     runmark.py      whether the files may hold more than the disk does; what is durable
     placing.py      whether keys lie where the machine places them
 """

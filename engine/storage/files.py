@@ -91,11 +91,13 @@ def sync_directory(path: Path) -> None:
 def make_directories(path: Path) -> None:
     """Make `path`, for this user alone, and what is missing above it; returns when all their names are on the disk.
 
-    So is that of the first directory that is there: who made it may have failed, or died, before he had synced it.
+    So is that of the first directory that is there, if it is empty: who made it may have failed, or died, before its
+    name was synced. Nothing is put into one before that.
     """
     missing = [one for one in (path, *path.parents) if not one.exists()]
     there = missing[-1].parent if missing else path
-    _sync_name(there)
+    if _may_be_empty(there):
+        _sync_name(there)
     for one in reversed(missing):
         try:
             make_directory(one) if one == path else one.mkdir()
@@ -103,6 +105,14 @@ def make_directories(path: Path) -> None:
             if not one.is_dir():
                 raise
         sync_directory(one.parent.resolve())
+
+
+def _may_be_empty(path: Path) -> bool:
+    try:
+        with os.scandir(path) as children:
+            return next(children, None) is None
+    except OSError:
+        return True
 
 
 def _sync_name(path: Path) -> None:

@@ -27,8 +27,6 @@ from shardengine.engine.errors import (
     DamagedError,
     EngineError,
     FormatError,
-    MachineMismatchError,
-    ShardCountMismatchError,
     disk_error,
 )
 from shardengine.engine.storage.files import (
@@ -51,7 +49,6 @@ from shardengine.ipc.files import (
     sync_path,
 )
 from shardengine.ipc.ring import create_ring
-from shardengine.shards.machine import Machine
 from shardengine.shards.placement import SLOTS
 from shardengine.shards.store import FORMAT, Identity, Store, damage_in
 from shardengine.shards.types import Limits, Position
@@ -387,25 +384,3 @@ def _make_readers_table(path: Path) -> None:
 def new_lineage() -> str:
     """Unlike any other log's."""
     return os.urandom(16).hex()
-
-
-def check_machine(config: DirectoryConfig, machine: type[Machine], path: Path) -> None:
-    """Raises MachineMismatchError unless `machine` may go on where `config`'s did."""
-    if machine.name != config.machine or machine.version < config.machine_version:
-        raise MachineMismatchError(
-            f"{path} belongs to machine {config.machine!r} version {config.machine_version}, "
-            f"not {machine.name!r} version {machine.version}",
-            hint="open it with the machine that wrote it, or a later version of it",
-            found=config.machine,
-            expected=machine.name,
-        )
-
-
-def check_shard_count(found: int, asked: int | None) -> None:
-    if asked is not None and asked != found:
-        raise ShardCountMismatchError(
-            f"the directory holds {found} shards, not {asked}",
-            hint=f"open it with shards={found} or None, or convert it with `shardengine reshard DIR --shards {asked}`",
-            found=found,
-            asked=asked,
-        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import struct
 import weakref
 from contextlib import suppress
@@ -16,7 +15,7 @@ import lmdb.verify
 import msgspec
 
 from shardengine.ipc.errors import FULL, LACKING, hint_for
-from shardengine.ipc.files import FILE_MODE, allocate
+from shardengine.ipc.files import FILE_MODE, NotPlainError, allocate, open_plain
 from shardengine.shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError
 from shardengine.shards.types import Position
 
@@ -27,7 +26,8 @@ POSITION = b"position"
 IDENTITY = b"identity"
 SPARE_TXNS = 4
 """Closed read transactions whose slots in the readers' table are kept for those to come."""
-_DATABASES_MAX = 3
+DATA, EXPIRY, META = DATABASES = (b"data", b"expiry", b"meta")
+"""Every database of an environment, by name."""
 COMMIT_PAGES = 64  # for the free list, meta and root pages of a small commit
 _READER_BYTES = 64  # of a slot in the readers' table, and of each of the two lines of its head
 _META = struct.Struct("<I116xQQ")  # magic ... last page, transaction
@@ -97,7 +97,7 @@ def open_environment(
             sync=sync,
             metasync=sync,
             readahead=not readonly,  # the writer walks into fresh pages; lookups read one at a time
-            max_dbs=_DATABASES_MAX,
+            max_dbs=len(DATABASES),
             max_readers=readers_max,
             max_spare_txns=SPARE_TXNS if readonly else 0,
             lib_version=0,
@@ -168,10 +168,9 @@ def _close_on_exec(file: Path) -> None:
                     os.set_inheritable(int(name), False)
 
 
-def make_databases(env: lmdb.Environment) -> tuple[lmdb._Database, lmdb._Database]:
-    """`data` and `meta`, made with all others where they are missing."""
-    env.open_db(b"expiry")
-    return env.open_db(b"data"), env.open_db(b"meta")
+def make_databases(env: lmdb.Environment) -> dict[bytes, lmdb._Database]:
+    """Every database by name, made where it is missing."""
+    return {name: env.open_db(name) for name in DATABASES}
 
 
 def reserve_a_commit(env: lmdb.Environment, file: Path) -> None:
@@ -198,10 +197,11 @@ def check_length(file: Path) -> None:
     The layout is that of LMDB 0.9's `MDB_meta`, on the first two pages behind a 16-byte header:
     https://github.com/LMDB/lmdb/blob/LMDB_0.9.33/libraries/liblmdb/mdb.c
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # does not wait at a pipe
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise StoreDamagedError(f"{file} is no plain file", hint="restore a snapshot", path=str(file))
+        descriptor = open_plain(file)
+    except NotPlainError as error:
+        raise StoreDamagedError(f"{file} is no plain file", hint="restore a snapshot", path=str(file)) from error
+    try:
         head, size = os.pread(descriptor, 2 * PAGE_BYTES, 0), os.fstat(descriptor).st_size
     finally:
         os.close(descriptor)

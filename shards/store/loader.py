@@ -12,7 +12,9 @@ from shardengine.ipc.files import allocate
 from shardengine.shards.errors import StoreError, StoreFullError
 from shardengine.shards.store.env import (
     COMMIT_PAGES,
+    DATA,
     IDENTITY,
+    META,
     PAGE_BYTES,
     POSITION,
     Identity,
@@ -39,7 +41,7 @@ class Loader:
         self._file = path / "data.mdb"
         try:
             reserve_a_commit(self._env, self._file)
-            self._data, self._meta = make_databases(self._env)
+            self._databases = make_databases(self._env)
         except lmdb.Error as error:
             self.close()
             raise refusal(f"{self._file}: cannot be loaded", error, path=str(self._file)) from error
@@ -56,7 +58,7 @@ class Loader:
             )
             with self._file.open("r+b") as file:
                 allocate(file.fileno(), used, min(room, self._env.info()["map_size"] - used))
-            with self._env.begin(write=True, db=self._data) as txn:
+            with self._env.begin(write=True, db=self._databases[DATA]) as txn:
                 txn.cursor().putmulti(records, append=True)
         except (lmdb.Error, OSError) as error:
             hint = hint_for(error) if isinstance(error, OSError) else "raise map_bytes"
@@ -65,7 +67,7 @@ class Loader:
     def finish(self, identity: Identity, position: Position) -> None:
         """Sign the environment, and return when it is on the disk, closed, and cut to the pages in use."""
         try:
-            with self._env.begin(write=True, db=self._meta) as txn:
+            with self._env.begin(write=True, db=self._databases[META]) as txn:
                 txn.delete(SOLO)
                 txn.put(IDENTITY, encode(identity))
                 txn.put(POSITION, encode(position))

@@ -21,7 +21,9 @@ import lmdb
 from shardengine.ipc.errors import hint_for
 from shardengine.shards.errors import StoreDamagedError, StoreError, StoreMismatchError
 from shardengine.shards.store.env import (
+    DATA,
     IDENTITY,
+    META,
     PAGE_BYTES,
     POSITION,
     SPARE_TXNS,
@@ -146,8 +148,8 @@ class ReadStore:
         self._locks: int | None = None
         keep_from_children(self)
         try:
-            self.data = self._env.open_db(b"data", create=False)
-            self.meta = self._env.open_db(b"meta", create=False)
+            self.data = self._env.open_db(DATA, create=False)
+            self.meta = self._env.open_db(META, create=False)
             with self._env.begin(db=self.meta) as txn:
                 if identity is not None:
                     check_identity(path, txn.get(IDENTITY), identity)

@@ -14,7 +14,9 @@ from shardengine.ipc.errors import hint_for
 from shardengine.shards.errors import StoreError, SyncFailedError
 from shardengine.shards.store.env import (
     COMMIT_PAGES,
+    DATA,
     IDENTITY,
+    META,
     PAGE_BYTES,
     POSITION,
     Identity,
@@ -66,7 +68,8 @@ class Store:
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
             if not self._env.stat()["entries"]:
                 reserve_a_commit(self._env, self._file)
-            self.data, self.meta = make_databases(self._env)
+            databases = make_databases(self._env)
+            self.data, self.meta = databases[DATA], databases[META]
             self._reserve = Reserve(self._env, self._file, self._descriptor)
             self._adopt(path, identity)
         except lmdb.Error as error:
