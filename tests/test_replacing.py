@@ -37,7 +37,7 @@ async def moved_over(db: Engine) -> None:
     """Return when another run has taken over."""
     before = runtime_of(db)
     while runtime_of(db) is before:
-        await one_turn(db)
+        await one_turn()
 
 
 async def test_chunks_are_applied_while_the_old_generation_is_removed(
