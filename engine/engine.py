@@ -27,6 +27,7 @@ from shardengine.engine.run.runtime import Runtime
 from shardengine.engine.run.shell import Shell, make_way
 from shardengine.engine.run.starting import refuse_worker, settled, start_run
 from shardengine.engine.run.taking import Taking
+from shardengine.engine.run.tasks import one_turn
 from shardengine.engine.snapshot.keeper import Snapshots
 from shardengine.engine.snapshot.policy import SnapshotPolicy
 from shardengine.engine.storage.files import absolute
@@ -66,14 +67,15 @@ class Engine:
         config = settled(config, shards)
         machine_name(machine)
         refuse_worker()
-        owner, busy = Owner(), Busy()
+        busy = Busy()
+        self._owner = Owner()
         self._path = data_path(path)
         self._machine = machine
         self._config = config
         self._reshard = reshard
         self._busy = busy
-        self._readside = ReadSide(self._path, owner, config)
-        self._shell = Shell(owner, self._readside, busy, config)
+        self._readside = ReadSide(self._path, self._owner, config)
+        self._shell = Shell(self._owner, self._readside, busy, config)
         self._snapshots = Snapshots(self._path, machine, config)
         self._taking = Taking(self._shell, busy, self._snapshots, config)
         self._replacing = Replacing(self._shell, busy, self._snapshots, machine, config)
@@ -93,7 +95,7 @@ class Engine:
         EngineStateError.
         """
         shell = self._shell
-        shell.owner.check()
+        self._owner.check()
         refuse_worker()
         if shell.runtime is not None:
             raise EngineStateError("the engine runs already")
@@ -249,22 +251,22 @@ class Engine:
         """16 bytes that are the same for the same live records, whatever the shard count. Reads all of them, in
         slices, at one index, however long that takes; applies go on meanwhile. Raises ViewClosedError when the storage
         is closed, or the state replaced, before its end."""
-        self._shell.owner.check()
+        self._owner.check()
         cut = self._readside.now().pin()
         try:
             total = 0
             for part in cut.digest_slices():
                 total += part
-                await self._shell.tasks.one_turn()
-                self._shell.owner.check()
+                await one_turn()
+                self._owner.check()
             return (total % DIGEST_MODULUS).to_bytes(16, "big")
         finally:
             cut.hand_back()
 
     def stats(self) -> dict[str, Any]:
         """Facts about this moment, as plain values. Looks at the directory's files."""
-        runtime, waiting = self._running(), len(self._shell.waiting.room)
-        return facts(runtime, self.durable(), waiting=waiting, views=self._readside.views)
+        runtime, shell = self._running(), self._shell
+        return facts(runtime, self.durable(), waiting=shell.waiting_calls, views=self._readside.views_open)
 
     # ---- durability ----------------------------------------------------------------------------------------------
 
@@ -303,7 +305,7 @@ class Engine:
 
     def snapshots(self) -> list[SnapshotInfo]:
         """The valid snapshots in the directory's own `snapshots/`, oldest first."""
-        self._shell.owner.check()
+        self._owner.check()
         return self._snapshots.all()
 
     async def apply_snapshot_from_file(self, metadata: SnapshotMetadata, path: str | os.PathLike[str]) -> None:
@@ -342,12 +344,12 @@ class Engine:
 
     def snapshot_metadata(self) -> SnapshotMetadata | None:
         """Which snapshot was taken, installed, or named by `update_last_snapshot_metadata` last; None: none yet."""
-        self._shell.owner.check()
+        self._owner.check()
         return self._snapshots.metadata
 
     def update_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
         """Remember `metadata` until the engine ends. Raises SnapshotError when it names no snapshot."""
-        self._shell.owner.check()
+        self._owner.check()
         self._snapshots.remember(metadata)
 
     def persist_last_snapshot_metadata(self, metadata: SnapshotMetadata) -> None:
@@ -361,7 +363,7 @@ class Engine:
 
     def set_snapshot_policy(self, policy: SnapshotPolicy) -> None:
         """From now on take snapshots by themselves when `policy` says so; `SnapshotPolicy()` takes none."""
-        self._shell.owner.check()
+        self._owner.check()
         self._taking.follow(policy)
 
     def _running(self) -> Runtime:

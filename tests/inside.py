@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shardengine import Engine
 from shardengine.engine.read.cut import Reads
+from shardengine.engine.run import tasks
 from shardengine.engine.run.runtime import Runtime
 from shardengine.engine.run.shell import Shell
 
@@ -30,6 +31,6 @@ def replacing(db: Engine) -> bool:
     return db._busy.replacing
 
 
-async def one_turn(db: Engine) -> None:
-    """Of its loop."""
-    await shell_of(db).tasks.one_turn()
+async def one_turn() -> None:
+    """Of the loop."""
+    await tasks.one_turn()

@@ -253,7 +253,7 @@ async def test_chunks_in_flight_are_waited_for_and_those_that_come_after_are_jud
         install = asyncio.create_task(db.restore(source / "late"))
         waited = asyncio.create_task(db.wait_applied(AT))
         while not replacing(db):
-            await one_turn(db)
+            await one_turn()
         below = asyncio.create_task(db.apply_chunk(entries(7, 41, 60)))
         across = asyncio.create_task(db.apply_chunk(entries(7, 291, 310)))
         above = asyncio.create_task(db.apply_chunk(entries(7, 311, 330)))

@@ -299,7 +299,7 @@ async def test_a_failure_while_a_snapshot_waits_for_its_label_comes_out_of_the_s
     await db.apply_chunk(puts(1, 10))
     snapshot = asyncio.ensure_future(db.generate_snapshot_data(tmp_path / "snapshot", LogId(20, 1)))
     while not db._running().coordinator.pinning.busy:
-        await one_turn(db)
+        await one_turn()
     db._running().coordinator.fail(StoreError("the end"))
     with pytest.raises(SnapshotAbortedError, match="the end"):
         await snapshot
@@ -313,7 +313,7 @@ async def test_a_log_does_not_begin_beside_a_snapshot(tmp_path: Path) -> None:
     async with Engine(tmp_path / "db", shards=2) as db:
         snapshot = asyncio.ensure_future(db.create_snapshot())
         while not db._running().coordinator.pinning.busy:
-            await one_turn(db)
+            await one_turn()
         with pytest.raises(EngineStateError, match="something is in flight"):
             db.update_last_applied(LogId(1000, 3))
         await snapshot

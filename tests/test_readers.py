@@ -57,7 +57,7 @@ async def kill_worker(db: Engine, shard: int) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     while (runtime.workers.starts[shard] == starts or shard not in runtime.coordinator.up) and db.is_running():
-        await one_turn(db)
+        await one_turn()
 
 
 @pytest.mark.parametrize("how", ["sys.exit", "collected"])

@@ -39,7 +39,7 @@ async def moved_over(db: Engine) -> None:
     """Return when another run has taken over."""
     before = runtime_of(db)
     while runtime_of(db) is before:
-        await one_turn(db)
+        await one_turn()
 
 
 async def test_chunks_are_applied_while_the_old_generation_is_removed(
@@ -101,10 +101,10 @@ async def test_an_install_that_is_cancelled_twice_leaves_no_generation(
         info = await db.create_snapshot()
         restoring = asyncio.create_task(db.restore(info.path))
         while not builds.is_set():
-            await one_turn(db)
+            await one_turn()
         for _ in range(3):
             restoring.cancel()
-            await one_turn(db)
+            await one_turn()
         assert not restoring.done(), "something still builds"
         go.set()
         with pytest.raises(asyncio.CancelledError):

@@ -311,7 +311,7 @@ async def test_nobody_waits_for_ever_behind_a_group_that_stalls(tmp_path: Path, 
     call = asyncio.create_task(db.apply_chunk(puts(1, 10)))
     runtime = db._running()
     while not runtime.coordinator.lives.stalled:
-        await one_turn(db)
+        await one_turn()
     with pytest.raises(WorkerFailedError, match=r"after 400 ms; stalled shards: .*told to be full") as caught:
         await LEAVING[leave](db)
     assert "make room, or raise" in caught.value.hint

@@ -359,7 +359,7 @@ class Coordinator:
         self._run(self.pinning.cancel(why))
 
     def flush(self, done: Done) -> None:
-        """Make all that is published durable, then call `done`, with an error when it failed; no group opens meanwhile."""
+        """Make all that is published durable, then call `done`, with an error if it failed. No group opens before."""
         if self.failure is not None:
             done(self.failure.again())
         else:

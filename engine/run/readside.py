@@ -40,15 +40,15 @@ class ReadSide:
     def view(self) -> View:
         """A view of now. Raises TooManyViewsError, or as `now`."""
         reads = self.now()
-        if (count := self.views) >= self._config.views_max:
+        if (count := self.views_open) >= self._config.views_max:
             raise TooManyViewsError(f"{count} views are open", hint="close views, or raise views_max", limit=count)
         view = View(reads.pin(), time.monotonic())
         self._views.add(view)
         return view
 
     @property
-    def views(self) -> int:
-        """How many are open."""
+    def views_open(self) -> int:
+        """How many."""
         return sum([not view.closed for view in self._views])
 
     def expire_views(self, now: float) -> None:

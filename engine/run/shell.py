@@ -98,6 +98,11 @@ class Shell:
         """True while chunks are applied: started, not stopped, and not failed."""
         return self.runtime is not None and not self._draining and self.runtime.failure is None
 
+    @property
+    def waiting_calls(self) -> int:
+        """How many wait for room."""
+        return len(self.waiting.room)
+
     def _drain(self) -> None:
         self._draining = True
         self.waiting.release(EngineStoppedError("the engine stopped before the call had its turn"))

@@ -64,10 +64,10 @@ class Tasks:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    @staticmethod
-    async def one_turn() -> None:
-        """Let the loop do something else."""
-        await asyncio.sleep(0)
+
+async def one_turn() -> None:
+    """Let the loop do something else."""
+    await asyncio.sleep(0)
 
 
 async def called_back(start: Callable[[Callable[[T], None]], None], cancel: Callable[[], None]) -> T:
