@@ -21,6 +21,7 @@ class Chunk:
     """An accepted chunk until it is resolved: its parts, and who waits for it. `before` is the tail without it.
 
     Exactly one of `results` and `error` is set once it is done; then its entries' data and its parts are let go of.
+    It has a slot for each thing that is asked of a chunk: there is one object a chunk, and none within it.
     """
 
     __slots__ = (
