@@ -12,7 +12,6 @@ import errno
 import os
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -189,43 +188,45 @@ def test_the_table_names_every_call_that_is_made(stage: Stage, phase: str) -> No
     assert not wrong and not unnamed
 
 
+SYNCS = """
+import mmap, os, sys
+from pathlib import Path
+from tests.faults.control import DISK, Faults
+
+place, call = Path(sys.argv[1]), sys.argv[2]
+with Faults(place) as faults:
+    faults.image(place / DISK)
+    file = os.open(place / DISK / "file", os.O_RDWR | os.O_CREAT)
+    os.truncate(file, 3 * 4096)
+    pages = mmap.mmap(file, 3 * 4096)
+
+    def sync(page, letter):
+        pages[page * 4096 : (page + 1) * 4096] = letter[:1] * 4096
+        pages.flush() if call == "msync" else os.fsync(file)
+
+    directory = os.open(place / DISK, os.O_RDONLY)
+    sync(0, b"a")
+    os.fsync(directory)
+    (place / DISK / "too late").touch()
+    faults.enter("apply")
+    try:
+        sync(0, b"lost")
+    except OSError:
+        sync(1, b"b")
+        faults.lose_power()
+        sync(2, b"c")
+"""
+
+
 @pytest.mark.parametrize("call", ["fsync", "msync"])
 def test_a_power_loss_leaves_what_was_synced_without_the_pages_of_a_failed_sync(
     tmp_path: Path, stage: Stage, call: str
 ) -> None:
-    program = """
-        import mmap, os, sys
-        from pathlib import Path
-        from tests.faults.control import DISK, Faults
-
-        place, call = Path(sys.argv[1]), sys.argv[2]
-        with Faults(place) as faults:
-            faults.image(place / DISK)
-            file = os.open(place / DISK / "file", os.O_RDWR | os.O_CREAT)
-            os.truncate(file, 3 * 4096)
-            pages = mmap.mmap(file, 3 * 4096)
-
-            def sync(page, letter):
-                pages[page * 4096 : (page + 1) * 4096] = letter[:1] * 4096
-                pages.flush() if call == "msync" else os.fsync(file)
-
-            directory = os.open(place / DISK, os.O_RDONLY)
-            sync(0, b"a")
-            os.fsync(directory)
-            (place / DISK / "too late").touch()
-            faults.enter("apply")
-            try:
-                sync(0, b"lost")
-            except OSError:
-                sync(1, b"b")
-                faults.lose_power()
-                sync(2, b"c")
-    """
     renew(tmp_path, tmp_path / "nothing")
     with Faults.create(tmp_path) as faults:
         faults.arm(Rule("apply", "host", call, 1, 1, errno.EIO))
         variables = environment(**faults.preloaded(tmp_path, stage.shim))
-        arguments = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path), call]
+        arguments = [sys.executable, "-c", SYNCS, str(tmp_path), call]
         subprocess.run(arguments, env=variables, check=True, timeout=60)
         assert (faults.fired, faults.hits("apply", "host", call)) == (1, 3)
     image_of(tmp_path, tmp_path / "after")

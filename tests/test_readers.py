@@ -168,10 +168,7 @@ async def test_views_end_by_name_when_a_successor_has_emptied_the_readers_table(
         assert all(store.keeps_slots() for store in db._open_reads()._stores)
 
 
-def test_a_shard_whose_slots_are_gone_and_that_is_ahead_is_read_again_after_its_publish(tmp_path: Path) -> None:
-    from shardengine.engine.read.cut import Reads
-
-    script = """
+WRITER = """
 import sys
 from pathlib import Path
 from shardengine.shards.placement import SLOTS
@@ -186,36 +183,43 @@ for line in sys.stdin:
     print("done", flush=True)
 store.close()
 """
+
+
+def writer(path: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "open\n"
+    return process
+
+
+def commit_in(process: subprocess.Popen[str], group: int) -> None:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(f"{group}\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "done\n"
+
+
+def test_a_shard_whose_slots_are_gone_and_that_is_ahead_is_read_again_after_its_publish(tmp_path: Path) -> None:
+    from shardengine.engine.read.cut import Reads
+
     (tmp_path / "s").mkdir()
-
-    def writer() -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path / "s")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None and process.stdout.readline() == "open\n"
-        return process
-
-    def commit(process: subprocess.Popen[str], group: int) -> None:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(f"{group}\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "done\n"
 
     def open_store(shard: int) -> ReadStore:
         return ReadStore(tmp_path / "s", None, map_bytes=64 << 20, readers_max=8)
 
-    first = writer()
-    commit(first, 1)
+    first = writer(tmp_path / "s")
+    commit_in(first, 1)
     reads = Reads(open_store, 1, Position(1, 1, 1, 0), lambda key: 0)
-    commit(first, 2)
+    commit_in(first, 2)
     first.kill()
     with first:
         pass
     (tmp_path / "s" / "lock.mdb").open().close()
-    with writer() as second:
+    with writer(tmp_path / "s") as second:
         reads.worker_came(0)
         with pytest.raises(ViewClosedError, match="cannot be read at this moment"):
             reads.cut.get(b"k")
@@ -226,7 +230,7 @@ store.close()
         pinned.hand_back()
         assert (reads.cut.get(b"k"), reads.pinned) == (b"2", 0)
         for group in range(3, 8):
-            commit(second, group)
+            commit_in(second, group)
             assert reads.cut.get(b"k") == b"%d" % (group - 1)
             reads.publish([0], Position(group, group, 1, 0))
         reads.close()
@@ -339,6 +343,28 @@ async def test_a_digest_takes_as_long_as_it_takes(tmp_path: Path) -> None:
         assert db.stats()["pinned_cuts"] == 0 and not db._open_reads()._pinned
 
 
+def _refused(view: View, go_on: Callable[[], object], *, digest_ended: bool) -> int:
+    """In a forked child: the calls that are refused, a bit each."""
+    refused = 0
+    calls: list[Callable[[], object]] = [
+        lambda: view.get(KEYS[1]),
+        lambda: view.get_multi([KEYS[1]]),
+        lambda: view.scan_prefix(b"key"),
+        lambda: len(view),
+        go_on,
+        view.close,
+        lambda: view.get(KEYS[1]),
+    ]
+    for number, call in enumerate(calls):
+        try:
+            call()
+        except ForkedError:
+            refused |= 1 << number
+        except RuntimeError:  # the digest was ended before
+            refused |= digest_ended << number
+    return refused
+
+
 @pytest.mark.parametrize("engine", ["runs", "is gone"])
 def test_a_forked_child_cannot_read_a_view_nor_go_on_with_a_digest_and_takes_neither_from_its_parent(
     tmp_path: Path, engine: str
@@ -359,24 +385,7 @@ def test_a_forked_child_cannot_read_a_view_nor_go_on_with_a_digest_and_takes_nei
     pid = os.fork()
     if pid == 0:
         signal.alarm(30)
-        refused = 0
-        calls: list[Callable[[], object]] = [
-            lambda: view.get(KEYS[1]),
-            lambda: view.get_multi([KEYS[1]]),
-            lambda: view.scan_prefix(b"key"),
-            lambda: len(view),
-            lambda: digest.send(None),
-            view.close,
-            lambda: view.get(KEYS[1]),
-        ]
-        for number, call in enumerate(calls):
-            try:
-                call()
-            except ForkedError:
-                refused |= 1 << number
-            except RuntimeError:  # the digest was ended before
-                refused |= (engine == "is gone") << number
-        os._exit(refused)
+        os._exit(_refused(view, lambda: digest.send(None), digest_ended=engine == "is gone"))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0b1011111
     check(view, 1)
     if db is not None:

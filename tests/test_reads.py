@@ -41,9 +41,7 @@ async def test_no_reader_ever_sees_two_versions_of_a_chunk(tmp_path: Path) -> No
     async with Engine(tmp_path / "db", shards=3, config=EngineConfig(views_max=400)) as db:
         assert len({db._open_reads().owner(key) for key in KEYS}) == 3
         await db.apply_chunk(flip(1))
-        views: list[View] = []
-        draw = random.Random(11)
-        seen: set[int] = set()
+        views, seen, draw = list[View](), set[int](), random.Random(11)
 
         def check(reader: Engine | View, index: int) -> int:
             (version,) = {int(value) for value in reader.get_multi(KEYS) if value is not None}
