@@ -37,7 +37,7 @@ unexport PYTHONUNBUFFERED
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
-$(STAMP): pyproject.toml shards/fast/_puts.c
+$(STAMP): pyproject.toml shards/fast/_puts.c shards/fast/_bytes.h
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found; set PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'

@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, settings
 
 from shardengine import run
 from shardengine.engine.run.shell import shells
+from tests.syncs import Syncs
 
 LEAVING_S = 20.0  # how long a process that is ending already may take; nothing waits that long when all is well
 _MARK = "LEAK_CHECK_OF"
@@ -96,6 +97,11 @@ def nothing_is_left_behind(request: pytest.FixtureRequest, temporary_directory: 
         gc.collect()
     new = open_descriptors().items() - descriptors.items()
     assert not new, f"descriptors remain open: {sorted(new)}"
+
+
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> Syncs:
+    return Syncs(monkeypatch)
 
 
 def kill_engines() -> list[str]:

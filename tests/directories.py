@@ -21,13 +21,20 @@ from tests.model import Model, log_of
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def puts(first: int, count: int) -> list[Entry]:
-    return log_of([encode(Put(b"k%d" % index, b"v%d" % index)) for index in range(first, first + count)], first)
+def puts(first: int, count: int, term: int = 1) -> list[Entry]:
+    return log_of([encode(Put(b"k%d" % index, b"v%d" % index)) for index in range(first, first + count)], first, term)
 
 
 def config(durability: Literal["process", "power"]) -> EngineConfig:
     """Small files: even after a kill, when they are as large as the map, they can be read whole."""
     return EngineConfig(durability=durability, map_bytes=16 << 20, ring_bytes=256 * 1024)
+
+
+def folder_in(monkeypatch: pytest.MonkeyPatch, variable: str, path: Path) -> Path:
+    """A new folder that processes which start later find by an environment variable."""
+    path.mkdir()
+    monkeypatch.setenv(variable, str(path))
+    return path
 
 
 def in_another_process(program: str, *args: object) -> str:

@@ -28,6 +28,7 @@ from shardengine import (
     Put,
     encode,
 )
+from tests.directories import puts
 from tests.model import Model, chunks_of, digest_of, log_of
 
 CHUNK_SIZES = (1, 7, 256, 5_000)
@@ -159,10 +160,6 @@ async def test_every_shard_count_answers_one_log_alike(tmp_path: Path, chunk: in
             assert results == expected
             assert await db.digest() == model.digest() == digest_of(db.scan_prefix(b"").entries)
             assert (len(db), db.is_empty()) == (len(model.data), False)
-
-
-def puts(first: int, count: int, term: int = 1) -> list[Entry]:
-    return log_of([encode(Put(b"k%d" % index, b"v%d" % index)) for index in range(first, first + count)], first, term)
 
 
 async def test_an_empty_chunk_is_answered_with_nothing(tmp_path: Path) -> None:
@@ -329,91 +326,6 @@ async def test_entry_term_knows_what_is_applied_and_no_more(tmp_path: Path) -> N
         assert [db.entry_term(index) for index in range(7)] == [None, 2, 2, 2, 7, 7, None]
     async with Engine(tmp_path / "db") as db:
         assert [db.entry_term(index) for index in range(7)] == [None, 2, 2, 2, 7, 7, None]
-
-
-NARROW = EngineConfig(in_flight_chunks_max=2)
-
-
-async def test_calls_wait_for_room_first_in_first_out(tmp_path: Path) -> None:
-    async with Engine(tmp_path / "db", shards=2, config=NARROW) as db:
-        chunks = chunks_of(puts(1, 120), 3)
-        seen: list[int] = []
-
-        async def apply(chunk: Sequence[Entry]) -> None:
-            await db.apply_chunk(chunk)
-            seen.append(chunk[0].index)
-
-        tasks = [asyncio.ensure_future(apply(chunk)) for chunk in chunks]
-        await asyncio.sleep(0)
-        assert (db.stats()["in_flight_chunks"], db.stats()["waiting_calls"]) == (2, len(chunks) - 2)
-        while not all(task.done() for task in tasks):
-            assert db.stats()["in_flight_chunks"] <= 2
-            await asyncio.sleep(0)
-        await asyncio.gather(*tasks)
-        assert seen == [chunk[0].index for chunk in chunks]
-
-
-async def test_bytes_in_flight_are_bounded_and_a_larger_chunk_goes_alone(tmp_path: Path) -> None:
-    async with Engine(tmp_path / "db", shards=2, config=EngineConfig(in_flight_bytes_max=5_000)) as db:
-        datas = [encode(Put(b"k%d" % number, bytes(2_000))) for number in range(30)]
-        large = log_of([encode(Put(b"large%d" % number, bytes(9_000))) for number in range(3)], first=31)
-        tasks = [asyncio.ensure_future(db.apply_chunk([entry])) for entry in log_of(datas)]
-        tasks += [asyncio.ensure_future(db.apply_chunk([entry])) for entry in large]
-        while not all(task.done() for task in tasks):
-            stats = db.stats()
-            # one chunk is accepted while there is any room: it may stick out by its own size
-            assert stats["in_flight_bytes"] < 5_000 + 9_200
-            assert stats["in_flight_chunks"] <= 3
-            await asyncio.sleep(0)
-        assert db.last_applied() == LogId(33, 1)
-
-
-async def test_a_call_cancelled_while_it_waits_for_room_is_withdrawn(tmp_path: Path) -> None:
-    async with Engine(tmp_path / "db", shards=2, config=NARROW) as db:
-        accepted = [asyncio.ensure_future(db.apply_chunk(chunk)) for chunk in chunks_of(puts(1, 4), 2)]
-        waiting = asyncio.ensure_future(db.apply_chunk(puts(5, 2)))
-        behind = asyncio.ensure_future(db.apply_chunk(puts(7, 2)))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        await asyncio.gather(*accepted)
-        with pytest.raises(LogGapError, match="starts at index 7, the next index is 5"):
-            await behind
-        assert db.last_applied() == LogId(4, 1)
-        await db.apply_chunk(puts(5, 4))
-        assert len(db) == 8
-
-
-async def test_a_call_cancelled_once_accepted_loses_its_result_only(tmp_path: Path) -> None:
-    async with Engine(tmp_path / "db", shards=2) as db:
-        task = asyncio.ensure_future(db.apply_chunk(puts(1, 3)))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await db.apply_chunk(puts(4, 1))
-        assert len(db) == 4
-
-
-async def test_waiting_for_an_index_ends_when_it_is_readable(tmp_path: Path) -> None:
-    async with Engine(tmp_path / "db", shards=2) as db:
-        seen: list[tuple[int, bytes | None]] = []
-
-        async def wait(index: int) -> None:
-            await db.wait_applied(index)
-            seen.append((index, db.get(b"k%d" % index)))
-
-        waiters = [asyncio.ensure_future(wait(index)) for index in (6, 2, 4)]
-        await asyncio.sleep(0)
-        await db.wait_applied(0)
-        for first in (1, 3, 5):
-            await db.apply_chunk(puts(first, 2))
-        await asyncio.gather(*waiters)
-        assert seen == [(2, b"v2"), (4, b"v4"), (6, b"v6")]
-        await db.wait_applied(6)
-        with pytest.raises(TimeoutError):
-            await db.wait_applied(7, timeout=0.001)
 
 
 async def test_entries_of_any_clock_are_accepted(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from shardengine.engine.commit.decision import Record as Decision
 from shardengine.engine.commit.decision import Recovery, recover
 from shardengine.engine.commit.table import Commit, Phase
 from shardengine.shards.types import Position
-from tests.commit_model import Setting, Walk, explore
+from tests.commit_model import Walk, explore
 from tests.commit_pieces import Item
+from tests.commit_world import Setting
 from tests.explorer import ViolationError
 
 Script = tuple[str, ...]

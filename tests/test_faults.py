@@ -188,7 +188,7 @@ def test_the_table_names_every_call_that_is_made(stage: Stage, phase: str) -> No
     assert not wrong and not unnamed
 
 
-LOSES_POWER = """
+SYNCS = """
 import mmap, os, sys
 from pathlib import Path
 from tests.faults.control import DISK, Faults
@@ -226,7 +226,7 @@ def test_a_power_loss_leaves_what_was_synced_without_the_pages_of_a_failed_sync(
     with Faults.create(tmp_path) as faults:
         faults.arm(Rule("apply", "host", call, 1, 1, errno.EIO))
         variables = environment(**faults.preloaded(tmp_path, stage.shim))
-        arguments = [sys.executable, "-c", LOSES_POWER, str(tmp_path), call]
+        arguments = [sys.executable, "-c", SYNCS, str(tmp_path), call]
         subprocess.run(arguments, env=variables, check=True, timeout=60)
         assert (faults.fired, faults.hits("apply", "host", call)) == (1, 3)
     image_of(tmp_path, tmp_path / "after")

@@ -7,42 +7,25 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from shardengine import Engine, KeyValue, SnapshotError, StoreFullError, run
 from shardengine.engine.run.reshard import reshard
-from tests.killing import ROOT, environment
+from tests.disks import in_a_file_system, needs_file_systems
 from tests.streams import Follower
 from tests.taking import CONFIG, Feeder, holds
 
 LEFT_BYTES = (0, 40 << 10, 100 << 10, 150 << 10, 200 << 10, 300 << 10, 400 << 10, 600 << 10, 4 << 20)
 
 
-def in_a_small_file_system(path: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that sees 48 MiB of memory at `path`."""
-    mount = f"mount -t tmpfs -o size=48m none '{path}' && exec \"$@\""
-    return subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", *command],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-
-
 def done_in_a_small_file_system(tmp_path: Path, what: str) -> list[str]:
     """Do `what`, which is defined here. Returns the words that it says."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if shutil.which("unshare") is None or in_a_small_file_system(disk, "true").returncode:
-        pytest.skip("no mount namespaces for this user")
-    done = in_a_small_file_system(disk, sys.executable, "-m", "tests.test_full_disk", what, str(disk), str(tmp_path))
+    needs_file_systems(disk)
+    program = [sys.executable, "-m", "tests.test_full_disk", what, str(disk), str(tmp_path)]
+    done = in_a_file_system(disk, *program, size="48m")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.split()
 

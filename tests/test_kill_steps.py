@@ -10,22 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from shardengine import (
-    ApplyResult,
-    CompareAndSwap,
-    Delete,
-    Engine,
-    EngineConfig,
-    Entry,
-    Put,
-    WorkerFailedError,
-    encode,
-)
+from shardengine import ApplyResult, CompareAndSwap, Delete, Engine, EngineConfig, Entry, Put, WorkerFailedError, encode
 from shardengine.shards import wire
 from shardengine.shards.placement import shard_of, slot_of
-from tests.directories import mark_of
+from tests.directories import folder_in, mark_of
 from tests.dying import ENVIRONMENT, GATE, STEPS, Deadly, Dying
 from tests.model import Model
+from tests.taking import restarts
 
 CONFIG = EngineConfig(map_bytes=64 << 20)
 IMPATIENT = EngineConfig(map_bytes=64 << 20, worker_timeout_ms=3000)
@@ -34,10 +25,7 @@ IMPATIENT = EngineConfig(map_bytes=64 << 20, worker_timeout_ms=3000)
 @pytest.fixture
 def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where files tell workers when to die."""
-    path = tmp_path / "faults"
-    path.mkdir()
-    monkeypatch.setenv(ENVIRONMENT, str(path))
-    return path
+    return folder_in(monkeypatch, ENVIRONMENT, tmp_path / "faults")
 
 
 def key_on(shard: int, prefix: str = "key") -> bytes:
@@ -47,10 +35,6 @@ def key_on(shard: int, prefix: str = "key") -> bytes:
 
 def log(first: int, *commands: Put | Delete | CompareAndSwap) -> list[Entry]:
     return [Entry(index, 1, encode(command)) for index, command in enumerate(commands, first)]
-
-
-def restarts(db: Engine) -> int:
-    return sum(worker["restarts"] for worker in db.stats()["workers"])
 
 
 @pytest.mark.parametrize("kind", ["a solo", "a vote", "staged and merged groups"])

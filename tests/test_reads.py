@@ -51,9 +51,7 @@ async def test_no_reader_ever_sees_two_versions_of_a_chunk(tmp_path: Path) -> No
     async with Engine(tmp_path / "db", shards=3, config=EngineConfig(views_max=400)) as db:
         assert len({reads_of(db).owner(key) for key in KEYS}) == 3
         await db.apply_chunk(flip(1))
-        views: list[View] = []
-        draw = random.Random(11)
-        seen: set[int] = set()
+        views, seen, draw = list[View](), set[int](), random.Random(11)
 
         async def read() -> None:
             while db.last_applied().index < 64 * FLIPS:

@@ -15,22 +15,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from shardengine import (
-    ChunkFailedError,
-    Engine,
-    EngineConfig,
-    Entry,
-    LogId,
-    Put,
-    StoreError,
-    WorkerFailedError,
-    encode,
-)
+from shardengine import ChunkFailedError, Engine, EngineConfig, Entry, LogId, Put, StoreError, WorkerFailedError, encode
 from shardengine.engine.commit.lives import LISTENED_S_MAX, Lives
 from shardengine.engine.errors import EngineStoppedError
 from shardengine.engine.run.processes import LOG_BYTES_MAX
 from tests.conftest import end
-from tests.directories import puts
+from tests.directories import folder_in, puts
 from tests.inside import one_turn, shell_of
 from tests.misbehaving import ENVIRONMENT, Breaking, Wild
 
@@ -39,10 +29,7 @@ CONFIG = EngineConfig(map_bytes=16 << 20, ring_bytes=256 * 1024)
 
 @pytest.fixture
 def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "faults"
-    path.mkdir()
-    monkeypatch.setenv(ENVIRONMENT, str(path))
-    return path
+    return folder_in(monkeypatch, ENVIRONMENT, tmp_path / "faults")
 
 
 def put(index: int, key: str, value: bytes = b"v") -> Entry:

@@ -36,7 +36,7 @@ from shardengine.engine.cli.common import (
 from shardengine.engine.cli.corpus import Corpus
 from shardengine.engine.cli.feed import Chunk, RefusedError, feed
 from shardengine.engine.cli.progress import Progress
-from shardengine.engine.cli.streams import print_json, print_table, say
+from shardengine.engine.cli.streams import print_facts, say
 
 
 @click.command()
@@ -82,10 +82,7 @@ def demo(
         raise click.UsageError("the demonstration wants at least two shards; leave `shards` out or raise it")
     show = Demo(Corpus(limit), chunk, quiet)
     facts = run(lambda: show.run(data, config))
-    if as_json:
-        print_json(facts)
-    else:
-        print_table("shardengine demo", facts)
+    print_facts("shardengine demo", facts, as_json)
     return DONE
 
 

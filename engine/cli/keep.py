@@ -26,7 +26,7 @@ from shardengine.engine.cli.common import (
     shards_option,
 )
 from shardengine.engine.cli.progress import Progress
-from shardengine.engine.cli.streams import print_json, print_table, print_text
+from shardengine.engine.cli.streams import print_facts, print_json, print_text
 from shardengine.engine.run.reshard import reshard as convert
 from shardengine.engine.storage.generations import Directory
 from shardengine.shards.machine import Machine
@@ -48,10 +48,7 @@ def _facts(info: SnapshotInfo) -> dict[str, Any]:
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(facts)
-    else:
-        print_table(str(facts["path"]), facts)
+    print_facts(str(facts["path"]), facts, as_json)
 
 
 @click.command()

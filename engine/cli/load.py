@@ -35,7 +35,7 @@ from shardengine.engine.cli.loads import Loads, Recognition, Stretch
 from shardengine.engine.cli.progress import Progress
 from shardengine.engine.cli.records import PARSERS, BadRecordError, Read, Records
 from shardengine.engine.cli.source import Lines, Source
-from shardengine.engine.cli.streams import print_json, print_table
+from shardengine.engine.cli.streams import print_facts
 from shardengine.engine.errors import BadEntryError, StoreError, disk_error
 from shardengine.shards.machine import Machine
 
@@ -99,10 +99,7 @@ def load(
     with _source(file) as source:
         job = Load(source, Wanted(form, chunk, append, last_line, quiet))
         stop: Stop = run(lambda: job.run(Engine(owned(data), config=config, machine=machine), data, config))
-    if as_json:
-        print_json(job.facts)
-    else:
-        print_table(f"loaded into {data}", job.facts)
+    print_facts(f"loaded into {data}", job.facts, as_json)
     stop.check(f"all lines up to {job.line} are loaded; the same command goes on from there")
     job.check_end()
     return DONE

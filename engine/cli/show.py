@@ -107,23 +107,27 @@ def scan(
     """
     after = None if start_after is None else to_bytes(start_after, as_hex, "--start-after")
     start = to_bytes(prefix, as_hex, "PREFIX")
-    first = True
+    is_first = True
     with opened(data, machine, config_file) as db:
         for entries, more in _pages(db, start, limit, after, reverse):
             for key, value in entries:
-                if as_json:
-                    print_json({**field("key", key, as_hex), **field("value", value, as_hex)})
-                elif as_hex:
-                    print_bytes(f"{key.hex()}\t{value.hex()}".encode())
-                else:
-                    line = format_tsv(key, value)
-                    print_bytes(text_mark(line) + line if first else line)
-                first = False
+                _print_record(key, value, as_hex, as_json, is_first)
+                is_first = False
             if more:
                 form = [flag for flag, wanted in (("--reverse", reverse), ("--json", as_json)) if wanted]
                 hint = _to_go_on(start, entries[-1][0], [f"--limit={limit}", *form], as_hex)
                 remark(f"more follows; to go on: shardengine scan {shlex.quote(f'--data={data}')} {hint}")
     return DONE
+
+
+def _print_record(key: bytes, value: bytes, as_hex: bool, as_json: bool, is_first: bool) -> None:
+    if as_json:
+        print_json({**field("key", key, as_hex), **field("value", value, as_hex)})
+    elif as_hex:
+        print_bytes(f"{key.hex()}\t{value.hex()}".encode())
+    else:
+        line = format_tsv(key, value)
+        print_bytes(text_mark(line) + line if is_first else line)
 
 
 def _to_go_on(prefix: bytes, last: bytes, options: list[str], as_hex: bool) -> str:

@@ -84,6 +84,14 @@ def say(text: str) -> None:
         sys.stderr.flush()
 
 
+def print_facts(title: str, facts: Mapping[str, Any], as_json: bool) -> None:
+    """One object on a line, or a table."""
+    if as_json:
+        print_json(facts)
+    else:
+        print_table(title, facts)
+
+
 def print_table(title: str, rows: Mapping[str, Any]) -> None:
     """A table on a terminal; elsewhere a plain line each, whole and unpadded."""
     known = {name: value for name, value in rows.items() if value is not None}

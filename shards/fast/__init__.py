@@ -6,6 +6,7 @@ alone. `COMPILED` tells which one is used; a start, `stats()` and every report o
 Files, lowest first:
 
     reference.py  the body in Python: the specification
+    _bytes.h      plain puts as they lie in memory, and the hash of a key, for _puts.c
     _puts.c       its compiled twin
 """
 
@@ -14,12 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from shardengine.shards.fast.reference import (
-    Normal,
-    normal_form_in_python,
-    sorted_puts_in_python,
-    split_puts_in_python,
-)
+from shardengine.shards.fast.reference import Normal, normal_form_in_python, sorted_puts_in_python, split_puts_in_python
 from shardengine.shards.types import Entry
 
 __all__ = ["COMPILED", "SWITCH", "Normal", "normal_form", "sorted_puts", "split_puts"]

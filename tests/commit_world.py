@@ -1,0 +1,157 @@
+"""A world of the commit protocol: what is explored, one state of it, and a step that changes it. See
+tests/commit_model.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from shardengine.engine.commit.actions import (
+    Abandon,
+    Action,
+    Publish,
+    Record,
+    SendAbort,
+    SendCommit,
+    SendPart,
+    SendSolo,
+)
+from shardengine.engine.commit.decision import Record as Decision
+from shardengine.engine.commit.decision import Recovery, recover
+from shardengine.engine.commit.table import Commit
+from shardengine.shards import wire
+from shardengine.shards.types import Position
+from tests.commit_pieces import CANCELLED, CODES, DEAD, PENDING, PUBLISHED, Issue, Item, Side, readable
+from tests.explorer import ViolationError
+
+if TYPE_CHECKING:
+    from tests.commit_model import Model
+
+
+class Setting(NamedTuple):
+    """A world. `deaths` of single workers, `kills` of everything and `failures` of commits happen at most that often,
+    at any step. The last six are the rules; anything but the default is a mistake to be caught, or to look past:
+    without `deadlines` nobody minds who is waited for in vain."""
+
+    shards: int
+    items: tuple[Item, ...]
+    deaths: int = 1
+    kills: int = 1
+    failures: int = 0
+    commit: type[Commit] = Commit
+    recover: Callable[[Decision, Sequence[Position]], Recovery] = recover
+    solo_beside: bool = False
+    frees_early: bool = False
+    lies: bool = False
+    deadlines: bool = True
+
+
+class World(NamedTuple):
+    """A state. `commit` is the number of an interned state of Commit. `todo`: the items not yet submitted. `record`:
+    the group that the newest readable record names. `recording`: the one that is being written, or 0."""
+
+    commit: int
+    todo: tuple[int, ...]
+    issued: tuple[Issue, ...]
+    record: int
+    recording: int
+    deaths: int
+    kills: int
+    failures: int
+    sides: tuple[Side, ...]
+
+
+class Label(NamedTuple):
+    """A step, for people. A fault is a step that nobody may wait for."""
+
+    text: str
+    message: bytes | None = None
+    fault: bool = False
+
+    def __str__(self) -> str:
+        return self.text if self.message is None else f"{self.text} {readable(self.message)}"
+
+
+Step = tuple[Label, World]
+
+
+class Draft:
+    """A World while a step changes it: carries out the table's actions."""
+
+    def __init__(self, model: Model, world: World) -> None:
+        self.model = model
+        self.commit, self.todo, self.issued, self.record, self.recording = world[:5]
+        self.budget = world[5:8]
+        self.sides = list(world.sides)
+
+    def done(self) -> World:
+        return World(self.commit, self.todo, self.issued, self.record, self.recording, *self.budget, tuple(self.sides))
+
+    def tell(self, event: str, *arguments: Any) -> World:
+        """Tell the table what happened, and do what it says."""
+        self.commit, actions = self.model.table.step(self.commit, event, *arguments)
+        for action in actions:
+            self._carry_out(action)
+        if len(actions) > 1 and isinstance(actions[-1], Abandon) and isinstance(actions[0], Publish):
+            self.model.met.add("staged killer" if actions[-1].killer is not None else "staged no")
+        return self.done()
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case SendPart(shard, number, decided):
+                self._send(shard, self.model.order("Part", shard, self.sides[shard], number, self.issued, decided))
+            case SendSolo(shard, number):
+                self._send(shard, self.model.order("Solo", shard, self.sides[shard], number, self.issued, False))
+            case SendCommit(shard, number):
+                self._send(shard, wire.encode(wire.Commit(number)))
+            case SendAbort(shard, number):
+                self._send(shard, wire.encode(wire.Abort(number)))
+            case Record(number):
+                self.recording = number
+            case Publish(number):
+                if any(issue.fate == PENDING for issue in self.issued[: number - 1]):
+                    raise ViolationError(f"group {number} is published before an earlier one")
+                self._settle(number, PUBLISHED)
+                self.model.check_cut(self.sides, self.issued)
+            case Abandon(number, killer):
+                self._abandon(number, killer)
+
+    def _send(self, shard: int, order: bytes) -> None:
+        side = self.sides[shard]
+        if not side.up:
+            raise ViolationError(f"{readable(order)} goes to worker {shard} before its Hello was read")
+        if side.worker != DEAD:
+            self.sides[shard] = side._replace(inbox=(*side.inbox, order))
+
+    def _settle(self, number: int, fate: int) -> None:
+        issue = self.issued[number - 1]
+        if issue.fate != PENDING:
+            raise ViolationError(f"group {number} is settled twice")
+        self.issued = (*self.issued[: number - 1], issue._replace(fate=fate), *self.issued[number:])
+        self.free(number)
+
+    def free(self, number: int) -> None:
+        """Give the group's half of the rings back. Its bytes stay until they are overwritten."""
+        half = self.issued[number - 1].half
+        for shard, side in enumerate(self.sides):
+            if side.ring[half] // CODES == number:
+                self.fill(shard, half, -side.ring[half])
+
+    def fill(self, shard: int, half: int, code: int) -> None:
+        ring = self.sides[shard].ring
+        self.sides[shard] = self.sides[shard]._replace(ring=(code, ring[1]) if half == 0 else (ring[0], code))
+
+    def _abandon(self, number: int, killer: int | None) -> None:
+        """A killer is sent again, and so is what was staged; what was voted down is dropped."""
+        again = [] if killer is None else [self.issued[number - 1].item]
+        self.model.met.update(() if killer is None else ("killer",))
+        self._settle(number, CANCELLED)
+        for staged in range(number + 1, len(self.issued) + 1):
+            again.append(self.issued[staged - 1].item)
+            self._settle(staged, CANCELLED)
+        self.todo = (*again, *self.todo)
+
+
+def with_side(world: World, shard: int, side: Side) -> World:
+    sides = world.sides
+    return World(*world[:8], (*sides[:shard], side, *sides[shard + 1 :]))
