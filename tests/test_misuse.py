@@ -18,7 +18,6 @@ from shardengine import (
     Engine,
     EngineConfig,
     EngineError,
-    EngineStateError,
     Entry,
     FormatError,
     KeyValue,
@@ -28,7 +27,6 @@ from shardengine import (
     MachineImportError,
     Put,
     Rejected,
-    SnapshotAbortedError,
     StateUntrustedError,
     StoreDamagedError,
     StoreError,
@@ -39,7 +37,7 @@ from shardengine import (
 from shardengine.engine.snapshot.build import build
 from shardengine.engine.verify import verify_directory
 from tests.directories import applies_ten, die_in_mid_run, holds_ten, opened, puts, reboot
-from tests.inside import one_turn, shell_of
+from tests.inside import shell_of
 
 
 class Splits(KeyValue):
@@ -276,49 +274,6 @@ async def test_every_flush_hears_of_a_failure(tmp_path: Path) -> None:
         assert [str(answer) for answer in answers] == ["the end"] * 3
         with pytest.raises(StoreError, match="the end"):
             await db.aclose()
-
-
-async def test_chunks_get_their_turn_between_flushes(tmp_path: Path) -> None:
-    async with Engine(tmp_path, shards=2) as db:
-        applied = False
-
-        async def flush() -> None:
-            while not applied:
-                await db.flush_async()
-
-        flushing = [asyncio.ensure_future(flush()) for _ in range(3)]
-        await asyncio.sleep(0)
-        await asyncio.wait_for(db.apply_chunk(puts(1, 10)), 30)
-        applied = True
-        await asyncio.gather(*flushing)
-
-
-async def test_a_failure_while_a_snapshot_waits_for_its_label_comes_out_of_the_stop(tmp_path: Path) -> None:
-    db = Engine(tmp_path / "db", shards=2)
-    db.start()
-    await db.apply_chunk(puts(1, 10))
-    snapshot = asyncio.ensure_future(db.generate_snapshot_data(tmp_path / "snapshot", LogId(20, 1)))
-    while not db._running().coordinator.pinning.busy:
-        await one_turn()
-    db._running().coordinator.fail(StoreError("the end"))
-    with pytest.raises(SnapshotAbortedError, match="the end"):
-        await snapshot
-    with pytest.raises(StoreError, match="the end"):
-        db.stop()
-    db.close_storage()
-
-
-async def test_a_log_does_not_begin_beside_a_snapshot(tmp_path: Path) -> None:
-    """While a snapshot pins, nothing is decided, and what is not decided would be lost without a word."""
-    async with Engine(tmp_path / "db", shards=2) as db:
-        snapshot = asyncio.ensure_future(db.create_snapshot())
-        while not db._running().coordinator.pinning.busy:
-            await one_turn()
-        with pytest.raises(EngineStateError, match="something is in flight"):
-            db.update_last_applied(LogId(1000, 3))
-        await snapshot
-        db.update_last_applied(LogId(1000, 3))
-        assert db.last_applied() == LogId(1000, 3)
 
 
 class Clumsy(KeyValue):

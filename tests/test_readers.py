@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -32,7 +32,6 @@ from shardengine import (
 )
 from shardengine.shards.placement import SLOTS
 from shardengine.shards.store import Identity, ReadStore, Store
-from shardengine.shards.types import Position
 from tests.inside import one_turn, reads_of
 from tests.model import log_of
 from tests.test_reads import finished
@@ -170,77 +169,6 @@ async def test_views_end_by_name_when_a_successor_has_emptied_the_readers_table(
         assert all(store.keeps_slots() for store in reads_of(db)._stores)
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from shardengine.shards.placement import SLOTS
-from shardengine.shards.store import Identity, Store
-from shardengine.shards.types import Position
-store = Store(Path(sys.argv[1]), Identity("g", 0, 1, SLOTS, "m"), map_bytes=64 << 20, readers_max=8, sync=False)
-print("open", flush=True)
-for line in sys.stdin:
-    store.begin()
-    store.write({b"k": line.strip().encode()})
-    store.commit(Position(int(line), int(line), 1, 0))
-    print("done", flush=True)
-store.close()
-"""
-
-
-def writer(path: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "open\n"
-    return process
-
-
-def commit_in(process: subprocess.Popen[str], group: int) -> None:
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(f"{group}\n")
-    process.stdin.flush()
-    assert process.stdout.readline() == "done\n"
-
-
-def test_a_shard_whose_slots_are_gone_and_that_is_ahead_is_read_again_after_its_publish(tmp_path: Path) -> None:
-    from shardengine.engine.read.cut import Reads
-
-    (tmp_path / "s").mkdir()
-
-    def open_store(shard: int) -> ReadStore:
-        return ReadStore(tmp_path / "s", None, map_bytes=64 << 20, readers_max=8)
-
-    first = writer(tmp_path / "s")
-    commit_in(first, 1)
-    reads = Reads(open_store, 1, Position(1, 1, 1, 0), lambda key: 0)
-    commit_in(first, 2)
-    first.kill()
-    with first:
-        pass
-    (tmp_path / "s" / "lock.mdb").open().close()
-    with writer(tmp_path / "s") as second:
-        reads.worker_came(0)
-        with pytest.raises(ViewClosedError, match="cannot be read at this moment"):
-            reads.cut.get(b"k")
-        pinned = reads.pin()
-        with pytest.raises(ViewClosedError, match="cannot be read at this moment"):
-            pinned.scan_prefix(b"")
-        reads.publish([0], Position(2, 2, 1, 0))
-        pinned.hand_back()
-        assert (reads.cut.get(b"k"), reads.pinned) == (b"2", 0)
-        for group in range(3, 8):
-            commit_in(second, group)
-            assert reads.cut.get(b"k") == b"%d" % (group - 1)
-            reads.publish([0], Position(group, group, 1, 0))
-        reads.close()
-        assert second.stdin is not None
-        second.stdin.close()
-    assert second.returncode == 0
-
-
 STRANGER = """
 import lmdb, sys
 env = lmdb.open(sys.argv[1], readonly=True, max_dbs=3, map_size=64 << 20, max_readers=2000)
@@ -343,29 +271,6 @@ async def test_a_digest_takes_as_long_as_it_takes(tmp_path: Path) -> None:
         assert reads_of(db)._pinned
         dropped.close()
         assert db.stats()["pinned_cuts"] == 0 and not reads_of(db)._pinned
-
-
-def refused_to_a_child(view: View, digest: Coroutine[None, None, bytes], ended: bool) -> int:
-    """A bit for each call that is refused in this child; the digest may have `ended` before the fork."""
-    signal.alarm(30)
-    refused = 0
-    calls: list[Callable[[], object]] = [
-        lambda: view.get(KEYS[1]),
-        lambda: view.get_multi([KEYS[1]]),
-        lambda: view.scan_prefix(b"key"),
-        lambda: len(view),
-        lambda: digest.send(None),
-        view.close,
-        lambda: view.get(KEYS[1]),
-    ]
-    for number, call in enumerate(calls):
-        try:
-            call()
-        except ForkedError:
-            refused |= 1 << number
-        except RuntimeError:
-            refused |= ended << number
-    return refused
 
 
 def _refused(view: View, go_on: Callable[[], object], *, digest_ended: bool) -> int:

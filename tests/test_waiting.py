@@ -1,4 +1,4 @@
-"""Calls that wait: for room in flight, first in, first out, and for an index to be readable."""
+"""Calls that wait: for room in flight, first in, first out, for an index to be readable, for a flush or a snapshot."""
 
 from __future__ import annotations
 
@@ -8,8 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from shardengine import Engine, EngineConfig, Entry, LogGapError, LogId, Put, encode
+from shardengine import (
+    Engine,
+    EngineConfig,
+    EngineStateError,
+    Entry,
+    LogGapError,
+    LogId,
+    Put,
+    SnapshotAbortedError,
+    StoreError,
+    encode,
+)
 from tests.directories import puts
+from tests.inside import one_turn
 from tests.model import chunks_of, log_of
 
 NARROW = EngineConfig(in_flight_chunks_max=2)
@@ -95,3 +107,46 @@ async def test_waiting_for_an_index_ends_when_it_is_readable(tmp_path: Path) -> 
         await db.wait_applied(6)
         with pytest.raises(TimeoutError):
             await db.wait_applied(7, timeout=0.001)
+
+
+async def test_chunks_get_their_turn_between_flushes(tmp_path: Path) -> None:
+    async with Engine(tmp_path, shards=2) as db:
+        applied = False
+
+        async def flush() -> None:
+            while not applied:
+                await db.flush_async()
+
+        flushing = [asyncio.ensure_future(flush()) for _ in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(db.apply_chunk(puts(1, 10)), 30)
+        applied = True
+        await asyncio.gather(*flushing)
+
+
+async def test_a_failure_while_a_snapshot_waits_for_its_label_comes_out_of_the_stop(tmp_path: Path) -> None:
+    db = Engine(tmp_path / "db", shards=2)
+    db.start()
+    await db.apply_chunk(puts(1, 10))
+    snapshot = asyncio.ensure_future(db.generate_snapshot_data(tmp_path / "snapshot", LogId(20, 1)))
+    while not db._running().coordinator.pinning.busy:
+        await one_turn()
+    db._running().coordinator.fail(StoreError("the end"))
+    with pytest.raises(SnapshotAbortedError, match="the end"):
+        await snapshot
+    with pytest.raises(StoreError, match="the end"):
+        db.stop()
+    db.close_storage()
+
+
+async def test_a_log_does_not_begin_beside_a_snapshot(tmp_path: Path) -> None:
+    """While a snapshot pins, nothing is decided, and what is not decided would be lost without a word."""
+    async with Engine(tmp_path / "db", shards=2) as db:
+        snapshot = asyncio.ensure_future(db.create_snapshot())
+        while not db._running().coordinator.pinning.busy:
+            await one_turn()
+        with pytest.raises(EngineStateError, match="something is in flight"):
+            db.update_last_applied(LogId(1000, 3))
+        await snapshot
+        db.update_last_applied(LogId(1000, 3))
+        assert db.last_applied() == LogId(1000, 3)
