@@ -97,7 +97,7 @@ def copy_pinned(store: Store, pinned: ReadTx, path: Path, barrier: int) -> wire.
             descriptor = create_file(path)
             try:
                 store.copy(pinned, descriptor)
-                size, checksum = seal_file(descriptor, path)
+                size, checksum = finish_file(descriptor, path)
             finally:
                 os.close(descriptor)
         finally:
@@ -110,7 +110,7 @@ def copy_pinned(store: Store, pinned: ReadTx, path: Path, barrier: int) -> wire.
     return wire.Copied(barrier, size, entries, checksum, None)
 
 
-def seal_file(descriptor: int, path: Path) -> tuple[int, bytes]:
+def finish_file(descriptor: int, path: Path) -> tuple[int, bytes]:
     """Size and XXH3-128 of the file at `path`; returns when its content is on the disk."""
     size = os.fstat(descriptor).st_size
     checksum = checksum128(b"")

@@ -165,7 +165,7 @@ class World:
                 self.run(self.commit.release())
             case actions.Kill(shard):
                 self.workers[shard].die()
-            case actions.Seal(parts):
+            case actions.Complete(parts):
                 assert {shard: part.entries for shard, part in parts.items()} == self.expected(), "not what was placed"
             case actions.Abandoned():
                 number = self.barrier.number

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from shardengine import Engine, EngineConfig, EngineError, Entry, LogId, Put, StartReport, encode, run
-from shardengine.engine.storage.files import read_sealed, write_sealed
+from shardengine.engine.storage.files import read_checked, write_checked
 from shardengine.engine.storage.runmark import NAME, Boot, Mark
 from tests.model import Model, log_of
 
@@ -93,11 +93,11 @@ def reboot(path: Path) -> None:
 
 
 def change_mark(path: Path, **changes: object) -> None:
-    write_sealed(path / NAME, msgspec.structs.replace(mark_of(path), **changes))
+    write_checked(path / NAME, msgspec.structs.replace(mark_of(path), **changes))
 
 
 def mark_of(path: Path) -> Mark:
-    return read_sealed(path / NAME, Mark)
+    return read_checked(path / NAME, Mark)
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Snapshot directories made by hand, any bytes as parts under a sealed manifest; deaths at every step of file work."""
+"""Snapshot directories made by hand, any bytes as parts under a whole manifest; deaths at every step of file work."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def manifest_for(parts: Sequence[bytes], /, index: int = 7, term: int = 2, **cha
         bad_entry="fail",
         parts=[part_of(shard, content) for shard, content in enumerate(parts)],
     )
-    return msgspec.structs.replace(manifest, **changes).sealed()
+    return msgspec.structs.replace(manifest, **changes).summed()
 
 
 def make_snapshot(folder: Path, parts: Sequence[bytes], /, index: int = 7, term: int = 2, **changes: Any) -> Path:
@@ -80,8 +80,8 @@ def changed(piece: Piece, **changes: Any) -> Piece:
     return msgspec.structs.replace(piece, **changes)
 
 
-def resealed(piece: Piece, **changes: Any) -> Piece:
-    return changed(piece, **changes).sealed()
+def resummed(piece: Piece, **changes: Any) -> Piece:
+    return changed(piece, **changes).summed()
 
 
 def file_work(patch: pytest.MonkeyPatch) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shardengine.engine.commit.actions import Abandoned, Kill, Resume, Seal, SendCopy, SendPin, SendUnpin
+from shardengine.engine.commit.actions import Abandoned, Complete, Kill, Resume, SendCopy, SendPin, SendUnpin
 from shardengine.engine.commit.barrier import Barrier, Stage
 from shardengine.engine.errors import CommitRuleError, SnapshotAbortedError
 from shardengine.shards import wire
@@ -142,7 +142,7 @@ LEGAL: dict[str, dict[str, list[Any]]] = {
     },
     "copying, 1 is the last": _QUIET
     | {
-        "copied by 1": [Seal({shard: part(2, shard) for shard in range(3)})],
+        "copied by 1": [Complete({shard: part(2, shard) for shard in range(3)})],
         "1 cannot copy": [GIVEN_UP],
         "end of 1": [GIVEN_UP],
         "end of 0": [],

@@ -2,7 +2,7 @@
 
 Groups are submitted, staged and committed, snapshots begin, workers die, cannot pin, cannot copy, and the time is up,
 at any moment. Whatever happens: between `place` and Resume nothing is decided; every part holds exactly the last
-published group; a snapshot is sealed only when every shard has copied; nothing is pinned any more when it was given up.
+published group; a snapshot is complete only when every shard has copied; nothing is pinned any more once it is given up.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ class Hasty(World):
 
 
 class Sloppy(Barrier):
-    """Seals when the first part is there."""
+    """Complete when the first part is there."""
 
     def copied(self, shard: int, number: int, part: wire.Copied) -> list[actions.Action]:
         if self.stage is Stage.COPYING and number == self.number and part.problem is None:
             self.stage = Stage.IDLE
-            return [actions.Seal({shard: part})]
+            return [actions.Complete({shard: part})]
         return super().copied(shard, number, part)
 
 

@@ -79,8 +79,8 @@ def flip(file: Path, at: int) -> None:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    """Change a manifest and seal it again."""
-    write_manifest(path, msgspec.structs.replace(read_manifest(path), **changes).sealed())
+    """Change a manifest, and its checksum with it."""
+    write_manifest(path, msgspec.structs.replace(read_manifest(path), **changes).summed())
 
 
 def forge(path: Path, **changes: Any) -> None:

@@ -22,7 +22,7 @@ from shardengine import (
     ShardCountMismatchError,
 )
 from shardengine.engine.run.resources import check_resource_limits
-from shardengine.engine.storage.files import read_sealed, write_sealed
+from shardengine.engine.storage.files import read_checked, write_checked
 from shardengine.engine.storage.generations import DirectoryConfig
 from tests.directories import applies_ten, contents, holds_ten, opened, refused_unchanged
 from tests.machines import LaterLedger, Ledger, Other
@@ -36,8 +36,8 @@ def test_another_shard_count_is_refused_with_the_way_to_convert(tmp_path: Path) 
 
 def test_a_directory_of_another_format_is_refused(tmp_path: Path) -> None:
     opened(tmp_path, applies_ten, shards=2)
-    known = read_sealed(tmp_path / "config", DirectoryConfig)
-    write_sealed(tmp_path / "config", msgspec.structs.replace(known, format=99))
+    known = read_checked(tmp_path / "config", DirectoryConfig)
+    write_checked(tmp_path / "config", msgspec.structs.replace(known, format=99))
     refused_unchanged(tmp_path, FormatError, "format 99.*this version reads format 2")
     (tmp_path / "config").write_bytes(b"not json")
     refused_unchanged(tmp_path, FormatError, "not readable")

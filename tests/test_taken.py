@@ -52,7 +52,7 @@ def snapshot(source: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(source / "late", tmp_path / "snapshot"))
 
 
-def reseal(path: Path, change: Callable[[PartInfo], PartInfo] = lambda part: part, **changes: Any) -> None:
+def resum(path: Path, change: Callable[[PartInfo], PartInfo] = lambda part: part, **changes: Any) -> None:
     """Give a forged snapshot a manifest that agrees with its files, but for what is changed."""
     manifest = read_manifest(path)
     parts = []
@@ -61,7 +61,7 @@ def reseal(path: Path, change: Callable[[PartInfo], PartInfo] = lambda part: par
         parts.append(
             change(msgspec.structs.replace(part, bytes=len(data), checksum=checksum128(data).hex())),
         )
-    write_manifest(path, msgspec.structs.replace(manifest, parts=parts, **changes).sealed())
+    write_manifest(path, msgspec.structs.replace(manifest, parts=parts, **changes).summed())
 
 
 def part(number: int, path: Path) -> Path:
@@ -86,28 +86,28 @@ def swap(one: Path, other: Path) -> None:
 Steps = list[Callable[[Path], object]]
 
 FORGED: dict[str, tuple[str, Steps]] = {
-    "swapped parts": ("belongs to shard", [lambda p: swap(part(0, p), part(1, p)), reseal]),
-    "a part twice": ("belongs to shard", [lambda p: shutil.copy(part(0, p), part(1, p)), reseal]),
+    "swapped parts": ("belongs to shard", [lambda p: swap(part(0, p), part(1, p)), resum]),
+    "a part twice": ("belongs to shard", [lambda p: shutil.copy(part(0, p), part(1, p)), resum]),
     "a part of no byte": (
         "cut off",
-        [lambda p: part(1, p).write_bytes(b""), lambda p: reseal(p, of_one(1, entries=0))],
+        [lambda p: part(1, p).write_bytes(b""), lambda p: resum(p, of_one(1, entries=0))],
     ),
-    "a part of no LMDB": ("is damaged", [lambda p: part(1, p).write_bytes(os.urandom(20_000)), reseal]),
-    "an entry too few": ("entries, not 7", [lambda p: reseal(p, of_one(2, entries=7))]),
+    "a part of no LMDB": ("is damaged", [lambda p: part(1, p).write_bytes(os.urandom(20_000)), resum]),
+    "an entry too few": ("entries, not 7", [lambda p: resum(p, of_one(2, entries=7))]),
     "a state beyond the label": (
         "beyond Position",
-        [lambda p: reseal(p, last_included=LogId(25, 1), term_runs=[LogId(1, 1)])],
+        [lambda p: resum(p, last_included=LogId(25, 1), term_runs=[LogId(1, 1)])],
     ),
-    "another machine's": ("belongs to machine", [lambda p: reseal(p, machine="test.other")]),
+    "another machine's": ("belongs to machine", [lambda p: resum(p, machine="test.other")]),
     "another shard count": (
         "belongs to shards 3, not 2",
-        [reseal, lambda p: write_manifest(p, two_of(read_manifest(p)))],
+        [resum, lambda p: write_manifest(p, two_of(read_manifest(p)))],
     ),
 }
 
 
 def two_of(manifest: Manifest) -> Manifest:
-    return msgspec.structs.replace(manifest, shards=2, parts=manifest.parts[:2]).sealed()
+    return msgspec.structs.replace(manifest, shards=2, parts=manifest.parts[:2]).summed()
 
 
 @pytest.mark.parametrize("config", [CONFIG, UNVERIFIED], ids=["verified", "not"])
@@ -130,7 +130,7 @@ async def test_a_forged_snapshot_is_refused_whether_or_not_its_pages_are_verifie
 
 async def test_records_over_the_limits_of_the_manifest_are_refused(tmp_path: Path, snapshot: Path) -> None:
     for limits in (Limits(3, 16 << 10), Limits(480, 10)):
-        reseal(snapshot, limits=limits)
+        resum(snapshot, limits=limits)
         with pytest.raises(SnapshotDamagedError, match="is over Limits"):
             verify_snapshot(snapshot, deep=True)
         config = msgspec.structs.replace(CONFIG, value_bytes_max=None)
@@ -142,7 +142,7 @@ async def test_records_over_the_limits_of_the_manifest_are_refused(tmp_path: Pat
 @pytest.mark.parametrize("entries", [0, 54])
 async def test_a_part_without_a_byte_never_stands_for_a_shard(tmp_path: Path, snapshot: Path, entries: int) -> None:
     part(1, snapshot).write_bytes(b"")
-    reseal(snapshot, of_one(1, entries=entries))
+    resum(snapshot, of_one(1, entries=entries))
     async with Engine(tmp_path / "data", shards=3, config=UNVERIFIED) as db:
         with pytest.raises(SnapshotDamagedError, match=r"no byte|cut off"):
             await db.restore(snapshot)
@@ -232,7 +232,7 @@ def forgeries(path: Path) -> Iterator[Path]:
     whole = file.read_bytes()
     for number in pages(file):
         forge_page(file, number)
-        reseal(path)
+        resum(path)
         yield file
         file.write_bytes(whole)
 
@@ -244,7 +244,7 @@ async def test_a_forged_page_is_refused_and_ends_no_process(tmp_path: Path, snap
                 await db.restore(snapshot)
             assert db.is_empty()
     forge_page(part(1, snapshot), max(pages(part(1, snapshot))))
-    reseal(snapshot)
+    resum(snapshot)
     with pytest.raises(SnapshotDamagedError, match=r"shard-001\.mdb is damaged: "):
         verify_snapshot(snapshot, deep=True)
 

@@ -40,7 +40,7 @@ from tests.snapshots import (
     manifest_for,
     part_of,
     pieces_in,
-    resealed,
+    resummed,
 )
 
 Wrong = Callable[[list[Piece], list[Piece]], Piece]
@@ -49,7 +49,7 @@ Wrong = Callable[[list[Piece], list[Piece]], Piece]
 WRONG: dict[str, tuple[Wrong, type[TravelError]]] = {
     "the next but one": (lambda p, _: p[4], PieceGapError),
     "the last at once": (lambda p, _: p[-1], PieceGapError),
-    "a number beyond the end": (lambda p, _: resealed(p[3], number=U64_MAX), PieceGapError),
+    "a number beyond the end": (lambda p, _: resummed(p[3], number=U64_MAX), PieceGapError),
     "the same again": (lambda p, _: p[2], PieceDuplicateError),
     "the first again": (lambda p, _: p[0], PieceDuplicateError),
     "another snapshot's": (lambda _, q: q[3], PieceSourceError),
@@ -57,14 +57,14 @@ WRONG: dict[str, tuple[Wrong, type[TravelError]]] = {
     "a bit flipped": (lambda p, _: changed(p[3], data=bytes([p[3].data[0] ^ 1]) + p[3].data[1:]), PieceDamagedError),
     "cut off": (lambda p, _: changed(p[3], data=p[3].data[:-1]), PieceDamagedError),
     "without a checksum": (lambda p, _: changed(p[3], checksum=b""), PieceDamagedError),
-    "without data": (lambda p, _: resealed(p[3], data=b""), PieceDamagedError),
-    "with metadata": (lambda p, _: resealed(p[3], metadata=p[0].metadata), PieceDamagedError),
-    "more than the part holds": (lambda p, _: resealed(p[3], data=bytes(37)), PieceDamagedError),
-    "an earlier place": (lambda p, _: resealed(p[3], offset=p[2].offset), PieceGapError),
-    "a later place": (lambda p, _: resealed(p[3], offset=p[3].offset + 1), PieceGapError),
-    "another part": (lambda p, _: resealed(p[3], part=3), PieceGapError),
-    "a part that is not": (lambda p, _: resealed(p[3], part=5), PieceGapError),
-    "an end too early": (lambda p, _: resealed(p[3], last=True), PieceEndError),
+    "without data": (lambda p, _: resummed(p[3], data=b""), PieceDamagedError),
+    "with metadata": (lambda p, _: resummed(p[3], metadata=p[0].metadata), PieceDamagedError),
+    "more than the part holds": (lambda p, _: resummed(p[3], data=bytes(37)), PieceDamagedError),
+    "an earlier place": (lambda p, _: resummed(p[3], offset=p[2].offset), PieceGapError),
+    "a later place": (lambda p, _: resummed(p[3], offset=p[3].offset + 1), PieceGapError),
+    "another part": (lambda p, _: resummed(p[3], part=3), PieceGapError),
+    "a part that is not": (lambda p, _: resummed(p[3], part=5), PieceGapError),
+    "an end too early": (lambda p, _: resummed(p[3], last=True), PieceEndError),
 }
 
 
@@ -95,17 +95,17 @@ FIRST: dict[str, tuple[Callable[[list[Piece]], Piece], type[SnapshotError]]] = {
         PieceDamagedError,
     ),
     "an edited manifest": (
-        lambda p: resealed(p[0], metadata=p[0].metadata.replace(b'"clock":1000', b'"clock":1001')),
+        lambda p: resummed(p[0], metadata=p[0].metadata.replace(b'"clock":1000', b'"clock":1001')),
         PieceDamagedError,
     ),
-    "no manifest": (lambda p: resealed(p[0], metadata=b""), PieceDamagedError),
-    "half a manifest": (lambda p: resealed(p[0], metadata=p[0].metadata[:-1]), PieceDamagedError),
-    "a list for a manifest": (lambda p: resealed(p[0], metadata=b"[1]"), PieceDamagedError),
-    "another source than its manifest": (lambda p: resealed(p[0], source=bytes(16)), PieceDamagedError),
-    "with data": (lambda p: resealed(p[0], data=b"x"), PieceDamagedError),
-    "of part 1": (lambda p: resealed(p[0], part=1), PieceDamagedError),
-    "the last too early": (lambda p: resealed(p[0], last=True), PieceEndError),
-    "another format": (lambda p: resealed(p[0], metadata=b'{"format":2,"new":1}'), SnapshotFormatError),
+    "no manifest": (lambda p: resummed(p[0], metadata=b""), PieceDamagedError),
+    "half a manifest": (lambda p: resummed(p[0], metadata=p[0].metadata[:-1]), PieceDamagedError),
+    "a list for a manifest": (lambda p: resummed(p[0], metadata=b"[1]"), PieceDamagedError),
+    "another source than its manifest": (lambda p: resummed(p[0], source=bytes(16)), PieceDamagedError),
+    "with data": (lambda p: resummed(p[0], data=b"x"), PieceDamagedError),
+    "of part 1": (lambda p: resummed(p[0], part=1), PieceDamagedError),
+    "the last too early": (lambda p: resummed(p[0], last=True), PieceEndError),
+    "another format": (lambda p: resummed(p[0], metadata=b'{"format":2,"new":1}'), SnapshotFormatError),
 }
 
 
@@ -150,7 +150,7 @@ def test_a_piece_after_the_last_is_refused(tmp_path: Path) -> None:
             assembler.add(piece)
         assert assembler.complete
         with pytest.raises(PieceEndError):
-            assembler.add(resealed(pieces[-1], number=len(pieces)))
+            assembler.add(resummed(pieces[-1], number=len(pieces)))
         with pytest.raises(PieceDuplicateError):
             assembler.add(pieces[-1])
         assembler.finish()
@@ -160,13 +160,13 @@ def test_a_piece_after_the_last_is_refused(tmp_path: Path) -> None:
 def test_a_last_piece_that_does_not_say_so_is_refused(tmp_path: Path) -> None:
     pieces = pieces_in(tmp_path / "here")
     with pytest.raises(PieceDamagedError, match="does not say so"):
-        assemble([*pieces[:-1], resealed(pieces[-1], last=False)], tmp_path / "there")
+        assemble([*pieces[:-1], resummed(pieces[-1], last=False)], tmp_path / "there")
     assert contents(tmp_path / "there") == {}
 
 
 def test_a_part_that_is_not_the_manifests_is_refused_though_every_piece_is_whole(tmp_path: Path) -> None:
     pieces = pieces_in(tmp_path / "here")
-    pieces[2] = resealed(pieces[2], data=bytes(len(pieces[2].data)))
+    pieces[2] = resummed(pieces[2], data=bytes(len(pieces[2].data)))
     with pytest.raises(PieceDamagedError, match=r"shard-001\.mdb does not match"):
         assemble(pieces, tmp_path / "there")
     assert contents(tmp_path / "there") == {}
@@ -178,7 +178,7 @@ def test_a_piece_that_completes_a_part_wrongly_is_refused_and_the_right_one_stil
         for piece in pieces:
             if piece.number in (4, 6):
                 with pytest.raises(PieceDamagedError, match="does not match the checksum of its manifest"):
-                    assembler.add(resealed(piece, data=bytes(len(piece.data))))
+                    assembler.add(resummed(piece, data=bytes(len(piece.data))))
             assembler.add(piece)
         assembler.finish()
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
@@ -255,7 +255,7 @@ def test_a_piece_of_another_form_is_refused(tmp_path: Path, change: Callable[[li
     fields = msgspec.msgpack.decode(encode_piece(pieces_in(tmp_path)[1]))
     assert decode_piece(msgspec.msgpack.encode(fields)).number == 1
     wrong = msgspec.msgpack.encode(change(fields))
-    if change(fields) == fields[:-1]:  # the checksum is not there: a piece, but not a sealed one
+    if change(fields) == fields[:-1]:  # the checksum is not there: a piece, but not a whole one
         with SnapshotAssembler(tmp_path / "there") as assembler, pytest.raises(PieceDamagedError):
             assembler.add(decode_piece(wrong))
     else:
@@ -294,7 +294,7 @@ def test_a_part_may_not_be_called(tmp_path: Path, name: str) -> None:
 
 def first_piece(parts: list[bytes], /, **changes: Any) -> Piece:
     manifest = manifest_for(parts, **changes)
-    return Piece(bytes.fromhex(manifest.checksum), 0, 0, 0, b"", msgspec.json.encode(manifest), False).sealed()
+    return Piece(bytes.fromhex(manifest.checksum), 0, 0, 0, b"", msgspec.json.encode(manifest), False).summed()
 
 
 @pytest.mark.parametrize(

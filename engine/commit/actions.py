@@ -86,7 +86,7 @@ class Kill(msgspec.Struct, frozen=True):
     shard: int
 
 
-class Seal(msgspec.Struct, frozen=True):
+class Complete(msgspec.Struct, frozen=True):
     """Every part is on the disk."""
 
     parts: dict[int, wire.Copied]
@@ -111,6 +111,6 @@ class SyncRecord(msgspec.Struct, frozen=True):
 
 Action = (
     (SendPart | SendSolo | SendCommit | SendAbort | Record | Publish | Abandon)
-    | (SendPin | SendCopy | SendUnpin | Resume | Kill | Seal | Abandoned)
+    | (SendPin | SendCopy | SendUnpin | Resume | Kill | Complete | Abandoned)
     | (SendFlush | SyncRecord)
 )

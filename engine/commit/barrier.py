@@ -1,7 +1,7 @@
 """The snapshot barrier as a table: events in, actions out, no I/O, no clock of its own.
 
               begin              place                all pinned           all copied
-    IDLE ------------> WAITING ----------> PINNING --------------> COPYING ----------> IDLE (Seal)
+    IDLE ------------> WAITING ----------> PINNING --------------> COPYING ----------> IDLE (Complete)
                           |                   |                       |
                           +------- a death, a problem, the deadline, or cancel
                           v
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 
-from shardengine.engine.commit.actions import Abandoned, Action, Kill, Resume, Seal, SendCopy, SendPin, SendUnpin
+from shardengine.engine.commit.actions import Abandoned, Action, Complete, Kill, Resume, SendCopy, SendPin, SendUnpin
 from shardengine.engine.errors import CommitRuleError, SnapshotAbortedError, SnapshotError
 from shardengine.shards import wire
 
@@ -93,7 +93,7 @@ class Barrier:
         if self._waiting:
             return []
         self.stage = Stage.IDLE
-        return [Seal(self._parts)]
+        return [Complete(self._parts)]
 
     def unpinned(self, shard: int, number: int) -> list[Action]:
         """The worker of `shard` holds and writes nothing any more."""

@@ -379,7 +379,7 @@ _CARRY_OUT: dict[type[Action], Callable[[Coordinator, Any], None]] = {
     actions.SendUnpin: lambda self, action: self._workers.send(action.shard, wire.Unpin(action.barrier)),
     actions.Resume: lambda self, action: self._run(self._commit.release()),
     actions.Kill: lambda self, action: self._workers.kill(action.shard),
-    actions.Seal: lambda self, action: self.pinning.seal(action),
+    actions.Complete: lambda self, action: self.pinning.complete(action),
     actions.Abandoned: lambda self, action: self.pinning.end(action.error),
     actions.SendFlush: lambda self, action: self._workers.send(action.shard, wire.Flush(action.token)),
     actions.SyncRecord: Coordinator._sync_record,

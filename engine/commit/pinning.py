@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from shardengine.engine.commit.actions import Action, Resume, Seal
+from shardengine.engine.commit.actions import Action, Complete, Resume
 from shardengine.engine.commit.barrier import Barrier, Stage
 from shardengine.engine.commit.table import Commit
 from shardengine.engine.errors import (
@@ -26,7 +26,7 @@ from shardengine.shards import wire
 from shardengine.shards.types import LogId, Position
 
 
-class Sealed(msgspec.Struct, frozen=True):
+class Completed(msgspec.Struct, frozen=True):
     """Every part is on the disk: the state at `position`, as parts by shard."""
 
     position: Position
@@ -34,7 +34,7 @@ class Sealed(msgspec.Struct, frozen=True):
     parts: list[wire.Copied]
 
 
-Done = Callable[[Sealed | SnapshotError], None]
+Done = Callable[[Completed | SnapshotError], None]
 
 
 class Request(msgspec.Struct):
@@ -58,7 +58,7 @@ class Pinning:
         self._request: Request | None = None
         self.label = 0
         """The index that a group must end at; 0 when no snapshot waits for one."""
-        self._sealing: tuple[Position, list[LogId]] | None = None
+        self._placed: tuple[Position, list[LogId]] | None = None
 
     @property
     def busy(self) -> bool:
@@ -152,7 +152,7 @@ class Pinning:
         self._commit.hold()
         if not self._commit.quiet or len(self._commit.up) < self._shards:
             return []
-        self._sealing = applied, self._term_runs(applied.index)
+        self._placed = applied, self._term_runs(applied.index)
         self.label = 0
         return self._barrier.place()
 
@@ -194,15 +194,15 @@ class Pinning:
         assert self._request is not None
         return self._request.directory / part_name(shard)
 
-    def seal(self, action: Seal) -> None:
+    def complete(self, action: Complete) -> None:
         """Every part is on the disk: tell who asked."""
-        assert self._sealing is not None
-        position, term_runs = self._sealing
-        self.end(Sealed(position, term_runs, [action.parts[shard] for shard in range(self._shards)]))
+        assert self._placed is not None
+        position, term_runs = self._placed
+        self.end(Completed(position, term_runs, [action.parts[shard] for shard in range(self._shards)]))
 
-    def end(self, outcome: Sealed | SnapshotError) -> None:
+    def end(self, outcome: Completed | SnapshotError) -> None:
         """The snapshot is over: tell who asked."""
-        request, self._request, self._sealing, self.label = self._request, None, None, 0
+        request, self._request, self._placed, self.label = self._request, None, None, 0
         assert request is not None
         request.done(outcome)
 

@@ -61,7 +61,7 @@ class Taking:
         outcome = await called_back(begin, lambda: runtime.cancel_snapshot("its caller was cancelled"))
         if isinstance(outcome, SnapshotError):
             raise outcome
-        return await self._shell.tasks.in_thread(lambda: self._snapshots.seal(directory, runtime.fixed, outcome))
+        return await self._shell.tasks.in_thread(lambda: self._snapshots.complete(directory, runtime.fixed, outcome))
 
     def _say(self, last: LogId, path: Path | str) -> None:
         log.info("%s: snapshot taken at index %d: %s", self._shell.readside.path, last.index, path)

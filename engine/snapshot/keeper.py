@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from shardengine.engine.commit.pinning import Sealed, part_name
+from shardengine.engine.commit.pinning import Completed, part_name
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.contract import SnapshotInfo, SnapshotMetadata
 from shardengine.engine.errors import (
@@ -134,26 +134,26 @@ class Snapshots:
         """Write into `directory`, the caller's: see `writing_into`."""
         return writing_into(directory)
 
-    def seal(self, directory: Path, fixed: DirectoryConfig, sealed: Sealed) -> Manifest:
+    def complete(self, directory: Path, fixed: DirectoryConfig, completed: Completed) -> Manifest:
         """Write the manifest of parts that are on the disk: from here on `directory` holds a snapshot."""
-        position = sealed.position
+        position = completed.position
         manifest = Manifest(
             format=SNAPSHOT_FORMAT,
             lineage=fixed.lineage,
             last_included=LogId(position.index, position.term),
             clock=position.clock,
-            term_runs=sealed.term_runs,
+            term_runs=completed.term_runs,
             slots=fixed.slots,
-            shards=len(sealed.parts),
+            shards=len(completed.parts),
             machine=fixed.machine,
             machine_version=self._machine.version,
             limits=fixed.limits,
             bad_entry=fixed.bad_entry,
             parts=[
                 PartInfo(part_name(shard), part.size, part.entries, part.checksum.hex())
-                for shard, part in enumerate(sealed.parts)
+                for shard, part in enumerate(completed.parts)
             ],
-        ).sealed()
+        ).summed()
         try:
             sync_directory(directory)
             write_manifest(directory, manifest)
@@ -162,7 +162,7 @@ class Snapshots:
         return manifest
 
     def keep(self, partial: Partial) -> SnapshotInfo:
-        """Give a sealed snapshot its name among the others, and remove what has had its day: see `retention`.
+        """Give a complete snapshot its name among the others, and remove what has had its day: see `folder.py`.
 
         One of the same log at the same entry holds the same state, and stays if it is whole; one of another log makes
         way. Raises SnapshotError when what lies there is neither, or the disk refuses. What cannot be removed stays.

@@ -61,7 +61,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parts: list[PartInfo]
     checksum: str = ""
 
-    def sealed(self) -> Manifest:
+    def summed(self) -> Manifest:
         """This manifest with the checksum that belongs to it."""
         return msgspec.structs.replace(self, checksum=self.expected_checksum())
 
@@ -80,7 +80,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Returns when the manifest, and its name, are on the disk. `manifest` must be sealed."""
+    """Returns when the manifest, and its name, are on the disk. `manifest` must have its checksum."""
     assert manifest.checksum == manifest.expected_checksum()
     write_whole(directory / MANIFEST, manifest_bytes(manifest))
 

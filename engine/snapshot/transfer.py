@@ -50,7 +50,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     """A stretch of a snapshot: `data` begins at byte `offset` of the manifest's part number `part`.
 
     source: the checksum of the manifest, 16 bytes. number: from 0, without gaps. metadata: JSON of the manifest on
-    piece 0, else empty. last: no piece follows. checksum: XXH3-128 of all the others, see `sealed`.
+    piece 0, else empty. last: no piece follows. checksum: XXH3-128 of all the others, see `summed`.
     """
 
     source: bytes
@@ -62,7 +62,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     last: bool
     checksum: bytes = b""
 
-    def sealed(self) -> Piece:
+    def summed(self) -> Piece:
         """This piece with the checksum that belongs to it."""
         return msgspec.structs.replace(self, checksum=self.expected_checksum())
 
@@ -127,10 +127,10 @@ def numbered(manifest: Manifest, metadata: bytes, content: Iterable[tuple[int, i
     stretches with part and offset."""
     source = bytes.fromhex(manifest.checksum)
     left = _bytes_of(manifest.parts)
-    yield Piece(source, 0, 0, 0, b"", metadata, left == 0).sealed()
+    yield Piece(source, 0, 0, 0, b"", metadata, left == 0).summed()
     for number, (part, offset, data) in enumerate(content, 1):
         left -= len(data)
-        yield Piece(source, number, part, offset, data, b"", left == 0).sealed()
+        yield Piece(source, number, part, offset, data, b"", left == 0).summed()
 
 
 def _bytes_of(parts: list[PartInfo]) -> int:

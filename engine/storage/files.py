@@ -165,24 +165,24 @@ def _decode(path: Path, data: bytes | msgspec.Raw, kind: type[T]) -> T:
         raise FormatError(f"{path}: not readable: {error}", hint=_WRITTEN_BY) from error
 
 
-class _Sealed(msgspec.Struct, frozen=True):
+class _Checked(msgspec.Struct, frozen=True):
     checksum: str
     content: msgspec.Raw
 
 
-def sealed(value: Any) -> bytes:
+def checked(value: Any) -> bytes:
     """A value as JSON that carries the XXH3-128 of its own text."""
     text = pretty(value)
     return b'{"checksum": "%s",\n"content": %s}\n' % (checksum128(text).hex().encode(), text)
 
 
-def write_sealed(path: Path, value: Any) -> None:
-    write_whole(path, sealed(value))
+def write_checked(path: Path, value: Any) -> None:
+    write_whole(path, checked(value))
 
 
-def read_sealed(path: Path, kind: type[T]) -> T:
-    """As `read_json`, of what `write_sealed` wrote: one changed bit is a FormatError."""
-    envelope = read_json(path, _Sealed)
+def read_checked(path: Path, kind: type[T]) -> T:
+    """As `read_json`, of what `write_checked` wrote: one changed bit is a FormatError."""
+    envelope = read_json(path, _Checked)
     if checksum128(bytes(envelope.content)).hex() != envelope.checksum:
         raise FormatError(
             f"{path}: its content does not match its checksum",

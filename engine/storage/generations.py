@@ -32,11 +32,11 @@ from shardengine.engine.errors import (
 from shardengine.engine.storage.files import (
     BESIDE,
     Lock,
-    read_sealed,
+    read_checked,
     read_small,
     replace_file,
     sync_directory,
-    write_sealed,
+    write_checked,
 )
 from shardengine.ipc.files import (
     SyncError,
@@ -88,7 +88,7 @@ class Generation:
 
     def __init__(self, path: Path, info: GenerationInfo | None = None) -> None:
         self.path = path
-        self.info = info or read_sealed(path / "GENERATION", GenerationInfo)
+        self.info = info or read_checked(path / "GENERATION", GenerationInfo)
 
     @property
     def shards(self) -> int:
@@ -142,7 +142,7 @@ class Generation:
         """Remember that a later version of the machine has taken over."""
         config = msgspec.structs.replace(self.info.config, machine_version=version)
         self.info = msgspec.structs.replace(self.info, config=config)
-        write_sealed(self.path / "GENERATION", self.info)
+        write_checked(self.path / "GENERATION", self.info)
 
 
 class Directory:
@@ -158,7 +158,7 @@ class Directory:
     def load(self) -> DirectoryConfig | None:
         """What the directory remembers; None when it is new. FormatError: it is something else."""
         try:
-            config = read_sealed(self._config, DirectoryConfig)
+            config = read_checked(self._config, DirectoryConfig)
         except FileNotFoundError:
             self._refuse_foreign()
             return None
@@ -180,7 +180,7 @@ class Directory:
             )
 
     def save(self, config: DirectoryConfig) -> None:
-        write_sealed(self._config, config)
+        write_checked(self._config, config)
 
     def current(self) -> Generation | None:
         """The live generation, or None: there is none yet, or it was set aside."""
@@ -291,7 +291,7 @@ class Directory:
                 sync_path(path / name)
             sync_directory(path)
         create_decision(generation.decision, record)
-        write_sealed(generation.path / "GENERATION", generation.info)
+        write_checked(generation.path / "GENERATION", generation.info)
 
     def make_current(self, generation: Generation) -> SyncError | None:
         """From here on there is no way back: the next start, whoever dies, finds this generation.

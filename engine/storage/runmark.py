@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from shardengine.engine.errors import EngineError, FormatError, SyncFailedError, disk_error
-from shardengine.engine.storage.files import read_sealed, replace_file, sealed, write_sealed
+from shardengine.engine.storage.files import checked, read_checked, replace_file, write_checked
 from shardengine.engine.storage.generations import Generation
 from shardengine.shards.types import LogId
 
@@ -74,7 +74,7 @@ def read_mark(directory: Path) -> Mark | None:
     """The mark of the last run; None when it is missing or unreadable, as a power loss may leave it. FileRefusedError:
     something else has its name, which no power loss did."""
     try:
-        return read_sealed(directory / NAME, Mark)
+        return read_checked(directory / NAME, Mark)
     except (FileNotFoundError, FormatError):
         return None
 
@@ -82,7 +82,7 @@ def read_mark(directory: Path) -> Mark | None:
 def write_clean(directory: Path, generation: Generation, mode: str) -> None:
     """Mark a generation that is durable as a whole, and has no write yet. Returns when the mark is."""
     info = generation.info
-    write_sealed(directory / NAME, Mark(True, this_boot(), mode, info.config.lineage, info.id))
+    write_checked(directory / NAME, Mark(True, this_boot(), mode, info.config.lineage, info.id))
 
 
 def trusted(mark: Mark | None, generation: Generation, is_whole: Callable[[], bool]) -> bool:
@@ -198,7 +198,7 @@ class RunMark:
         mark = msgspec.structs.replace(self._mark(clean=False), mode=mode)
         with suppress(OSError, EngineError):
             self._check_place()
-            replace_file(self._directory / NAME, sealed(mark), synced=False)
+            replace_file(self._directory / NAME, checked(mark), synced=False)
             self._written = mark
 
     def refusal(self) -> SyncFailedError:
@@ -227,7 +227,7 @@ class RunMark:
         mark = self._mark(clean=clean)
         self._check_place()
         try:
-            write_sealed(self._directory / NAME, mark)
+            write_checked(self._directory / NAME, mark)
         except OSError as error:
             refused = disk_error("the run mark cannot be written", error)
             if isinstance(refused, SyncFailedError):
