@@ -2,7 +2,7 @@
 
 Groups are submitted, staged and committed, snapshots begin, workers die, cannot pin, cannot copy, and the time is up,
 at any moment. Whatever happens: between `place` and Resume nothing is decided; every part holds exactly the last
-published group; a snapshot is complete only when every shard has copied; nothing is pinned any more once it is given up.
+published group; a snapshot is complete only when every shard has copied; nothing is pinned any more once given up.
 """
 
 from __future__ import annotations
