@@ -39,6 +39,7 @@ help:
 
 $(STAMP): pyproject.toml shards/fast/_puts.c shards/fast/_bytes.h
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found; set PYTHON=/path/to/python" >&2; exit 2; }
+	rm -f shards/fast/*.so  # an old one must not stand in for one that cannot be built
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
@@ -62,5 +63,5 @@ perf: $(STAMP)
 	$(BIN)/python -m perf apply $(PERF_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info shards/fast/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

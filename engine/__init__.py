@@ -48,7 +48,8 @@ of the disk:
                  *set aside*
     anchor       a file that keeps others out, and must stay where it is; a *guard* is one in a shard
     reserve      disk that a shard has ahead of its last page
-    seal         rename a finished directory or file into place
+    seal         rename a finished directory into place
+    checked      written with its checksum, of a small file; *summed*, of a value
     discard      remove what was built and is not used
 
 and of reads and snapshots:

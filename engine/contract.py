@@ -63,7 +63,8 @@ class StateMachine(Protocol):
         """As `flush`, without blocking the loop."""
 
     async def reset(self) -> None:
-        """Replace the whole state by an empty one at index 0, at once. When it raises, nothing has changed."""
+        """Replace the whole state by an empty one at index 0, at once. When it raises, nothing has changed; a call that
+        is cancelled may have replaced it already."""
 
     async def generate_snapshot_data(
         self, directory: str | os.PathLike[str], last_included: LogId | None = None
@@ -73,7 +74,8 @@ class StateMachine(Protocol):
 
     async def apply_snapshot_from_file(self, metadata: SnapshotMetadata, path: str | os.PathLike[str]) -> None:
         """Replace the whole state by the snapshot at `path`, at once, if it is the one that `metadata` names, whole,
-        and no older than the state. Raises otherwise, and changes nothing."""
+        and no older than the state. Raises otherwise, and changes nothing; a call that is cancelled may have replaced
+        it already."""
 
     def snapshot_metadata(self) -> SnapshotMetadata | None:
         """The snapshot that was taken, installed or named last; None: none yet."""

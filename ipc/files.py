@@ -2,9 +2,9 @@
 later.
 
 `open_file` follows no link and refuses what is no plain file of this user; `open_plain` asks not whose it is, and so is
-for what came from elsewhere; `create_file` and `make_directory` give a
-mode that no umask changes; `allocate` gives a file disk, so that a full one is an error here and no SIGBUS in a map;
-`sync` tells a sync that failed from every other failure, since the kernel tells it once only.
+for what came from elsewhere; `create_file` and `make_directory` give a mode that no umask changes; `allocate` gives a
+file disk, so that a full one is an error here and no SIGBUS in a map; `sync` tells a sync that failed from every other
+failure, since the kernel tells it once only.
 """
 
 from __future__ import annotations
@@ -124,7 +124,12 @@ def create_file(path: Path) -> int:
     """Make a file that was not there, for this user alone whatever the umask; FileExistsError when it was. Returns a
     descriptor to read and write it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
-    os.fchmod(descriptor, FILE_MODE)
+    try:
+        os.fchmod(descriptor, FILE_MODE)
+    except BaseException:
+        os.close(descriptor)
+        pathlib.Path(path).unlink()
+        raise
     return descriptor
 
 

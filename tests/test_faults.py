@@ -40,7 +40,7 @@ rename       h       -      h        -     h      h      h         h        h   
 mkdir        h+      w      h+       +     -      -      h         h+       h+       +        -
 unlink       h       -      h        -     h      h      h         h        h        h        h
 mmap         h+      hw     +        +     -      -      w         h+       h+       w        -
-lock         h+      hw     h+       +     -      -      h         h+       h+       hw       +
+lock         h+      hw     h+       +     +      +      h         h+       h+       hw       +
 socketpair   +       h      +        +     -      -      -         h        h        h        -
 pipe         +       h      +        +     -      -      -         h        h        h        -
 fork         +       h      +        +     -      -      -         h        h        h        -

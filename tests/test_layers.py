@@ -8,6 +8,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -294,3 +295,15 @@ def test_a_house_in_order_has_no_violation() -> None:
 )
 def test_a_breach_of_the_layer_rule_is_named(path: str, text: str, said: str) -> None:
     assert [line for line in violations({**SMALL, path: text}) if line.startswith(said)]
+
+
+def test_every_header_of_the_compiled_part_is_named_in_the_build() -> None:
+    """Else a source distribution lacks it, and what is built of that is Python alone, without a word."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (module,) = build["tool"]["setuptools"]["ext-modules"]
+    included = {
+        name for source in module["sources"] for name in re.findall(r'#include "(.+)"', (ROOT / source).read_text())
+    }
+    assert included == {Path(name).name for name in module["depends"]}
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"shards/fast/{name}" in makefile for name in included)

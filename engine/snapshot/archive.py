@@ -141,7 +141,7 @@ class _Archive:
     def pieces(self) -> Iterator[Piece]:
         """What it holds, as the pieces that `stream_snapshot` would have given."""
         manifest = self._manifest()
-        return numbered(manifest, manifest_bytes(manifest), self._content(manifest))
+        return numbered(manifest, self._content(manifest))
 
     def _content(self, manifest: Manifest) -> Iterator[tuple[int, int, bytes]]:
         """What follows the manifest, to the end: the bytes of the parts, in stretches with part and offset."""

@@ -111,8 +111,8 @@ def valid_snapshots(directory: str | os.PathLike[str]) -> list[SnapshotInfo]:
     return [found.info for found in snapshots_in(Path(directory))]
 
 
-def prune(directory: str | os.PathLike[str], keep: int, sealed: Manifest) -> list[str]:
-    """Remove what has had its day now that `sealed` is there; see above. Returns the paths that are gone, oldest first.
+def prune(directory: str | os.PathLike[str], keep: int, newest: Manifest) -> list[str]:
+    """Remove what has had its day now that `newest` is there; see above. Returns the paths that are gone, oldest first.
 
     A crash leaves each of them whole, or no longer listed. Blocks while files are removed.
 
@@ -124,9 +124,9 @@ def prune(directory: str | os.PathLike[str], keep: int, sealed: Manifest) -> lis
     folder = Path(directory)
     sweep_removed(folder)
     found = snapshots_in(folder)
-    own = [one for one in found if one.manifest.lineage == sealed.lineage]
-    others = sorted((one for one in found if one.manifest.lineage != sealed.lineage), key=_written)
-    past = [one for one in own if one.info.last_included <= sealed.last_included]
+    own = [one for one in found if one.manifest.lineage == newest.lineage]
+    others = sorted((one for one in found if one.manifest.lineage != newest.lineage), key=_written)
+    past = [one for one in own if one.info.last_included <= newest.last_included]
     surplus = {one.info.path for one in past[:-keep] + others[:-keep]}
     gone = [one.info.path for one in found if one.info.path in surplus]
     for path in gone:

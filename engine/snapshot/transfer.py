@@ -119,15 +119,14 @@ def stream_snapshot(path: str | os.PathLike[str], piece_bytes: int = PIECE_BYTES
         for part, info in enumerate(manifest.parts)
         for offset, data in stretches(folder / info.file, info, piece_bytes)
     )
-    return numbered(manifest, msgspec.json.encode(manifest), content)
+    return numbered(manifest, content)
 
 
-def numbered(manifest: Manifest, metadata: bytes, content: Iterable[tuple[int, int, bytes]]) -> Iterator[Piece]:
-    """The pieces of a snapshot. `metadata` is its manifest as JSON; `content`, every byte of its parts in order, in
-    stretches with part and offset."""
+def numbered(manifest: Manifest, content: Iterable[tuple[int, int, bytes]]) -> Iterator[Piece]:
+    """The pieces of a snapshot. `content` is every byte of its parts in order, in stretches with part and offset."""
     source = bytes.fromhex(manifest.checksum)
     left = _bytes_of(manifest.parts)
-    yield Piece(source, 0, 0, 0, b"", metadata, left == 0).summed()
+    yield Piece(source, 0, 0, 0, b"", msgspec.json.encode(manifest), left == 0).summed()
     for number, (part, offset, data) in enumerate(content, 1):
         left -= len(data)
         yield Piece(source, number, part, offset, data, b"", left == 0).summed()

@@ -91,8 +91,8 @@ def sync_directory(path: Path) -> None:
 def make_directories(path: Path) -> None:
     """Make `path`, for this user alone, and what is missing above it; returns when all their names are on the disk.
 
-    So is that of the first directory that is there, if it is empty: who made it may have failed, or died, before its
-    name was synced. Nothing is put into one before that.
+    So is that of the first directory that is there, if it is empty: who made it here may have failed, or died, before
+    its name was synced; nothing is put into one that is made here before that.
     """
     missing = [one for one in (path, *path.parents) if not one.exists()]
     there = missing[-1].parent if missing else path
@@ -271,7 +271,7 @@ os.register_at_fork(after_in_child=Lock._held.clear)
 
 # ---- file systems ----------------------------------------------------------------------------------------------------
 
-UNKNOWN = "unknown"
+_UNKNOWN = "unknown"
 
 
 def filesystem_of(path: Path) -> str:
@@ -280,8 +280,8 @@ def filesystem_of(path: Path) -> str:
     try:
         mounts = Path("/proc/self/mountinfo").read_bytes()
     except OSError:
-        return UNKNOWN
-    best, kind = -1, UNKNOWN
+        return _UNKNOWN
+    best, kind = -1, _UNKNOWN
     for line in mounts.splitlines():
         fields = line.split()
         mount = os.fsdecode(_unescaped(fields[4]))

@@ -26,7 +26,8 @@ POSITION = b"position"
 IDENTITY = b"identity"
 SPARE_TXNS = 4
 """Closed read transactions whose slots in the readers' table are kept for those to come."""
-DATA, EXPIRY, META = DATABASES = (b"data", b"expiry", b"meta")
+DATA, META = b"data", b"meta"
+DATABASES = (DATA, b"expiry", META)
 """Every database of an environment, by name."""
 COMMIT_PAGES = 64  # for the free list, meta and root pages of a small commit
 _READER_BYTES = 64  # of a slot in the readers' table, and of each of the two lines of its head
