@@ -182,6 +182,12 @@ def _ends(pid: int, deadline: float) -> bool:
         os.close(descriptor)
 
 
+def halt(pid: int) -> None:
+    """Stop a child, and return when all its threads have stopped: one of them may be told later than another."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
 def end(pid: int) -> None:
     """Kill a process, and reap it if it is a child."""
     with suppress(ProcessLookupError):

@@ -6,7 +6,6 @@ import asyncio
 import os
 import resource
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from shardengine.engine.run.reshard import reshard
 from shardengine.engine.run.runtime import Runtime
 from shardengine.engine.storage.runmark import RunMark
 from shardengine.shards.kv import KeyValue
+from tests.conftest import halt
 from tests.directories import reboot
 from tests.streams import Follower, entries, term_at
 from tests.taking import CONFIG as LARGE
@@ -100,7 +100,7 @@ async def test_a_flush_that_an_install_overtakes_is_answered(tmp_path: Path) -> 
     async with Engine(tmp_path / "data", shards=2, config=CONFIG) as db:
         feeder = Feeder(db)
         await feeder.feed(100)
-        os.kill(db.stats()["workers"][1]["pid"], signal.SIGSTOP)
+        halt(db.stats()["workers"][1]["pid"])
         flushes = [asyncio.create_task(db.flush_async()) for _ in range(2)]
         await asyncio.sleep(0)
         await db.reset()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from itertools import count
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from shardengine import ApplyResult, CompareAndSwap, Delete, Engine, EngineConfig, Entry, Put, WorkerFailedError, encode
 from shardengine.shards import wire
 from shardengine.shards.placement import shard_of, slot_of
+from tests.conftest import halt
 from tests.directories import folder_in, mark_of
 from tests.dying import ENVIRONMENT, GATE, STEPS, Deadly, Dying
 from tests.model import Model
@@ -118,7 +118,7 @@ async def test_a_worker_that_is_stopped_is_replaced_when_its_time_is_up(tmp_path
 
 
 def stop_worker(db: Engine, shard: int) -> None:
-    os.kill(db.stats()["workers"][shard]["pid"], signal.SIGSTOP)
+    halt(db.stats()["workers"][shard]["pid"])
 
 
 async def test_a_worker_that_hangs_in_apply_is_replaced_and_its_chunk_applied(tmp_path: Path, faults: Path) -> None:

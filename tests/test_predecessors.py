@@ -30,6 +30,7 @@ def stopped_worker(tmp_path: Path) -> Iterator[tuple[int, int]]:
     told = in_another_process(
         """
         import signal
+        from tests.conftest import halt
         from shardengine.engine.run.processes import Workers
         from shardengine.engine.storage.generations import Directory
         started, start = [], Workers.start
@@ -40,7 +41,7 @@ def stopped_worker(tmp_path: Path) -> Iterator[tuple[int, int]]:
             return link
 
         def dies(directory, generation):
-            os.kill(started[-1], signal.SIGSTOP)
+            halt(started[-1])
             os.write(1, b"%d" % started[-1])
             os.kill(os.getpid(), signal.SIGKILL)
 

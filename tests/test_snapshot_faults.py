@@ -15,6 +15,7 @@ from shardengine import Engine, SnapshotAbortedError, SnapshotError
 from shardengine.engine.commit.barrier import Stage
 from shardengine.engine.config import EngineConfig
 from shardengine.shards.types import LogId
+from tests.conftest import halt
 from tests.streams import Follower
 from tests.taking import CONFIG, GATES, Feeder, Gate, Gated, holds_exactly, pins, restarts
 
@@ -77,7 +78,7 @@ async def test_a_worker_that_dies_before_it_has_pinned_costs_the_snapshot_only(t
     async with Engine(tmp_path / "data", shards=3, config=CONFIG) as db:
         feeder = Feeder(db)
         await feeder.feed(100)
-        os.kill(worker(db, 1), signal.SIGSTOP)
+        halt(worker(db, 1))
         taking = asyncio.create_task(db.generate_snapshot_data(path, None))
         await asyncio.sleep(0)
         assert stage(db) is Stage.PINNING
@@ -111,7 +112,7 @@ async def test_a_worker_that_hangs_before_it_has_pinned_is_replaced_like_one_tha
     async with Engine(tmp_path / "data", shards=2, config=IMPATIENT) as db:
         feeder = Feeder(db)
         await feeder.feed(100)
-        os.kill(worker(db, 0), signal.SIGSTOP)
+        halt(worker(db, 0))
         with pytest.raises(SnapshotAbortedError, match="the worker of shard 0 died"):
             await db.generate_snapshot_data(path, None)
         await whole_again(feeder, path)

@@ -13,6 +13,7 @@ import pytest
 from shardengine import Engine, EngineConfig, Entry, Put, encode
 from shardengine.engine.commit.coordinator import BRIEF_BYTES
 from shardengine.ipc.spin import REST_MAX, REST_MIN, Spin
+from tests.conftest import halt
 from tests.inside import shell_of
 
 
@@ -126,7 +127,7 @@ async def test_a_worker_that_does_not_answer_is_not_polled_for_longer_than_was_s
 ) -> None:
     async with Engine(tmp_path, shards=1, config=EngineConfig(spin_us=1_000)) as db:
         pid = db.stats()["workers"][0]["pid"]
-        os.kill(pid, signal.SIGSTOP)
+        halt(pid)
         applying = asyncio.ensure_future(db.apply_chunk(put(1)))
         await asyncio.sleep(0)
         while shell_of(db)._awake:  # noqa: ASYNC110

@@ -19,7 +19,7 @@ from shardengine import ChunkFailedError, Engine, EngineConfig, Entry, LogId, Pu
 from shardengine.engine.commit.lives import LISTENED_S_MAX, Lives
 from shardengine.engine.errors import EngineStoppedError
 from shardengine.engine.run.processes import LOG_BYTES_MAX
-from tests.conftest import end
+from tests.conftest import end, halt
 from tests.directories import folder_in, puts
 from tests.inside import one_turn, shell_of
 from tests.misbehaving import ENVIRONMENT, Breaking, Wild
@@ -160,7 +160,7 @@ async def test_a_worker_that_a_kill_does_not_end_fails_the_engine_and_is_named(
     monkeypatch.setattr("shardengine.engine.commit.lives.DYING_S", 0.4)
     with monkeypatch.context() as patch:
         patch.setattr(subprocess.Popen, "kill", lambda process: None)
-        os.kill(pid, signal.SIGSTOP)
+        halt(pid)
         with pytest.raises(WorkerFailedError, match=rf"shard 1 \(process {pid}\) has not ended 0 s after SIGKILL"):
             await db.apply_chunk(puts(1, 100))
         assert not db.is_running()
