@@ -47,10 +47,6 @@ def _facts(info: SnapshotInfo) -> dict[str, Any]:
     }
 
 
-def _show(facts: dict[str, Any], as_json: bool) -> None:
-    print_facts(str(facts["path"]), facts, as_json)
-
-
 @click.command()
 @data_option()
 @machine_option
@@ -70,7 +66,8 @@ def snapshot(data: Path, machine: type[Machine], quiet: bool, config_file: Path 
         with opened(data, machine, config_file) as db:
             return await db.create_snapshot()
 
-    _show(_facts(run(work)), as_json)
+    facts = _facts(run(work))
+    print_facts(facts["path"], facts, as_json)
     return DONE
 
 
@@ -92,7 +89,7 @@ def snapshots(data: Path, quiet: bool, as_json: bool) -> int:
     if as_json:
         print_json({"snapshots": found})
     for facts in [] if as_json else found:
-        _show(facts, False)
+        print_facts(facts["path"], facts, False)
     return DONE
 
 
@@ -134,7 +131,8 @@ def restore(
             at = db.last_applied()
             return {"path": str(data), "index": at.index, "term": at.term, "entries": len(db)}
 
-    _show(run(work), as_json)
+    facts = run(work)
+    print_facts(facts["path"], facts, as_json)
     return DONE
 
 
@@ -284,5 +282,6 @@ def compact(directory: Path, machine: type[Machine], quiet: bool, config_file: P
 
     entries = run(work)
     after = Directory(directory).bytes_on_disk()
-    _show({"path": str(directory), "entries": entries, "bytes_before": before, "bytes_after": after}, as_json)
+    facts = {"path": str(directory), "entries": entries, "bytes_before": before, "bytes_after": after}
+    print_facts(str(directory), facts, as_json)
     return DONE

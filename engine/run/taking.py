@@ -14,6 +14,7 @@ from shardengine.engine.run.busy import Busy
 from shardengine.engine.run.runtime import Runtime
 from shardengine.engine.run.shell import Shell
 from shardengine.engine.run.tasks import called_back
+from shardengine.engine.snapshot.folder import writing_into
 from shardengine.engine.snapshot.keeper import Snapshots, metadata_of
 from shardengine.engine.snapshot.manifest import Manifest
 from shardengine.engine.snapshot.policy import PolicyState, SnapshotPolicy
@@ -35,7 +36,7 @@ class Taking:
     async def into(self, directory: Path, last_included: LogId | None) -> SnapshotMetadata:
         """See `Engine.generate_snapshot_data`."""
         runtime = self._shell.bind()
-        with self._busy.one(runtime), self._snapshots.into(directory) as target:
+        with self._busy.one(runtime), writing_into(directory) as target:
             manifest = await self._take(runtime, target, last_included)
         metadata = self._snapshots.metadata = metadata_of(manifest)
         self._say(manifest.last_included, directory)

@@ -6,7 +6,6 @@ Every method blocks on files; the engine calls the long ones in a thread.
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -34,7 +33,6 @@ from shardengine.engine.snapshot.folder import (
     sweep_removed,
     take_name,
     valid_snapshots,
-    writing_into,
 )
 from shardengine.engine.snapshot.manifest import SNAPSHOT_FORMAT, Manifest, PartInfo, read_manifest, write_manifest
 from shardengine.engine.snapshot.parts import read_part
@@ -129,10 +127,6 @@ class Snapshots:
             return Partial(self.path, "create")
         except OSError as error:
             raise _unwritable(self.path, error) from error
-
-    def into(self, directory: Path) -> AbstractContextManager[Path]:
-        """Write into `directory`, the caller's: see `writing_into`."""
-        return writing_into(directory)
 
     def complete(self, directory: Path, fixed: DirectoryConfig, completed: Completed) -> Manifest:
         """Write the manifest of parts that are on the disk: from here on `directory` holds a snapshot."""
