@@ -10,6 +10,7 @@ from shardengine.ipc.errors import FileRefusedError as FileRefusedError
 from shardengine.ipc.files import SyncError
 from shardengine.shards.errors import BadEntryError as BadEntryError
 from shardengine.shards.errors import ChunkFailedError as ChunkFailedError
+from shardengine.shards.errors import ChunkTooLargeError as ChunkTooLargeError
 from shardengine.shards.errors import MachineImportError as MachineImportError
 from shardengine.shards.errors import MachineMismatchError as MachineMismatchError
 from shardengine.shards.errors import StoreDamagedError as StoreDamagedError
@@ -73,10 +74,6 @@ class LogConflictError(EngineError):
 
 class ChunkAbortedError(EngineError):
     """A chunk ahead of this one failed, so this one would leave a gap. Nothing was applied; send it again."""
-
-
-class ChunkTooLargeError(EngineError):
-    """A chunk's part for one shard is larger than a ring takes; names the limit and the setting to raise."""
 
 
 class CommitRuleError(EngineError):

@@ -132,6 +132,7 @@ class RingReader:
         try:
             if (size := os.fstat(descriptor).st_size) == 0:
                 raise RingError(f"{path}: an empty file is no ring", size=size)
+            self.half_bytes = size // 2
             self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         finally:
             os.close(descriptor)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from shardengine.engine.contract import StateMachine as StateMachine
     from shardengine.engine.engine import Engine as Engine
     from shardengine.engine.errors import ChunkAbortedError as ChunkAbortedError
-    from shardengine.engine.errors import ChunkTooLargeError as ChunkTooLargeError
     from shardengine.engine.errors import CommitRuleError as CommitRuleError
     from shardengine.engine.errors import ConfigError as ConfigError
     from shardengine.engine.errors import DamagedError as DamagedError
@@ -68,6 +67,7 @@ if TYPE_CHECKING:
     from shardengine.ipc.errors import FileRefusedError as FileRefusedError
     from shardengine.shards.errors import BadEntryError as BadEntryError
     from shardengine.shards.errors import ChunkFailedError as ChunkFailedError
+    from shardengine.shards.errors import ChunkTooLargeError as ChunkTooLargeError
     from shardengine.shards.errors import MachineImportError as MachineImportError
     from shardengine.shards.errors import MachineMismatchError as MachineMismatchError
     from shardengine.shards.errors import StoreDamagedError as StoreDamagedError
@@ -83,8 +83,8 @@ if TYPE_CHECKING:
     from shardengine.shards.machine import Context as Context
     from shardengine.shards.machine import Machine as Machine
     from shardengine.shards.machine import Rejected as Rejected
-    from shardengine.shards.machine import Tx as Tx
     from shardengine.shards.machine import encode as encode
+    from shardengine.shards.transaction import Tx as Tx
     from shardengine.shards.types import ApplyResult as ApplyResult
     from shardengine.shards.types import Entry as Entry
     from shardengine.shards.types import LogId as LogId
@@ -99,6 +99,7 @@ _HOMES = {
     "shards.errors": (
         "BadEntryError",
         "ChunkFailedError",
+        "ChunkTooLargeError",
         "MachineImportError",
         "MachineMismatchError",
         "StoreDamagedError",
@@ -117,9 +118,9 @@ _HOMES = {
         "Context",
         "Machine",
         "Rejected",
-        "Tx",
         "encode",
     ),
+    "shards.transaction": ("Tx",),
     "shards.kv": (
         "CompareAndSwap",
         "Delete",
@@ -128,7 +129,6 @@ _HOMES = {
     ),
     "engine.errors": (
         "ChunkAbortedError",
-        "ChunkTooLargeError",
         "CommitRuleError",
         "ConfigError",
         "DamagedError",

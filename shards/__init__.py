@@ -16,11 +16,13 @@ Files, lowest first:
     types.py      Entry, LogId, ApplyResult, Limits: frozen values
     digest.py     hashes: slot, checksum, the digest of the live records
     placement.py  key -> slot -> shard
+    transaction.py  what commands run in: an overlay, and what they may touch
+    machine.py    the contract an application implements
     wire.py       the closed set of messages between coordinator and worker
     part.py       the byte layout of a part in a ring
     fast/         what is done to every entry: in Python, and its compiled twin
-    machine.py    the contract an application implements, and its transaction
     kv.py         the built-in machine
+    running.py    one command after the other, and what comes of it
     store/        one LMDB environment: the writer's side and the readers'
     shard.py      the worker's duties, without a process: messages in, answers out
     stamps.py     what a worker says for people, with the time

@@ -14,7 +14,13 @@ class BadEntryError(ChunkFailedError):
 
 
 class UndeclaredKeyError(ChunkFailedError):
-    """`apply` touched a key that `keys(command)` does not name: answers would depend on the shard count."""
+    """`apply` touched a key that lies in no partition of a key that `keys(command)` names: answers would depend on the
+    shard count."""
+
+
+class ChunkTooLargeError(EngineError):
+    """A chunk's part for one shard, or what its commands over several shards ask for or write, is larger than a ring
+    takes; names the limit and the setting to raise."""
 
 
 class StoreError(EngineError):

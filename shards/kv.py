@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from shardengine.shards.machine import Context, Machine, Rejected, Tx
+from shardengine.shards.machine import Context, Machine, Rejected
+from shardengine.shards.transaction import Tx
 from shardengine.shards.types import Limits
 
 

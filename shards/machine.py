@@ -1,4 +1,4 @@
-"""The contract an application implements, and the transaction its commands run in.
+"""The contract an application implements.
 
 A machine is pure: what `apply` does depends on its arguments only. No clock, no randomness, no iteration over a set.
 The same log then gives the same state on every replica and for every shard count.
@@ -6,14 +6,13 @@ The same log then gives the same state on every replica and for every shard coun
 
 from __future__ import annotations
 
-import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import msgspec
 
-from shardengine.shards.errors import BadEntryError, UndeclaredKeyError
+from shardengine.shards.transaction import Tx
 from shardengine.shards.types import Limits
 
 
@@ -40,82 +39,6 @@ class Context:
         self.time_ms = 0
 
 
-class Tx:
-    """What `apply` reads and writes. An overlay over the store: entry over group over what is committed.
-
-    Invariant: `_entry` is empty between commands; `_group` holds the last write of each key in the group, None for a
-    deletion.
-    """
-
-    __slots__ = ("_allowed", "_entry", "_group", "_limits", "_read")
-
-    def __init__(self, read: Callable[[bytes], bytes | None], limits: Limits) -> None:
-        self._read = read
-        self._limits = limits
-        self._group: dict[bytes, bytes | None] = {}
-        self._entry: dict[bytes, bytes | None] = {}
-        self._allowed: Sequence[bytes] = ()
-
-    def get(self, key: bytes) -> bytes | None:
-        """The value of `key` as all earlier commands of the log left it, or None."""
-        if key not in self._allowed:
-            self._refuse(key)
-        if key in self._entry:
-            return self._entry[key]
-        if key in self._group:
-            return self._group[key]
-        return self._read(key)
-
-    def put(self, key: bytes, value: bytes) -> None:
-        """Set `key`. Raises BadEntryError when the value is no bytes or passes the directory's limit."""
-        if key not in self._allowed:
-            self._refuse(key)
-        if not isinstance(value, bytes) or len(value) > self._limits.value_bytes_max:
-            raise BadEntryError(
-                f"apply put a {type(value).__name__} that is no value of at most {self._limits.value_bytes_max} bytes",
-                hint="the limit is value_bytes_max, fixed when the directory was created",
-                limit=self._limits.value_bytes_max,
-            )
-        self._entry[key] = value
-
-    def delete(self, key: bytes) -> None:
-        """Remove `key`; nothing happens when it is not there."""
-        if key not in self._allowed:
-            self._refuse(key)
-        self._entry[key] = None
-
-    def _refuse(self, key: bytes) -> None:
-        raise UndeclaredKeyError(
-            f"apply touched the key {reprlib.repr(key)}, which keys(command) does not name",
-            hint="declare every key that a command may read or write",
-            key=key,
-            declared=list(self._allowed),
-        )
-
-    def declare(self, keys: Sequence[bytes]) -> None:
-        """Begin a command that may touch `keys`. For the worker, not for machines."""
-        self._allowed = keys
-
-    def settle(self) -> None:
-        """Keep the command's writes. For the worker, not for machines."""
-        if self._entry:
-            self._group.update(self._entry)
-            self._entry.clear()
-
-    def drop(self) -> None:
-        """Forget the command's writes. For the worker, not for machines."""
-        self._entry.clear()
-
-    def write_all(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take writes that need no look at the store, in order. For the worker, not for machines."""
-        self._group.update(pairs)
-
-    @property
-    def writes(self) -> dict[bytes, bytes | None]:
-        """The last write of every key touched so far; None is a deletion."""
-        return self._group
-
-
 class Machine(ABC):
     """What the log's commands mean. Subclass it in a module that worker processes can import.
 
@@ -131,17 +54,23 @@ class Machine(ABC):
 
     @abstractmethod
     def keys(self, command: Any) -> Sequence[bytes]:
-        """Every key that `command` may read or write, at least one. All must lie in one partition."""
+        """Keys of every partition that `command` may read, write or scan, at least one.
+
+        The command may touch all keys of those partitions. Naming those that it will touch saves time: where the
+        partitions lie on several shards, the values of named keys come along, and any other has to be asked for.
+        """
 
     @abstractmethod
     def apply(self, tx: Tx, command: Any, context: Context) -> Any:
         """Run one command. Returns its result, anything msgpack can carry (None costs nothing).
 
-        Raises Rejected to refuse it. Any other exception fails the whole chunk, on every shard.
+        Raises Rejected to refuse it. Any other exception fails the whole chunk, on every shard. It may be run more
+        than once, from its start, and what it wrote is kept once; an exception that `tx` raises is to be let through.
         """
 
     def partition_key(self, key: bytes) -> bytes:
-        """What places `key`: keys with the same partition key live on the same shard."""
+        """Which partition `key` is in: keys with the same partition key live on the same shard, and a command that
+        names one of them may touch them all. By default a key is a partition by itself."""
         return key
 
     def check(self, command: Any, limits: Limits) -> str | None:
@@ -152,3 +81,8 @@ class Machine(ABC):
 
 encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
 """A command as the bytes of `Entry.data`."""
+
+
+def partition_of(machine: Machine) -> Callable[[bytes], bytes] | None:
+    """The `partition_key` of `machine`; None where every key is a partition by itself."""
+    return None if type(machine).partition_key is Machine.partition_key else machine.partition_key

@@ -12,6 +12,9 @@
 
 The parts of one group for one shard follow each other, each at a multiple of 8: they are one extent. The worker decodes
 the last field, a whole part, with one typed call.
+
+A part without runs is what the coordinator's own commands wrote on that shard. It has no offsets either, and its last
+field is a msgpack array of `entries` pairs: a key, and its value or nil. It is the last one of its extent.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -32,6 +35,7 @@ _RUN = struct.Struct("<QQQ")
 _ARRAY = struct.Struct(">BI")
 _ARRAY32 = 0xDD  # https://github.com/msgpack/msgpack/blob/master/spec.md#array-format-family
 _OFFSET_BYTES = 4
+_decode_writes = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
 
 assert sys.byteorder == "little" and array("I").itemsize == 4, "parts are written as this machine's integers"
 
@@ -55,6 +59,19 @@ class Unpacked:
         self._base = base
         self._runs = runs
         self._offsets = offsets
+
+    def writes(self) -> list[tuple[bytes, bytes | None]] | None:
+        """The pairs of a part that is what the coordinator's commands wrote; None: it is another. RingError: these
+        bytes are no pairs."""
+        if self._runs:
+            return None
+        try:
+            pairs = _decode_writes(self.commands)
+        except msgspec.MsgspecError as error:
+            raise RingError(f"what the coordinator's commands wrote does not decode: {error}") from error
+        if len(pairs) != self.entries:
+            raise RingError(f"{self.entries} writes of the coordinator's commands are {len(pairs)}")
+        return pairs
 
     def runs(self) -> list[Run]:
         """Where term or clock change."""
@@ -92,6 +109,12 @@ def pack(base: int, runs: bytes, offsets: array[int], datas: Sequence[bytes]) ->
     return b"".join((packed, own, offsets.tobytes(), _ARRAY.pack(_ARRAY32, entries), *datas))
 
 
+def pack_writes(writes: Mapping[bytes, bytes | None]) -> bytes:
+    """A part of what the coordinator's commands wrote: the last write of each key, None for a deletion."""
+    pairs = msgspec.msgpack.encode(sorted(writes.items()))
+    return _HEAD.pack(len(writes), 0, 0, _HEAD.size + len(pairs)) + pairs
+
+
 def unpack(view: memoryview) -> Iterator[Unpacked]:
     """Take the parts of an extent apart, one after the other, without copying the commands. RingError: these bytes are
     no parts."""
@@ -102,8 +125,8 @@ def unpack(view: memoryview) -> Iterator[Unpacked]:
             raise RingError("no part at this extent: it has no head", length=len(rest))
         entries, runs, base, length = _HEAD.unpack_from(rest)
         offsets_at = _HEAD.size + _RUN.size * runs
-        commands_at = offsets_at + _OFFSET_BYTES * entries
-        if runs == 0 or not commands_at < length <= len(rest):
+        commands_at = offsets_at + (_OFFSET_BYTES * entries if runs else 0)
+        if not commands_at < length <= len(rest):
             raise RingError("no part at this extent: it is cut short", length=len(rest))
         runs_view, offsets = rest[_HEAD.size : offsets_at], rest[offsets_at:commands_at]
         yield Unpacked(entries, rest[commands_at:length], base, runs_view, offsets)

@@ -5,17 +5,18 @@ decided is committed as soon as it is applied. When that, or a commit, fails, th
 decided and there is no "no" any more, so `retry` applies it again from the ring until it succeeds. That is so only for
 want of room: after any other failure of a commit nobody here knows what is committed, so it is raised, and ends the
 worker.
+
+A part that pauses has run its commands and written nothing (`paused`): it answers questions out of its transaction
+until it is given what the coordinator's commands wrote, and votes then. Everything else is handled meanwhile.
 """
 
 from __future__ import annotations
 
 import enum
 import logging
-import traceback
 from collections import deque
-from collections.abc import Callable
-from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Set
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -23,10 +24,12 @@ from shardengine.ipc.errors import EngineError, RingError
 from shardengine.ipc.ring import Extent
 from shardengine.shards import part as layout
 from shardengine.shards import wire
-from shardengine.shards.errors import ChunkFailedError, StoreFullError
+from shardengine.shards.errors import ChunkFailedError, ChunkTooLargeError, StoreFullError
 from shardengine.shards.fast import sorted_puts
 from shardengine.shards.kv import plain_put_of
-from shardengine.shards.machine import Context, Machine, Rejected, Tx
+from shardengine.shards.machine import Machine, partition_of
+from shardengine.shards.running import ApplyError, Runner, problem_of, text_of
+from shardengine.shards.transaction import Record, Tx
 from shardengine.shards.types import Limits, Position
 
 
@@ -35,6 +38,7 @@ class TransactionalStore(Protocol):
 
     def begin(self) -> None: ...
     def get(self, key: bytes) -> bytes | None: ...
+    def scan(self, prefix: bytes, partitions: Set[bytes], limit: int | None, reverse: bool) -> Iterator[Record]: ...
     def write(self, writes: dict[bytes, bytes | None]) -> None: ...
     def put_sorted(self, pairs: list[tuple[bytes, bytes]], longest: int) -> None: ...
     def commit(self, position: Position, solo_results: bytes | None = None) -> None: ...
@@ -42,10 +46,10 @@ class TransactionalStore(Protocol):
     def sync(self) -> None: ...
 
 
-_TRACEBACK_CHARS = 8000
-_COMMAND_CHARS = 1000
-_KEYS_MAX = 16
+_ITEM_BYTES = 8  # of what surrounds a key or a value in an answer, at most
 log = logging.getLogger("shardengine")
+T = TypeVar("T")
+B = TypeVar("B", bytes, "bytes | None")
 
 
 class Fork(enum.Enum):
@@ -60,15 +64,6 @@ class OrphanError(BaseException):
     """`apply` forked, and this is the child, which has come back from it: it must end and touch nothing."""
 
 
-class _ApplyError(Exception):
-    """`apply`, or the decoding, of the entry at `index` failed. `problem` is what travels."""
-
-    def __init__(self, index: int | None, problem: wire.Problem) -> None:
-        super().__init__(problem.message)
-        self.index = index
-        self.problem = problem
-
-
 class _Done(NamedTuple):
     """A group whose commands are done, and whose writes the store does not have yet."""
 
@@ -80,33 +75,43 @@ class Shard:
     """Applies parts to one store, in the order they come.
 
     Invariant: `current` is set exactly while the store holds its open transaction, or while its vote was no, or while
-    it is stalled; `queue` is empty whenever `current` is None.
+    it is stalled; `paused` while that transaction waits for the coordinator's writes; what `queue` begins with has to
+    wait for a commit.
     """
 
     def __init__(
-        self, store: TransactionalStore, machine: Machine, limits: Limits, view: Callable[[int, int], memoryview]
+        self,
+        store: TransactionalStore,
+        machine: Machine,
+        limits: Limits,
+        view: Callable[[int, int], memoryview],
+        answer_bytes_max: int,
     ) -> None:
         self._store = store
-        self._machine = machine
         self._limits = limits
         self._view = view
+        self._answer_bytes_max = answer_bytes_max
         self._decode = msgspec.msgpack.Decoder(list[machine.command]).decode  # type: ignore[name-defined]
-        self._context = Context()
+        self._runner = Runner(machine)
+        self._partition_of = partition_of(machine)
         self._plain_put = plain_put_of(machine)
         self._current: wire.Part | None = None
-        self._queue: deque[wire.Part] = deque()
+        self._paused: _Done | None = None
+        self._queue: deque[wire.Part | wire.Ask | wire.Writes] = deque()
         self.stalled = False
         self.fork = Fork.NONE
         """For the process around it to set, in either one, when it has forked."""
 
-    def handle(self, order: wire.Part | wire.Solo | wire.Commit | wire.Abort | wire.Flush) -> list[wire.Answer]:
+    def handle(
+        self, order: wire.Part | wire.Ask | wire.Writes | wire.Solo | wire.Commit | wire.Abort | wire.Flush
+    ) -> list[wire.Answer]:
         """Carry out one order. Returns the answers it gives rise to, in the order they must be sent."""
+        if isinstance(order, (wire.Part, wire.Ask, wire.Writes)):
+            self._queue.append(order)
+            return self._advance()
         if isinstance(order, wire.Solo):
             assert self._current is None and not self._queue
             return [self._solo(order)]
-        if isinstance(order, wire.Part):
-            self._queue.append(order)
-            return self._advance()
         if isinstance(order, wire.Commit):
             assert self._current is not None and self._current.position.group == order.group
             return self._commit(self._current) + self._advance()
@@ -123,23 +128,84 @@ class Shard:
     def _abort(self, group: int) -> list[wire.Answer]:
         if self._current is not None and self._current.position.group >= group:
             self._store.abort()
-            self._current = None
-        self._queue = deque(part for part in self._queue if part.position.group < group)
+            self._current = self._paused = None
+        self._queue = deque(order for order in self._queue if _group_of(order) < group)
         return self._advance()
 
     def _advance(self) -> list[wire.Answer]:
         answers: list[wire.Answer] = []
-        while self._current is None and self._queue:
-            part = self._current = self._queue.popleft()
-            answers += self._redo(part) if part.decided else [self._vote(part)]
+        while self._queue:
+            order = self._queue[0]
+            if isinstance(order, wire.Part):
+                if self._current is not None:
+                    break
+                self._current = order
+                answers += self._redo(order) if order.decided else self._begin(order)
+            elif self._current is not None and self._current.position.group == order.group:
+                answers += self._go_on(self._current, order)
+            else:
+                break
+            self._queue.popleft()
         return answers
 
-    def _vote(self, part: wire.Part) -> wire.Vote:
+    # ---- a part that is voted on ---------------------------------------------------------------------------------
+
+    def _begin(self, part: wire.Part) -> list[wire.Answer]:
+        if not part.pause:
+            return [self._voted(part, lambda: self._apply(part.extent))]
+        self._store.begin()
         try:
-            return wire.Vote(part.position.group, self._apply(part.extent), None, None)
-        except _ApplyError as error:
-            self._tell(error)
-            return wire.Vote(part.position.group, None, error.problem, error.index)
+            self._paused = self._undone_on_error(lambda: self._run(self._parts(part.extent)))
+        except ApplyError as error:
+            return [self._no(part, error)]
+        return [] if part.question is None else self._answer(part, self._paused, part.question)
+
+    def _go_on(self, part: wire.Part, order: wire.Ask | wire.Writes) -> list[wire.Answer]:
+        paused = self._paused
+        if paused is None:
+            return []  # its vote was no
+        if isinstance(order, wire.Ask):
+            return self._answer(part, paused, order.question)
+        self._paused = None
+        self._current = msgspec.structs.replace(part, extent=order.extent, pause=False)
+        return [self._voted(part, lambda: self._undone_on_error(lambda: self._finish(paused, order.extent)))]
+
+    def _answer(self, part: wire.Part, paused: _Done, question: wire.Question) -> list[wire.Answer]:
+        try:
+            values = self._undone_on_error(lambda: self._look_up(part.position.group, paused.transaction, question))
+        except ApplyError as error:
+            self._paused = None
+            return [self._no(part, error)]
+        return [values]
+
+    def _look_up(self, group: int, transaction: Tx, question: wire.Question) -> wire.Values:
+        budget = _Budget(self._answer_bytes_max)
+        values = [budget.spend(transaction.current(key)) for key in question.keys]
+        ranges = []
+        for asked in question.ranges:
+            found = transaction.within(frozenset(asked.partitions), asked.prefix, asked.limit, asked.reverse)
+            records = [(budget.spend(key), budget.spend(value)) for key, value in found]
+            ranges.append(wire.Found(records, asked.limit is None or len(records) < asked.limit))
+        return wire.Values(group, question.number, values, ranges)
+
+    def _finish(self, paused: _Done, extent: Extent) -> wire.PartResults:
+        for part in self._parts(extent):
+            writes = part.writes()
+            if writes is not None:
+                paused.transaction.write_all(writes)
+        return self._write(paused)
+
+    def _voted(self, part: wire.Part, work: Callable[[], wire.PartResults]) -> wire.Vote:
+        try:
+            return wire.Vote(part.position.group, work(), None, None)
+        except ApplyError as error:
+            return self._no(part, error)
+
+    def _no(self, part: wire.Part, error: ApplyError) -> wire.Vote:
+        self._tell(error)
+        return wire.Vote(part.position.group, None, error.problem, error.index)
+
+    # ---- what is decided -----------------------------------------------------------------------------------------
 
     def _commit(self, part: wire.Part) -> list[wire.Answer]:
         try:
@@ -153,7 +219,7 @@ class Shard:
     def _redo(self, part: wire.Part) -> list[wire.Answer]:
         try:
             self._apply(part.extent)
-        except _ApplyError as error:
+        except ApplyError as error:
             self.stalled = True
             return [wire.Stalled(part.position.group, error.problem)]
         return self._commit(part)
@@ -163,7 +229,7 @@ class Shard:
         try:
             results = self._apply(order.extent)
             self._store.commit(order.position, wire.encode(results) if results.values or results.rejected else b"")
-        except _ApplyError as error:
+        except ApplyError as error:
             self._tell(error)
             return wire.SoloDone(group, None, error.problem, error.index)
         except StoreFullError as error:
@@ -177,27 +243,40 @@ class Shard:
             return wire.Flushed(token, problem_of(error))
         return wire.Flushed(token, None)
 
+    # ---- a group's commands --------------------------------------------------------------------------------------
+
     def _apply(self, extent: Extent) -> wire.PartResults:
-        """Apply a group's parts inside a new transaction: begin, run the commands, write. On _ApplyError there is none
+        """Apply a group's parts inside a new transaction: begin, run the commands, write. On ApplyError there is none
         any more."""
-        self._store.begin()
-        try:
-            parts = list(layout.unpack(self._view(extent.offset, extent.length)))
+
+        def work() -> wire.PartResults:
+            parts = self._parts(extent)
             puts = self._plain(parts[0]) if len(parts) == 1 else None
             if puts is not None:
                 self._store.put_sorted(*puts)
                 return wire.PartResults({}, {})
             return self._write(self._run(parts))
+
+        self._store.begin()
+        return self._undone_on_error(work)
+
+    def _undone_on_error(self, work: Callable[[], T]) -> T:
+        """Do some work within the open transaction, which is aborted when that raises. Raises ApplyError."""
+        try:
+            return work()
         except EngineError as error:
             self._store.abort()
-            raise _ApplyError(None, problem_of(error)) from error
-        except _ApplyError:
+            raise ApplyError(None, problem_of(error)) from error
+        except ApplyError:
             self._store.abort()
             raise
 
+    def _parts(self, extent: Extent) -> list[layout.Unpacked]:
+        return list(layout.unpack(self._view(extent.offset, extent.length))) if extent.length else []
+
     def _run(self, parts: list[layout.Unpacked]) -> _Done:
         """Run the commands of a group. Nothing is written yet."""
-        done = _Done(Tx(self._store.get, self._limits), wire.PartResults({}, {}))
+        done = _Done(Tx(self._store, self._limits, self._partition_of), wire.PartResults({}, {}))
         for part in parts:
             self._apply_part(part, done.transaction, done.results)
         return done
@@ -214,9 +293,10 @@ class Shard:
         return sorted_puts(part.commands, self._plain_put)
 
     def _apply_part(self, part: layout.Unpacked, transaction: Tx, results: wire.PartResults) -> None:
-        puts = self._plain(part)
-        if puts is not None:
-            transaction.write_all(puts[0])
+        pairs = part.writes()
+        puts = None if pairs is not None else self._plain(part)
+        if pairs is not None or puts is not None:
+            transaction.write_all(puts[0] if puts is not None else pairs or ())
             return
         try:
             commands = self._decode(part.commands)
@@ -229,27 +309,24 @@ class Shard:
     def _apply_each(
         self, commands: list[Any], unpacked: layout.Unpacked, transaction: Tx, results: wire.PartResults
     ) -> None:
-        machine, context = self._machine, self._context
         runs = iter([*unpacked.runs(), layout.Run(1 << 64, 0, 0)])
         run, upcoming = next(runs), next(runs)
         for index, command in zip(unpacked.indices(), commands, strict=True):
             while index >= upcoming.first:
                 run, upcoming = upcoming, next(runs)
-            context.index, context.term, context.time_ms = index, run.term, run.clock
             try:
-                transaction.declare(machine.keys(command))
-                value = machine.apply(transaction, command, context)
-                if value is not None:
-                    results.values[index] = _portable(value)
-            except Rejected as rejection:
-                transaction.drop()
-                results.rejected[index] = _reason(rejection)
-            except BaseException as error:
+                value, reason = self._runner.run(transaction, command, index, run)
+            except ApplyError as error:
                 if self.fork is Fork.CHILD:
                     raise OrphanError from error
-                raise _ApplyError(index, self._problem(error, command)) from error
+                raise
+            if reason is not None:
+                transaction.drop()
+                results.rejected[index] = reason
             else:
                 transaction.settle()
+                if value is not None:
+                    results.values[index] = value
             if self.fork is not Fork.NONE:
                 self._refuse_fork(index, command)
 
@@ -258,20 +335,9 @@ class Shard:
             raise OrphanError
         self.fork = Fork.NONE
         error = ChunkFailedError("apply forked the worker's process", hint="apply does nothing but read and write tx")
-        raise _ApplyError(index, self._problem(error, command))
+        raise ApplyError(index, self._runner.problem(error, command))
 
-    def _problem(self, error: BaseException, command: Any) -> wire.Problem:
-        """What `error` of a command's `apply` becomes: with the command, its keys, and where it happened."""
-        problem = problem_of(error)
-        told = {
-            "reason": problem.message,
-            "traceback": text_of("".join(traceback.format_exception(error)))[-_TRACEBACK_CHARS:],
-            "command": _shown(command)[:_COMMAND_CHARS],
-            "keys": _keys(self._machine, command),
-        }
-        return msgspec.structs.replace(problem, facts=told | problem.facts)
-
-    def _tell(self, error: _ApplyError) -> None:
+    def _tell(self, error: ApplyError) -> None:
         """Leave in the log what `apply` said."""
         if error.index is not None:
             facts = error.problem.facts
@@ -279,54 +345,22 @@ class Shard:
             log.error(text, error.index, facts["command"], facts["keys"], facts["traceback"])
 
 
-def _keys(machine: Machine, command: Any) -> list[bytes]:
-    """The first keys of a command, as far as its machine tells."""
-    try:
-        return [bytes(key) for key in islice(machine.keys(command), _KEYS_MAX)]
-    except BaseException:
-        return []
+class _Budget:
+    """The bytes that one answer may have."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+
+    def spend(self, found: B) -> B:
+        self._left -= _ITEM_BYTES if found is None else _ITEM_BYTES + len(found)
+        if self._left < 0:
+            raise ChunkTooLargeError(
+                f"commands over several shards ask for more than {self._limit} bytes of one shard at once",
+                hint="send smaller chunks, scan with a limit, or raise ring_bytes (an answer may have half of it)",
+                limit=self._limit,
+            )
+        return found
 
 
-def _reason(rejection: Rejected) -> str:
-    try:
-        return text_of(rejection.reason)
-    except BaseException as error:
-        return f"a reason that cannot be told: {type(error).__name__}"
-
-
-def _shown(value: object) -> str:
-    try:
-        return text_of(repr(value))
-    except BaseException as error:
-        return f"a {type(value).__name__} that cannot be printed: {type(error).__name__}"
-
-
-def problem_of(error: BaseException) -> wire.Problem:
-    """An error as it travels. Its numbers go along where msgpack carries them."""
-    if isinstance(error, EngineError):
-        facts = {name: value for name, value in error.facts.items() if _travels(value)}
-        return wire.Problem(type(error).__name__, text_of(error.message), text_of(error.hint), facts)
-    return wire.Problem(text_of(type(error).__name__), text_of(error) or text_of(type(error).__name__), "", {})
-
-
-def _portable(value: Any) -> msgspec.Raw:
-    """A result as it travels. Raises when msgpack does not carry it there and back."""
-    encoded = wire.encode(value)
-    msgspec.msgpack.decode(encoded)
-    return msgspec.Raw(encoded)
-
-
-def _travels(value: object) -> bool:
-    try:
-        _portable(value)
-    except (msgspec.MsgspecError, OverflowError, TypeError, UnicodeError):
-        return False
-    return isinstance(value, (int, str, bytes))
-
-
-def text_of(value: object) -> str:
-    """What `value` says, without what UTF-8 does not carry."""
-    try:
-        return str(value).encode("utf-8", "backslashreplace").decode()
-    except BaseException as error:
-        return f"an error that cannot be printed: {type(error).__name__}"
+def _group_of(order: wire.Part | wire.Ask | wire.Writes) -> int:
+    return order.position.group if isinstance(order, wire.Part) else order.group

@@ -18,7 +18,7 @@ from shardengine.ipc.files import create_file, sync
 from shardengine.shards import wire
 from shardengine.shards.digest import checksum128
 from shardengine.shards.errors import StoreError
-from shardengine.shards.shard import problem_of
+from shardengine.shards.running import problem_of
 from shardengine.shards.store import ReadTx, Store
 from shardengine.shards.types import Position
 

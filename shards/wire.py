@@ -1,10 +1,13 @@
 """The closed set of messages on a link. Tagged msgpack arrays; anything else is a defect and says so.
 
-Coordinator to worker: Part, Solo, Commit, Abort, Flush, Pin, Copy, Unpin, Stop. Worker to coordinator: Hello, Vote,
-Committed, SoloDone, Stalled, Flushed, Alive, Pinned, Copied, Unpinned, Failed. A worker answers every Part with one
-Vote (or, when it is marked decided, with one Committed), every Commit with one Committed, every Solo with one
-SoloDone, every Flush with one Flushed, every Pin with one Pinned, every Copy with one Copied, every Unpin with one
-Unpinned, after which no Copied of that barrier comes.
+Coordinator to worker: Part, Ask, Writes, Solo, Commit, Abort, Flush, Pin, Copy, Unpin, Stop. Worker to coordinator:
+Hello, Vote, Values, Committed, SoloDone, Stalled, Flushed, Alive, Pinned, Copied, Unpinned, Failed. A worker answers
+every Part with one Vote (or, when it is marked decided, with one Committed), every Commit with one Committed, every
+Solo with one SoloDone, every Flush with one Flushed, every Pin with one Pinned, every Copy with one Copied, every Unpin
+with one Unpinned, after which no Copied of that barrier comes.
+
+A Part may tell the worker to pause when its own commands are done: it answers the question that came along, and every
+Ask, with one Values, and votes when it is given the Writes; or votes no before, and answers nothing more of it.
 """
 
 from __future__ import annotations
@@ -21,12 +24,52 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     pass
 
 
+class Range(msgspec.Struct, frozen=True, array_like=True):
+    """The records of `partitions` whose key starts with `prefix`, at most `limit`, in key order or against it."""
+
+    prefix: bytes
+    partitions: list[bytes]
+    limit: int | None
+    reverse: bool
+
+
+class Question(msgspec.Struct, frozen=True, array_like=True):
+    """What the coordinator's own commands need of a shard, as the shard's commands of the group left it. `number`
+    counts the questions of a group from 0."""
+
+    number: int
+    keys: list[bytes]
+    ranges: list[Range]
+
+
+class Found(msgspec.Struct, frozen=True, array_like=True):
+    """The first records of a Range; all of it when `whole`."""
+
+    records: list[tuple[bytes, bytes]]
+    whole: bool
+
+
 class Part(_Message, frozen=True):
-    """Apply what lies at `extent` and vote; when `decided`, commit it at once: the vote was taken long ago."""
+    """Apply what lies at `extent` and vote; when `decided`, commit it at once: the vote was taken long ago. With
+    `pause`, first answer `question`, if there is one, and wait for the Writes."""
 
     position: Position
     extent: Extent
     decided: bool
+    pause: bool = False
+    question: Question | None = None
+
+
+class Ask(_Message, frozen=True):
+    group: int
+    question: Question
+
+
+class Writes(_Message, frozen=True):
+    """What the coordinator's commands wrote lies behind the part, `extent` has both: apply it and vote."""
+
+    group: int
+    extent: Extent
 
 
 class Solo(_Message, frozen=True):
@@ -110,6 +153,15 @@ class Vote(_Message, frozen=True):
     index: int | None
 
 
+class Values(_Message, frozen=True):
+    """The answer to the question `number`: what was found for each of its keys and ranges, in its order."""
+
+    group: int
+    number: int
+    values: list[bytes | None]
+    ranges: list[Found]
+
+
 class Committed(_Message, frozen=True):
     group: int
 
@@ -169,8 +221,8 @@ class Failed(_Message, frozen=True):
     problem: Problem
 
 
-Order = Part | Solo | Commit | Abort | Flush | Pin | Copy | Unpin | Stop
-Answer = Hello | Vote | Committed | SoloDone | Stalled | Flushed | Alive | Pinned | Copied | Unpinned | Failed
+Order = Part | Ask | Writes | Solo | Commit | Abort | Flush | Pin | Copy | Unpin | Stop
+Answer = Hello | Vote | Values | Committed | SoloDone | Stalled | Flushed | Alive | Pinned | Copied | Unpinned | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_order = msgspec.msgpack.Decoder(Order).decode

@@ -34,7 +34,8 @@ from shardengine.ipc.ring import RingReader
 from shardengine.shards import wire
 from shardengine.shards.errors import MachineImportError, StoreError
 from shardengine.shards.machine import Machine
-from shardengine.shards.shard import Fork, OrphanError, Shard, problem_of, text_of
+from shardengine.shards.running import problem_of, text_of
+from shardengine.shards.shard import Fork, OrphanError, Shard
 from shardengine.shards.snapshot import COPIER_ORDERS, Copier
 from shardengine.shards.stamps import Stamped
 from shardengine.shards.store import Identity, Store
@@ -199,7 +200,8 @@ def _open(directory: Path, spec: WorkerSpec, say: Say) -> tuple[Store, Shard]:
             machine=spec.machine,
         ) from error
     store = _Telling(directory, spec, say)
-    return store, Shard(store, machine, spec.limits, RingReader(directory / "ring").view)
+    ring = RingReader(directory / "ring")
+    return store, Shard(store, machine, spec.limits, ring.view, ring.half_bytes)
 
 
 @contextmanager

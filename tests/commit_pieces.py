@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from array import array
+from collections.abc import Iterator, Set
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
@@ -19,8 +20,9 @@ from shardengine.engine.errors import CommitRuleError
 from shardengine.shards import part as layout
 from shardengine.shards import wire
 from shardengine.shards.errors import StoreFullError
-from shardengine.shards.machine import Context, Machine, Tx
+from shardengine.shards.machine import Context, Machine
 from shardengine.shards.shard import Shard
+from shardengine.shards.transaction import Record, Tx
 from shardengine.shards.types import Limits, Position
 from tests.explorer import ViolationError
 
@@ -199,6 +201,9 @@ class MemoryStore:
     def get(self, key: bytes) -> bytes | None:
         return self.pending
 
+    def scan(self, prefix: bytes, partitions: Set[bytes], limit: int | None, reverse: bool) -> Iterator[Record]:
+        raise AssertionError("nothing here scans")
+
     def put_sorted(self, pairs: list[tuple[bytes, bytes]], longest: int) -> None:
         self.write(dict(pairs))
 
@@ -284,7 +289,9 @@ class Workers:
         return Outcome(self._intern(worker, store.pending), tuple(store.commits), tuple(reads), sent)
 
     def _shard(self) -> Shard:
-        return Shard(MemoryStore(b"", None, False), AppendLog(), Limits(), lambda offset, length: memoryview(b""))
+        return Shard(
+            MemoryStore(b"", None, False), AppendLog(), Limits(), lambda offset, length: memoryview(b""), HALF_BYTES
+        )
 
     def _intern(self, worker: Shard, pending: bytes | None) -> int:
         current = worker._current

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 import msgspec
@@ -26,19 +26,26 @@ from shardengine import (
 from shardengine.shards.digest import DIGEST_MODULUS, records_digest
 from shardengine.shards.kv import plain_put_of
 from shardengine.shards.placement import SLOTS, shard_of, shard_table, slot_of
+from shardengine.shards.transaction import Record
 from shardengine.shards.types import Limits
 from tests.model import Model, digest_of, log_of
 
 KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])
 VALUES = st.binary(max_size=3)
 PUTS = st.builds(Put, KEYS, VALUES)
-NOTHING: dict[bytes, bytes] = {}
 COMMANDS = PUTS | st.builds(Delete, KEYS) | st.builds(CompareAndSwap, KEYS, st.none() | VALUES, VALUES)
+
+
+class Records(dict[bytes, bytes]):
+    """What a transaction may lie on."""
+
+    def scan(self, prefix: bytes, partitions: Set[bytes], limit: int | None, reverse: bool) -> Iterator[Record]:
+        return iter([item for item in sorted(self.items(), reverse=reverse) if item[0].startswith(prefix)])
 
 
 def one_by_one(commands: list[Any], data: dict[bytes, bytes]) -> tuple[dict[bytes, bytes | None], list[str | None]]:
     """What the commands write, applied each by itself as a worker does, and why each was rejected."""
-    machine, tx, reasons = KeyValue(), Tx(data.get, Limits()), list[str | None]()
+    machine, tx, reasons = KeyValue(), Tx(Records(data), Limits()), list[str | None]()
     for command in commands:
         tx.declare(machine.keys(command))
         try:
@@ -78,7 +85,7 @@ def test_a_command_comes_back_from_its_bytes(command: Any) -> None:
 
 
 def test_a_transaction_reads_entry_over_group_over_store() -> None:
-    tx = Tx({b"a": b"stored", b"b": b"stored"}.get, Limits())
+    tx = Tx(Records({b"a": b"stored", b"b": b"stored"}), Limits())
     tx.declare([b"a", b"b"])
     tx.put(b"a", b"group")
     tx.delete(b"b")
@@ -94,7 +101,7 @@ def test_a_transaction_reads_entry_over_group_over_store() -> None:
 
 
 def test_a_transaction_refuses_keys_that_were_not_declared() -> None:
-    tx = Tx(NOTHING.get, Limits())
+    tx = Tx(Records(), Limits())
     tx.declare([b"a"])
     touches: list[Callable[[], object]] = [lambda: tx.get(b"b"), lambda: tx.put(b"b", b""), lambda: tx.delete(b"b")]
     for touch in touches:
@@ -106,7 +113,7 @@ def test_a_transaction_refuses_keys_that_were_not_declared() -> None:
 
 @pytest.mark.parametrize("value", [bytes(11), "text", None, 7])
 def test_a_transaction_refuses_what_is_no_value(value: Any) -> None:
-    tx = Tx(NOTHING.get, Limits(value_bytes_max=10))
+    tx = Tx(Records(), Limits(value_bytes_max=10))
     tx.declare([b"a"])
     tx.put(b"a", bytes(10))
     with pytest.raises(BadEntryError, match="at most 10 bytes"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator, Set
 from typing import Any
 
 import msgspec
@@ -15,8 +16,11 @@ from shardengine.shards import wire
 from shardengine.shards.errors import StoreError, StoreFullError
 from shardengine.shards.part import Run, pack, pack_runs
 from shardengine.shards.shard import Shard
+from shardengine.shards.transaction import Record
 from shardengine.shards.types import Limits, Position
 from tests.machines import Add, Fail, Ledger, Reject
+
+ANSWER_BYTES_MAX = 1000
 
 
 class DictStore:
@@ -40,6 +44,12 @@ class DictStore:
     def get(self, key: bytes) -> bytes | None:
         assert self.open is not None
         return self.open[key] if key in self.open else self.data.get(key)
+
+    def scan(self, prefix: bytes, partitions: Set[bytes], limit: int | None, reverse: bool) -> Iterator[Record]:
+        assert self.open is not None
+        merged = {**self.data, **self.open}
+        keys = sorted((key for key in merged if key.startswith(prefix)), reverse=reverse)
+        return ((key, value) for key in keys if (value := merged[key]) is not None)
 
     def write(self, writes: dict[bytes, bytes | None]) -> None:
         assert self.open is not None
@@ -71,7 +81,10 @@ class World:
     def __init__(self, machine: Machine) -> None:
         self.store = DictStore()
         self.ring = b""
-        self.shard = Shard(self.store, machine, Limits(), lambda at, length: memoryview(self.ring)[at : at + length])
+        self.shard = Shard(self.store, machine, Limits(), self._view, ANSWER_BYTES_MAX)
+
+    def _view(self, at: int, length: int) -> memoryview:
+        return memoryview(self.ring)[at : at + length]
 
     def extent(self, *groups: tuple[int, list[Any]]) -> Extent:
         """Put parts into the ring, one behind the other: commands as the entries from 10 * group on."""

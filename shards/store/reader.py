@@ -90,17 +90,29 @@ class ReadTx:
 
     def scan(self, prefix: bytes, start_after: bytes | None, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         """Records whose key starts with `prefix`, in key order, those beyond `start_after` only."""
-        try:
-            with self._txn.cursor(self._owner.data) as cursor:
-                found = _seek_last(cursor, prefix, start_after) if reverse else _seek(cursor, prefix, start_after)
-                step = cursor.iterprev if reverse else cursor.iternext
-                if found:
-                    for key, value in step():
-                        if not key.startswith(prefix):
-                            return
-                        yield key, value
-        except lmdb.CorruptedError as error:
-            raise StoreDamagedError(f"a shard's pages are damaged: {error}", hint="restore a snapshot") from error
+        return records_under(self._txn, self._owner.data, prefix, start_after, reverse=reverse)
+
+
+def records_under(
+    txn: lmdb.Transaction[bytes],
+    data: lmdb._Database,
+    prefix: bytes,
+    start_after: bytes | None = None,
+    *,
+    reverse: bool,
+) -> Iterator[tuple[bytes, bytes]]:
+    """The records that `txn` sees, as `ReadTx.scan`."""
+    try:
+        with txn.cursor(data) as cursor:
+            found = _seek_last(cursor, prefix, start_after) if reverse else _seek(cursor, prefix, start_after)
+            step = cursor.iterprev if reverse else cursor.iternext
+            if found:
+                for key, value in step():
+                    if not key.startswith(prefix):
+                        return
+                    yield key, value
+    except lmdb.CorruptedError as error:
+        raise StoreDamagedError(f"a shard's pages are damaged: {error}", hint="restore a snapshot") from error
 
 
 def _closed(key: bytes) -> bytes | None:

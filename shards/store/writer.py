@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,8 +30,9 @@ from shardengine.shards.store.env import (
     reserve_a_commit,
     used_bytes,
 )
-from shardengine.shards.store.reader import ReadTx
+from shardengine.shards.store.reader import ReadTx, records_under
 from shardengine.shards.store.reserve import Reserve
+from shardengine.shards.transaction import Record
 from shardengine.shards.types import Position
 
 SOLO = b"solo"
@@ -127,6 +128,12 @@ class Store:
         """What the open transaction sees: the last commit and its own writes."""
         assert self._txn is not None
         return self._txn.get(key)
+
+    def scan(self, prefix: bytes, partitions: Set[bytes], limit: int | None, reverse: bool) -> Iterator[Record]:
+        """Records that the open transaction sees, whose key starts with `prefix`, in key order or against it: of all
+        partitions, and without a limit. Nothing may be written meanwhile."""
+        assert self._txn is not None
+        return records_under(self._txn, self.data, prefix, reverse=reverse)
 
     def write(self, writes: Mapping[bytes, bytes | None]) -> None:
         """Put and delete (None) in key order. Raises StoreFullError when map or disk do not hold the writes and their

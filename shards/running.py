@@ -1,0 +1,126 @@
+"""Runs commands of a machine, wherever that is done, and makes of what comes of them what travels."""
+
+from __future__ import annotations
+
+import traceback
+from itertools import islice
+from typing import Any, NamedTuple
+
+import msgspec
+
+from shardengine.ipc.errors import EngineError
+from shardengine.shards import wire
+from shardengine.shards.machine import Context, Machine, Rejected
+from shardengine.shards.part import Run
+from shardengine.shards.transaction import MissingError, Tx
+
+_TRACEBACK_CHARS = 8000
+_COMMAND_CHARS = 1000
+_KEYS_MAX = 16
+
+
+class ApplyError(Exception):
+    """`apply`, or the decoding, of the entry at `index` failed. `problem` is what travels."""
+
+    def __init__(self, index: int | None, problem: wire.Problem) -> None:
+        super().__init__(problem.message)
+        self.index = index
+        self.problem = problem
+
+
+class Outcome(NamedTuple):
+    """What a command came to: its value as it travels, or why it was rejected; with neither it succeeded."""
+
+    value: msgspec.Raw | None = None
+    reason: str | None = None
+
+
+_SUCCEEDED = Outcome()
+
+
+class Runner:
+    """Runs one command after the other. Its transaction is the caller's: to settle, or to drop, after each."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._context = Context()
+
+    def run(self, transaction: Tx, command: Any, index: int, run: Run) -> Outcome:
+        """Run `command`, of the entry `index`, which stands in `run`. Raises ApplyError when it fails, MissingError
+        when what its transaction lies on has to be told something first."""
+        context = self._context
+        context.index, context.term, context.time_ms = index, run.term, run.clock
+        try:
+            transaction.declare(self._machine.keys(command))
+            value = self._machine.apply(transaction, command, context)
+            return _SUCCEEDED if value is None else Outcome(portable(value))
+        except Rejected as rejection:
+            return Outcome(reason=_reason(rejection))
+        except MissingError:
+            raise
+        except BaseException as error:
+            raise ApplyError(index, self.problem(error, command)) from error
+
+    def problem(self, error: BaseException, command: Any) -> wire.Problem:
+        """What `error` of a command's `apply` becomes: with the command, its keys, and where it happened."""
+        problem = problem_of(error)
+        told = {
+            "reason": problem.message,
+            "traceback": text_of("".join(traceback.format_exception(error)))[-_TRACEBACK_CHARS:],
+            "command": _shown(command)[:_COMMAND_CHARS],
+            "keys": _first_keys(self._machine, command),
+        }
+        return msgspec.structs.replace(problem, facts=told | problem.facts)
+
+
+def _first_keys(machine: Machine, command: Any) -> list[bytes]:
+    """As far as its machine tells."""
+    try:
+        return [bytes(key) for key in islice(machine.keys(command), _KEYS_MAX)]
+    except BaseException:
+        return []
+
+
+def _reason(rejection: Rejected) -> str:
+    try:
+        return text_of(rejection.reason)
+    except BaseException as error:
+        return f"a reason that cannot be told: {type(error).__name__}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return text_of(repr(value))
+    except BaseException as error:
+        return f"a {type(value).__name__} that cannot be printed: {type(error).__name__}"
+
+
+def problem_of(error: BaseException) -> wire.Problem:
+    """An error as it travels. Its numbers go along where msgpack carries them."""
+    if isinstance(error, EngineError):
+        facts = {name: value for name, value in error.facts.items() if _travels(value)}
+        return wire.Problem(type(error).__name__, text_of(error.message), text_of(error.hint), facts)
+    return wire.Problem(text_of(type(error).__name__), text_of(error) or text_of(type(error).__name__), "", {})
+
+
+def portable(value: Any) -> msgspec.Raw:
+    """A result as it travels. Raises when msgpack does not carry it there and back."""
+    encoded = wire.encode(value)
+    msgspec.msgpack.decode(encoded)
+    return msgspec.Raw(encoded)
+
+
+def _travels(value: object) -> bool:
+    try:
+        portable(value)
+    except (msgspec.MsgspecError, OverflowError, TypeError, UnicodeError):
+        return False
+    return isinstance(value, (int, str, bytes))
+
+
+def text_of(value: object) -> str:
+    """What `value` says, without what UTF-8 does not carry."""
+    try:
+        return str(value).encode("utf-8", "backslashreplace").decode()
+    except BaseException as error:
+        return f"an error that cannot be printed: {type(error).__name__}"
