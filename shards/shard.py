@@ -107,6 +107,8 @@ class Shard:
     ) -> list[wire.Answer]:
         """Carry out one order. Returns the answers it gives rise to, in the order they must be sent."""
         if isinstance(order, (wire.Part, wire.Ask, wire.Writes)):
+            if not isinstance(order, wire.Part) and self._current and self._current.position.group == order.group:
+                return self._go_on(self._current, order)
             self._queue.append(order)
             return self._advance()
         if isinstance(order, wire.Solo):

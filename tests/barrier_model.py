@@ -14,6 +14,7 @@ import msgspec
 from shardengine.engine.commit import actions
 from shardengine.engine.commit.actions import Group, Publish, Record, SendCommit, SendPart
 from shardengine.engine.commit.barrier import Barrier, Stage
+from shardengine.engine.commit.state import State
 from shardengine.engine.commit.table import Commit
 from shardengine.shards import wire
 
@@ -121,14 +122,14 @@ class World:
         world.workers = [msgspec.structs.replace(worker) for worker in self.workers]
         world.groups = list(self.groups)
         world.commit = Commit.__new__(Commit)
-        for name in Commit.__slots__:
+        for name in State.__slots__:
             setattr(world.commit, name, _copied(getattr(self.commit, name)))
         world.barrier = object.__new__(type(self.barrier))
         vars(world.barrier).update({name: _copied(value) for name, value in vars(self.barrier).items()})
         return world
 
     def key(self) -> tuple[Any, ...]:
-        commit = tuple(_hashable(getattr(self.commit, name)) for name in Commit.__slots__)
+        commit = tuple(_hashable(getattr(self.commit, name)) for name in State.__slots__)
         barrier = vars(self.barrier)
         fixed = tuple(_hashable(value) for name, value in barrier.items() if name not in ("_error", "_parts"))
         parts = tuple(sorted((shard, part.entries) for shard, part in barrier["_parts"].items()))

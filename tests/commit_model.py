@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from shardengine.engine.commit.actions import Group
+from shardengine.engine.commit.actions import Group, SendPart, SendSolo, SendWrites
 from shardengine.engine.commit.decision import Record as Decision
 from shardengine.engine.commit.decision import Recovery
 from shardengine.engine.errors import DamagedError
@@ -36,6 +36,7 @@ from tests.commit_pieces import (
     DEAD,
     END,
     HALF_BYTES,
+    KEY,
     PENDING,
     PUBLISHED,
     Issue,
@@ -57,7 +58,7 @@ class Model:
         self.setting = setting
         self.items = setting.items
         self.table = Table(setting.shards)
-        self.workers = Workers(setting.items, lies=setting.lies)
+        self.workers = Workers(setting.items, lies=setting.lies, kind=setting.shard)
         self.met: set[str] = set()
         self.trying: Label | None = None
         self._starts: dict[tuple[Any, ...], tuple[Any, ...]] = {}
@@ -96,15 +97,19 @@ class Model:
         if not world.todo:
             return
         item = world.todo[0]
-        shards = self.items[item].shards
+        shards = self.items[item].participants
         if commit.can_submit:
             yield self._submitted(world, item)
-        if len(shards) == 1 and (commit.idle or (self.setting.solo_beside and commit.can_submit)):
+        if (
+            len(shards) == 1
+            and not self.items[item].exchange
+            and (commit.idle or (self.setting.solo_beside and commit.can_submit))
+        ):
             yield self._submitted(world, item, solo=True)
 
     def _submitted(self, world: World, item: int, *, solo: bool = False) -> Step:
         draft = Draft(self, world)
-        number, shards = len(world.issued) + 1, self.items[item].shards
+        number, shards = len(world.issued) + 1, self.items[item].participants
         self.trying = Label(f"submit group {number} over {sorted(shards)}{', solo' * solo}")
         taken = {issue.half for n, issue in enumerate(world.issued, 1) if self._holds(world, n, issue)}
         half = 1 if 0 in taken else 0
@@ -114,7 +119,7 @@ class Model:
         draft.todo = world.todo[1:]
         for shard in shards:
             draft.fill(shard, half, number * CODES + item)
-        return self.trying, draft.tell("submit", Group(number, shards, solo))
+        return self.trying, draft.tell("submit", Group(number, shards, solo, self.items[item].exchange))
 
     def _holds(self, world: World, number: int, issue: Issue) -> bool:
         return issue.fate == PENDING and not (self.setting.frees_early and world.record == number)
@@ -132,7 +137,7 @@ class Model:
         self.trying = Label(f"from worker {shard}:", message)
         event = self._event(shard, message)
         up = side.up or bool(event and event[0] == "hello")
-        draft.sides[shard] = Side(side.group, side.content, side.ring, side.worker, up, side.inbox, side.outbox[1:])
+        draft.sides[shard] = side._replace(up=up, outbox=side.outbox[1:])
         if message == END:
             event = ("link_end", shard)
             draft.sides[shard] = self._spawned(shard, side)
@@ -140,6 +145,10 @@ class Model:
             self.met.add("stalled")
         elif event[0] != "hello":
             self._check_owed(world, shard, event[2])
+            if event[0] == "values":
+                self._check_values(world, shard, event[2], *event[4:])
+                draft.note(event[2], answered=world.issued[event[2] - 1].answered | {shard})
+                event = event[:4]
         return self.trying, draft.tell(*event) if event else draft.done()
 
     def _event(self, shard: int, message: bytes) -> tuple[Any, ...]:
@@ -155,26 +164,49 @@ class Model:
             side.group,
             side.content,
             side.ring,
+            side.writes,
             0,
             False,
             (),
             (wire.encode(wire.Hello(shard, position, wire.PartResults({}, {}))),),
         )
 
-    def order(self, kind: str, shard: int, side: Side, number: int, issued: tuple[Issue, ...], decided: bool) -> bytes:
-        issue = issued[number - 1]
-        half = issue.half
-        if shard not in self.items[issue.item].shards:  # only a mistake sends it anything: what its ring holds
+    def order(self, action: SendPart | SendSolo | SendWrites, side: Side, issued: tuple[Issue, ...]) -> bytes:
+        issue = issued[action.group - 1]
+        half, item = issue.half, self.items[issue.item]
+        if action.shard not in item.participants:  # only a mistake sends it anything: what its ring holds
             half = 0 if abs(side.ring[0]) > abs(side.ring[1]) else 1
-        key = (kind, shard, number, issue.item, half, decided)
+        key = (action, issue.item, half, side.writes[half])
         found = self._orders.get(key)
         if found is None:
-            position = Position(number, issue.item + 1, 1)
-            part = self.workers.part(shard, issue.item)
-            extent = Extent(half * HALF_BYTES, len(part), 0)
-            order = wire.Part(position, extent, decided) if kind == "Part" else wire.Solo(position, extent)
-            found = self._orders[key] = wire.encode(order)
+            found = self._orders[key] = wire.encode(self._order(action, issue.item, half, side.writes[half]))
         return found
+
+    def _order(self, action: SendPart | SendSolo | SendWrites, item: int, half: int, writes: bytes) -> wire.Order:
+        pauses = isinstance(action, SendPart) and action.pause
+        decided = isinstance(action, SendPart) and action.decided
+        if pauses or (decided and self.setting.records_parts_only):
+            writes = b""
+        meant = action.shard in self.items[item].participants
+        length = len(self.workers.part(action.shard, item, writes)) if meant else HALF_BYTES
+        extent = Extent(half * HALF_BYTES, length, 0)
+        position = Position(action.group, item + 1, 1)
+        match action:
+            case SendSolo():
+                return wire.Solo(position, extent)
+            case SendWrites(group=group):
+                return wire.Writes(group, extent)
+            case SendPart(question=number):
+                question = None if number is None else wire.Question(number, [KEY], [])
+                return wire.Part(position, extent, decided, pauses, question)
+
+    def base(self, issued: tuple[Issue, ...], number: int, shard: int) -> bytes:
+        """What a shard holds when its own commands of group `number` are done, and the coordinator's are not."""
+        before = [issue.item for issue in issued[: number - 1] if issue.fate != CANCELLED]
+        item = issued[number - 1].item
+        return b"".join(self.items[n].trace(n, shard) for n in before) + bytes(
+            [item] * (shard in self.items[item].shards)
+        )
 
     # The workers
 
@@ -198,7 +230,9 @@ class Model:
             self._check_read(world, shard, number, half)
         group, content = self._committed(world, shard, side, outcome.commits)
         inbox = side.inbox[1:] if order else side.inbox
-        after = Side(group, content, side.ring, outcome.worker, side.up, inbox, side.outbox + outcome.answers)
+        after = Side(
+            group, content, side.ring, side.writes, outcome.worker, side.up, inbox, side.outbox + outcome.answers
+        )
         return with_side(world, shard, after)
 
     def _committed(
@@ -218,7 +252,7 @@ class Model:
         yield Label(f"worker {shard} dies", fault=True), self._dead(world, shard, side, outbox)
 
     def _dead(self, world: World, shard: int, side: Side, outbox: tuple[bytes, ...]) -> World:
-        dead = Side(side.group, side.content, side.ring, DEAD, side.up, (), (*outbox, END))
+        dead = Side(side.group, side.content, side.ring, side.writes, DEAD, side.up, (), (*outbox, END))
         return with_side(world._replace(deaths=world.deaths - 1), shard, dead)
 
     def _die_over(self, world: World, shard: int, side: Side, order: bytes, outcome: Outcome) -> Iterator[Step]:
@@ -239,7 +273,11 @@ class Model:
         """Nothing is left but what is durable, so that is all the next state depends on."""
         if world.recording:
             self.met.add("torn record")
-        key = (world.issued, world.record, *((side.group, side.content, side.ring) for side in world.sides))
+        key = (
+            world.issued,
+            world.record,
+            *((side.group, side.content, side.ring, side.writes) for side in world.sides),
+        )
         found = self._starts.get(key)
         if found is None:
             found = self._starts[key] = self._started(world)
@@ -271,7 +309,7 @@ class Model:
         if world.record:
             issue = world.issued[world.record - 1]
             position = Position(world.record, issue.item + 1, 1)
-            extents = {shard: Extent(issue.half * HALF_BYTES, 0, 0) for shard in self.items[issue.item].shards}
+            extents = {shard: Extent(issue.half * HALF_BYTES, 0, 0) for shard in self.items[issue.item].participants}
         positions = [position_of(side.group, side.content) for side in world.sides]
         try:
             return self.setting.recover(Decision(position, [], extents, 1), positions)
@@ -282,7 +320,8 @@ class Model:
         """What becomes of a group at or below the one at which the engine starts: all of it is there, or will be."""
         if issue.fate == CANCELLED or (redo is not None and redo.number == number):
             return issue.fate
-        missing = [s for s in self.items[issue.item].shards if issue.item not in world.sides[s].content]
+        item, sides = self.items[issue.item], world.sides
+        missing = [s for s in item.participants if item.trace(issue.item, s) not in sides[s].content]
         if missing:
             raise ViolationError(f"after the start group {number} is not on shards {missing}, and will not be")
         return PUBLISHED
@@ -292,8 +331,8 @@ class Model:
     def check_cut(self, sides: list[Side], issued: tuple[Issue, ...]) -> None:
         """What readers are shown now: every published group, whole and in order, and nothing else."""
         for shard, side in enumerate(sides):
-            published = (issue.item for issue in issued if issue.fate == PUBLISHED)
-            expected = bytes(item for item in published if shard in self.items[item].shards)
+            published = [issue.item for issue in issued if issue.fate == PUBLISHED]
+            expected = b"".join(self.items[item].trace(item, shard) for item in published)
             if side.content != expected:
                 raise ViolationError(f"readers see items {list(side.content)} on shard {shard}, not {list(expected)}")
 
@@ -305,7 +344,7 @@ class Model:
             raise ViolationError(f"shard {shard} commits group {number}, which is not decided")
         if number <= group or issue.fate != PENDING:
             raise ViolationError(f"shard {shard} commits group {number} after group {group}")
-        if after != before + bytes([issue.item]) or shard not in self.items[issue.item].shards:
+        if after != before + self.items[issue.item].trace(issue.item, shard) or after == before:
             raise ViolationError(f"shard {shard} commits group {number} as {list(after)} upon {list(before)}")
 
     def _check_read(self, world: World, shard: int, number: int, half: int) -> None:
@@ -314,6 +353,11 @@ class Model:
         if issue.fate != CANCELLED and code != number * CODES + issue.item:
             whose = f"{'freed ' if code < 0 else ''}bytes of group {abs(code) // CODES}"
             raise ViolationError(f"worker {shard} reads {whose} as its part of group {number}")
+
+    def _check_values(self, world: World, shard: int, number: int, value: bytes | None) -> None:
+        expected = self.base(world.issued, number, shard)
+        if world.issued[number - 1].fate == PENDING and (value or b"") != expected:
+            raise ViolationError(f"group {number} runs on {list(value or b'')} of shard {shard}, not {list(expected)}")
 
     def _check_owed(self, world: World, shard: int, number: int) -> None:
         if world.issued[number - 1].fate == CANCELLED:

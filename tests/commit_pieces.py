@@ -31,27 +31,47 @@ DEAD = -1
 END = b""  # on a link: the peer is dead. As an order: try again what stalled
 HALF_BYTES = 1024
 CODES = 16  # what a half holds is group * CODES + item, negative once it is freed
-_KEY = b"log"
+OURS = 0x80  # marks what a command of the coordinator's left
+KEY = b"log"
 
 
 class Item(NamedTuple):
-    """A chunk of the log: the shards it touches, and those of them that refuse it."""
+    """A chunk of the log: the shards that have commands of their own in it, and those of them that refuse it; the
+    shards that a command of the coordinator's touches (`exchange`), those of them that it asks `again`, and whether it
+    fails."""
 
     shards: frozenset[int]
     noes: frozenset[int] = frozenset()
+    exchange: frozenset[int] = frozenset()
+    again: frozenset[int] = frozenset()
+    refused: bool = False
+
+    @property
+    def participants(self) -> frozenset[int]:
+        return self.shards | self.exchange
+
+    def trace(self, item: int, shard: int) -> bytes:
+        """What it leaves on a shard: one byte for the shard's command, one for the coordinator's."""
+        return bytes([item] * (shard in self.shards) + [OURS | item] * (shard in self.exchange))
 
 
 class Issue(NamedTuple):
-    """A numbered group: the item it carries, whether it is a solo, its half of the rings, what became of it."""
+    """A numbered group: the item it carries, whether it is a solo, its half of the rings, what became of it. Of its
+    exchange: the shards that have answered, whether a second question was asked, whether its writes are in the rings.
+    """
 
     item: int
     solo: bool
     half: int
     fate: int = PENDING
+    answered: frozenset[int] = frozenset()
+    again: bool = False
+    written: bool = False
 
 
 class Side(NamedTuple):
-    """One shard: what is durable (last group, applied items, the halves of the ring), its process, its link.
+    """One shard: what is durable (last group, applied items, the halves of the ring, and what the coordinator's
+    commands wrote behind the part in each), its process, its link.
 
     worker: the number of an interned state of Shard, or DEAD. up: its Hello was read, the end of its link was not.
     """
@@ -59,6 +79,7 @@ class Side(NamedTuple):
     group: int = 0
     content: bytes = b""
     ring: tuple[int, int] = (0, 0)
+    writes: tuple[bytes, bytes] = (b"", b"")
     worker: int = 0
     up: bool = False
     inbox: tuple[bytes, ...] = ()
@@ -71,7 +92,10 @@ def readable(message: bytes) -> str:
         return "(the end of the link)"
     kind, *fields = msgspec.msgpack.decode(message)
     if kind == "Part":
-        return f"Part({fields[0][0]}{', decided' if fields[2] else ''})"
+        asked = "" if fields[4] is None else f", question {fields[4][0]}"
+        return f"Part({fields[0][0]}{', decided' * fields[2]}{', pause' * fields[3]}{asked})"
+    if kind in ("Ask", "Values"):
+        return f"{kind}({fields[0]}, question {fields[1][0] if kind == 'Ask' else fields[1]})"
     if kind == "Hello":
         return f"Hello(stands at {fields[1][0]})"
     if kind in ("Vote", "SoloDone"):
@@ -81,7 +105,7 @@ def readable(message: bytes) -> str:
 
 def position_of(group: int, content: bytes) -> Position:
     """Where a shard stands whose last group is `group`; the log index is that of its last item, counted from 1."""
-    return Position(group, content[-1] + 1, 1) if group else Position()
+    return Position(group, (content[-1] & ~OURS) + 1, 1) if group else Position()
 
 
 def event_of(answer: wire.Answer) -> tuple[Any, ...]:
@@ -91,6 +115,8 @@ def event_of(answer: wire.Answer) -> tuple[Any, ...]:
             return "hello", position.group
         case wire.Vote(group, results):
             return "vote", group, results is not None
+        case wire.Values(group, number, values):
+            return "values", group, number, *values
         case wire.Committed(group):
             return "committed", group
         case wire.SoloDone(group, results):
@@ -175,12 +201,12 @@ class AppendLog(Machine):
     command: ClassVar[Any] = Append
 
     def keys(self, command: Append) -> tuple[bytes]:
-        return (_KEY,)
+        return (KEY,)
 
     def apply(self, tx: Tx, command: Append, context: Context) -> None:
         if command.fails:
             raise ValueError("refused")
-        tx.put(_KEY, (tx.get(_KEY) or b"") + bytes([command.item]))
+        tx.put(KEY, (tx.get(KEY) or b"") + bytes([command.item]))
 
 
 class MemoryStore:
@@ -208,7 +234,7 @@ class MemoryStore:
         self.write(dict(pairs))
 
     def write(self, writes: dict[bytes, bytes | None]) -> None:
-        self.pending = writes[_KEY]
+        self.pending = writes[KEY]
 
     def commit(self, position: Position, solo_results: bytes | None = None) -> None:
         pending, self.pending = self.pending, None
@@ -238,9 +264,10 @@ class Outcome(NamedTuple):
 class Workers:
     """Shard as a function. State 0 is a fresh worker."""
 
-    def __init__(self, items: tuple[Item, ...], *, lies: bool = False) -> None:
+    def __init__(self, items: tuple[Item, ...], *, lies: bool = False, kind: type[Shard] = Shard) -> None:
         self._items = items
         self._lies = lies
+        self._kind = kind
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._memo: dict[tuple[Any, ...], Outcome] = {}
         self.states: list[tuple[Shard, bytes | None]] = []
@@ -251,7 +278,7 @@ class Workers:
 
     def handle(self, shard: int, side: Side, order: bytes, *, failing: bool = False) -> Outcome:
         """Have the worker of `side` carry out `order`, or try again what stalled (END)."""
-        key = (shard, side.worker, side.content, side.ring, order, failing)
+        key = (shard, side.worker, side.content, side.ring, side.writes, order, failing)
         found = self._memo.get(key)
         if found is None:
             try:
@@ -260,24 +287,32 @@ class Workers:
                 raise ViolationError(f"worker {shard} breaks down over {readable(order)}: {error}") from error
         return found
 
-    def part(self, shard: int, code: int) -> bytes:
-        """The bytes of a part in the ring of `shard`."""
-        item = code % CODES
-        command = msgspec.msgpack.encode(Append(item, shard in self._items[item].noes))
-        return layout.pack(item + 1, layout.pack_runs([layout.Run(item + 1, 1, 0)]), array("I", [0]), [command])
+    def part(self, shard: int, code: int, writes: bytes = b"") -> bytes:
+        """The bytes of a part in the ring of `shard`, and of what the coordinator's commands wrote behind it."""
+        item, part = code % CODES, b""
+        if shard in self._items[item].shards:
+            command = msgspec.msgpack.encode(Append(item, shard in self._items[item].noes))
+            part = layout.pack(item + 1, layout.pack_runs([layout.Run(item + 1, 1, 0)]), array("I", [0]), [command])
+        if not writes:
+            return part
+        return part + bytes(-len(part) % 8) + layout.pack_writes({KEY: writes})
 
     def _run(self, shard: int, side: Side, order: bytes, failing: bool) -> Outcome:
         prototype, pending = self.states[side.worker]
         worker = copy.copy(prototype)
         worker._queue = prototype._queue.copy()
         store = worker._store = MemoryStore(side.content, pending, failing, self._lies)
+        if prototype._paused is not None:
+            worker._paused = prototype._paused._replace(transaction=Tx(store, Limits()))
+            worker._paused.transaction.write_all(prototype._paused.transaction.writes.items())
         reads: list[tuple[int, int]] = []
 
         def view(offset: int, length: int) -> memoryview:
             half, part = offset // HALF_BYTES, worker._current or decoded
             assert isinstance(part, (wire.Part, wire.Solo))
             reads.append((part.position.group, half))
-            return memoryview(self.part(shard, abs(side.ring[half])) if side.ring[half] else b"")
+            held = self.part(shard, abs(side.ring[half]), side.writes[half]) if side.ring[half] else b""
+            return memoryview(held[:length])
 
         worker._view = view
         decoded = wire.decode_order(order) if order else None
@@ -289,13 +324,13 @@ class Workers:
         return Outcome(self._intern(worker, store.pending), tuple(store.commits), tuple(reads), sent)
 
     def _shard(self) -> Shard:
-        return Shard(
-            MemoryStore(b"", None, False), AppendLog(), Limits(), lambda offset, length: memoryview(b""), HALF_BYTES
-        )
+        nothing = memoryview(b"")
+        return self._kind(MemoryStore(b"", None, False), AppendLog(), Limits(), lambda *_: nothing, HALF_BYTES)
 
     def _intern(self, worker: Shard, pending: bytes | None) -> int:
-        current = worker._current
-        key = (current and wire.encode(current), *map(wire.encode, worker._queue), worker.stalled, pending)
+        current, paused = worker._current, worker._paused
+        waiting = paused and frozenset(paused.transaction.writes.items())
+        key = (current and wire.encode(current), *map(wire.encode, worker._queue), worker.stalled, pending, waiting)
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self.states)

@@ -11,17 +11,21 @@ from shardengine.engine.commit.actions import (
     Action,
     Publish,
     Record,
+    RunCommands,
     SendAbort,
+    SendAsk,
     SendCommit,
     SendPart,
     SendSolo,
+    SendWrites,
 )
 from shardengine.engine.commit.decision import Record as Decision
 from shardengine.engine.commit.decision import Recovery, recover
 from shardengine.engine.commit.table import Commit
 from shardengine.shards import wire
+from shardengine.shards.shard import Shard
 from shardengine.shards.types import Position
-from tests.commit_pieces import CANCELLED, CODES, DEAD, PENDING, PUBLISHED, Issue, Item, Side, readable
+from tests.commit_pieces import CANCELLED, CODES, DEAD, KEY, OURS, PENDING, PUBLISHED, Issue, Item, Side, readable
 from tests.explorer import ViolationError
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
 class Setting(NamedTuple):
     """A world. `deaths` of single workers, `kills` of everything and `failures` of commits happen at most that often,
-    at any step. The last six are the rules; anything but the default is a mistake to be caught, or to look past:
+    at any step. The last nine are the rules; anything but the default is a mistake to be caught, or to look past:
     without `deadlines` nobody minds who is waited for in vain."""
 
     shards: int
@@ -39,10 +43,13 @@ class Setting(NamedTuple):
     kills: int = 1
     failures: int = 0
     commit: type[Commit] = Commit
+    shard: type[Shard] = Shard
     recover: Callable[[Decision, Sequence[Position]], Recovery] = recover
     solo_beside: bool = False
     frees_early: bool = False
     lies: bool = False
+    reruns_dirty: bool = False
+    records_parts_only: bool = False
     deadlines: bool = True
 
 
@@ -98,10 +105,14 @@ class Draft:
 
     def _carry_out(self, action: Action) -> None:
         match action:
-            case SendPart(shard, number, decided):
-                self._send(shard, self.model.order("Part", shard, self.sides[shard], number, self.issued, decided))
-            case SendSolo(shard, number):
-                self._send(shard, self.model.order("Solo", shard, self.sides[shard], number, self.issued, False))
+            case SendPart(shard, number):
+                self._send(shard, self.model.order(action, self.sides[shard], self.issued))
+            case SendSolo(shard, number) | SendWrites(shard, number):
+                self._send(shard, self.model.order(action, self.sides[shard], self.issued))
+            case SendAsk(shard, number, question):
+                self._send(shard, wire.encode(wire.Ask(number, wire.Question(question, [KEY], []))))
+            case RunCommands(number):
+                self._run_commands(number)
             case SendCommit(shard, number):
                 self._send(shard, wire.encode(wire.Commit(number)))
             case SendAbort(shard, number):
@@ -116,6 +127,39 @@ class Draft:
             case Abandon(number, killer):
                 self._abandon(number, killer)
 
+    def _run_commands(self, number: int) -> None:
+        """The coordinator's command of a group: it appends to what every shard of the exchange has."""
+        issue = self.issued[number - 1]
+        item = self.model.items[issue.item]
+        if not item.exchange <= issue.answered:
+            raise ViolationError(
+                f"group {number} is computed before shards {set(item.exchange - issue.answered)} answer"
+            )
+        if item.again and not issue.again:
+            self.note(number, again=True)
+            self.tell("asked", number, item.again)
+        elif item.refused:
+            self.tell("refused", number)
+        else:
+            for shard in item.exchange:
+                found = self.model.base(self.issued, number, shard) + bytes([OURS | issue.item])
+                if self.model.setting.reruns_dirty and issue.again:
+                    found += found[-1:]
+                self._write(shard, issue.half, found)
+            self.note(number, written=True)
+            self.tell("computed", number)
+
+    def note(self, number: int, **facts: Any) -> None:
+        """Something is known of a group from now on."""
+        issue = self.issued[number - 1]._replace(**facts)
+        self.issued = (*self.issued[: number - 1], issue, *self.issued[number:])
+
+    def _write(self, shard: int, half: int, found: bytes) -> None:
+        writes = self.sides[shard].writes
+        self.sides[shard] = self.sides[shard]._replace(
+            writes=(found, writes[1]) if half == 0 else (writes[0], found),
+        )
+
     def _send(self, shard: int, order: bytes) -> None:
         side = self.sides[shard]
         if not side.up:
@@ -124,10 +168,9 @@ class Draft:
             self.sides[shard] = side._replace(inbox=(*side.inbox, order))
 
     def _settle(self, number: int, fate: int) -> None:
-        issue = self.issued[number - 1]
-        if issue.fate != PENDING:
+        if self.issued[number - 1].fate != PENDING:
             raise ViolationError(f"group {number} is settled twice")
-        self.issued = (*self.issued[: number - 1], issue._replace(fate=fate), *self.issued[number:])
+        self.note(number, fate=fate)
         self.free(number)
 
     def free(self, number: int) -> None:
@@ -138,7 +181,10 @@ class Draft:
                 self.fill(shard, half, -side.ring[half])
 
     def fill(self, shard: int, half: int, code: int) -> None:
+        """What is written into a half lies at its start: what the coordinator's commands wrote there before is gone."""
         ring = self.sides[shard].ring
+        if code > 0:
+            self._write(shard, half, b"")
         self.sides[shard] = self.sides[shard]._replace(ring=(code, ring[1]) if half == 0 else (ring[0], code))
 
     def _abandon(self, number: int, killer: int | None) -> None:

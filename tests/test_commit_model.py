@@ -16,7 +16,8 @@ import pytest
 from shardengine.engine.commit.actions import Action, Group, Record, SendAbort, SendCommit, SendSolo
 from shardengine.engine.commit.decision import Record as Decision
 from shardengine.engine.commit.decision import Recovery, recover
-from shardengine.engine.commit.table import Commit, Phase
+from shardengine.engine.commit.state import Phase
+from shardengine.engine.commit.table import Commit
 from shardengine.shards.types import Position
 from tests.commit_model import Walk, explore
 from tests.commit_pieces import Item
@@ -27,6 +28,7 @@ Script = tuple[str, ...]
 
 PHASES = {phase.name for phase in Phase}
 ACTIONS = {"SendPart", "SendSolo", "SendCommit", "SendAbort", "Record", "Publish", "Abandon"}
+EXCHANGE = {"SendAsk", "RunCommands", "SendWrites"}
 MARKS = {
     "death between commit and answer",
     "killer",
@@ -41,12 +43,17 @@ MARKS = {
 
 
 def items(script: Script) -> tuple[Item, ...]:
-    """An item for each word: the shards it touches, and after "!" those that refuse it. "01!1" touches two and is
-    refused by the second; "-" touches none, it is a no-op."""
+    """An item for each word: the shards it touches, after "+" those that a command of the coordinator's touches, after
+    "?" those that this asks again, and after "!" who refuses it, "c" is the coordinator. "01!1" touches two and is
+    refused by the second; "0+01?1" has a command on the first and one over both, which asks the second again; "-"
+    touches none, it is a no-op."""
     found = []
     for word in script:
-        shards, _, noes = word.strip("-").partition("!")
-        found.append(Item(frozenset(map(int, shards)), frozenset(map(int, noes))))
+        touched, _, noes = word.strip("-").partition("!")
+        touched, _, again = touched.partition("?")
+        shards, _, exchange = touched.partition("+")
+        own, refusing, spanned, asked = (frozenset(map(int, x)) for x in (shards, noes.strip("c"), exchange, again))
+        found.append(Item(own, refusing, spanned, asked, "c" in noes))
     return tuple(found)
 
 
@@ -106,12 +113,34 @@ WORLDS: dict[str, tuple[Setting, set[str]]] = {
     "four groups": (Setting(2, items(("01", "0", "1", "01"))), {"redo", "solo ahead of the record"}),
 }
 
+EXCHANGES: dict[str, tuple[Setting, set[str]]] = {
+    "a transfer": (Setting(2, items(("+01",))), {"redo", "torn record", "RunCommands", "SendWrites"}),
+    "beside commands of the shards": (Setting(2, items(("01+01", "01"))), {"redo"}),
+    "a group, then a transfer": (Setting(2, items(("01", "+01"))), {"redo"}),
+    "a group of one shard, then a transfer": (Setting(2, items(("0", "+01"))), {"redo", "solo ahead of the record"}),
+    "two transfers": (Setting(2, items(("0+01", "+01"))), {"redo"}),
+    "three shards, two of them paused": (Setting(3, items(("2+01", "012"))), {"redo"}),
+    "three shards, two transfers that overlap": (Setting(3, items(("+01", "+12")), deaths=0), {"redo"}),
+    "one is asked again": (Setting(2, items(("+01?1",))), {"SendAsk", "redo"}),
+    "both are asked again, staged": (Setting(2, items(("01", "0+01?01"))), {"SendAsk", "redo"}),
+    "only one that fails": (Setting(2, items(("+01!c", "01"))), {"Abandon", "RunCommands"}),
+    "one that fails after it asked again": (Setting(2, items(("0", "01+01?0!c", "1"))), {"Abandon", "SendAsk"}),
+    "a shard that refuses its own": (Setting(2, items(("01+01!1", "01"))), {"Abandon", "SendAbort"}),
+    "a shard beside the exchange refuses": (Setting(3, items(("2+01!2", "02"))), {"Abandon", "SendAbort"}),
+    "a shard and the coordinator refuse": (Setting(3, items(("2+01!2c", "0"))), {"Abandon"}),
+    "the group ahead is refused": (Setting(2, items(("0!0", "+01", "0"))), {"Abandon", "late answer"}),
+    "a commit fails": (Setting(2, items(("0+01",)), failures=1), {"stalled", "redo"}),
+    "two deaths": (Setting(2, items(("+01?0",)), deaths=2), {"SendAsk", "redo"}),
+}
+
 KILLERS: dict[str, tuple[int, Setting, set[str]]] = {
     "one death makes a killer": (1, Setting(2, items(("01", "1", "01"))), {"killer", "staged killer", "redo"}),
     "of three shards": (1, Setting(3, items(("01", "12"))), {"killer", "staged killer"}),
     "of a solo": (1, Setting(2, items(("0", "01")), deaths=2), {"killer", "SendSolo"}),
     "beside a refusal": (1, Setting(2, items(("01!1", "0!0"))), {"killer", "late answer"}),
     "two deaths make one": (2, Setting(2, items(("01", "1")), deaths=3), {"killer", "staged killer", "late answer"}),
+    "in an exchange": (1, Setting(2, items(("01+01?1", "1"))), {"killer", "SendAsk"}),
+    "in a staged exchange": (1, Setting(2, items(("0", "01+01"))), {"killer", "staged killer"}),
     "the real limit": (3, Setting(2, items(("01", "1")), deaths=4, kills=0), {"killer", "staged killer"}),
 }
 
@@ -119,6 +148,13 @@ KILLERS: dict[str, tuple[int, Setting, set[str]]] = {
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_promises_hold_in(name: str) -> None:
     setting, expected = WORLDS[name]
+    found = walk(setting)
+    assert found.met >= expected, found
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_the_promises_hold_in_an_exchange_of(name: str) -> None:
+    setting, expected = EXCHANGES[name]
     found = walk(setting)
     assert found.met >= expected, found
 

@@ -21,7 +21,8 @@ from shardengine.engine.commit.actions import (
     SendPart,
     SendSolo,
 )
-from shardengine.engine.commit.table import KILLS_MAX, Commit, Phase
+from shardengine.engine.commit.state import Phase
+from shardengine.engine.commit.table import KILLS_MAX, Commit
 from shardengine.engine.errors import CommitRuleError
 from tests.commit_pieces import frozen
 

@@ -4,6 +4,8 @@ what the tables say.
 Files, lowest first:
 
     actions.py      groups, and what the tables ask to be done
+    exchange.py     what commands over several shards add to it; a table, no I/O
+    state.py        what the commit table knows
     table.py        two-phase group commit as a table; no I/O
     barrier.py      the snapshot barrier as a table; no I/O
     decision.py     the decision record, and what a start makes of it

@@ -9,19 +9,46 @@ from shardengine.shards import wire
 
 
 class Group(msgspec.Struct, frozen=True):
-    """A numbered group and the shards that have a part in it. A solo has exactly one, and is never staged."""
+    """A numbered group and the shards that have a part in it. A solo has exactly one, and is never staged. `exchange`
+    are the participants with partitions that the coordinator has taken over."""
 
     number: int
     participants: frozenset[int]
     solo: bool = False
+    exchange: frozenset[int] = frozenset()
 
 
 class SendPart(msgspec.Struct, frozen=True, gc=False):
-    """Send `shard` its part of `group`; `decided` parts are committed without a vote."""
+    """Send `shard` its part of `group`; `decided` parts are committed without a vote. With `pause` it comes without the
+    coordinator's writes, and with the question of a round, if it has to answer one; else with what is written."""
 
     shard: int
     group: int
     decided: bool = False
+    pause: bool = False
+    question: int | None = None
+
+
+class SendAsk(msgspec.Struct, frozen=True, gc=False):
+    """Ask `shard` the question of a round."""
+
+    shard: int
+    group: int
+    question: int
+
+
+class RunCommands(msgspec.Struct, frozen=True, gc=False):
+    """Every question is answered: run the coordinator's commands of `group`, as far as they come, then report `asked`,
+    `computed` or `refused`."""
+
+    group: int
+
+
+class SendWrites(msgspec.Struct, frozen=True, gc=False):
+    """Give `shard` what the coordinator's commands wrote."""
+
+    shard: int
+    group: int
 
 
 class SendSolo(msgspec.Struct, frozen=True, gc=False):
@@ -110,7 +137,8 @@ class SyncRecord(msgspec.Struct, frozen=True):
 
 
 Action = (
-    (SendPart | SendSolo | SendCommit | SendAbort | Record | Publish | Abandon)
+    (SendPart | SendAsk | RunCommands | SendWrites)
+    | (SendSolo | SendCommit | SendAbort | Record | Publish | Abandon)
     | (SendPin | SendCopy | SendUnpin | Resume | Kill | Complete | Abandoned)
     | (SendFlush | SyncRecord)
 )
