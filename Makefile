@@ -37,7 +37,7 @@ unexport PYTHONUNBUFFERED
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
-$(STAMP): pyproject.toml shards/fast/_puts.c shards/fast/_bytes.h
+$(STAMP): pyproject.toml shards/fast/_puts.c shards/fast/_bytes.h shards/fast/_split.h
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv found; set PYTHON=/path/to/python" >&2; exit 2; }
 	rm -f shards/fast/*.so  # an old one must not stand in for one that cannot be built
 	$(PYTHON) -m venv --clear $(VENV)

@@ -163,7 +163,7 @@ def _write_over(descriptor: int, start: int, end: int) -> None:
         write_all(descriptor, piece + bytes(size - len(piece)), at)
 
 
-def write_all(descriptor: int, data: bytes, offset: int) -> None:
+def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data` at `offset`; a system call may take less than it is given."""
     left = memoryview(data)
     while left:

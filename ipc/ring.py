@@ -75,24 +75,34 @@ class RingWriter:
         self._used = [0, 0]
         self._reserved = [0, 0]
 
-    def write(self, half: int, data: bytes) -> tuple[int, int] | None:
-        """Copy `data` behind what `half` already holds.
+    def claim(self, half: int, length: int) -> memoryview | None:
+        """Memory for `length` bytes behind what `half` already holds: to be filled, given to `keep`, and released.
 
-        Returns (offset, length) of the bytes from the file's start, or None when they do not fit. Raises OSError
-        when the disk has no room for them. Nothing has changed then.
+        None when they do not fit. Raises OSError when the disk has no room for them. Until `keep` nothing has changed,
+        and a later claim is for the same place.
         """
-        length, used = len(data), self._used[half]
+        used = self._used[half]
         if used + length > self.half_bytes:
             return None
+        if not self._through_map:
+            return memoryview(bytearray(length))
+        if used + length > self._reserved[half]:
+            self._reserve(half, used + length)
+        start = half * self.half_bytes + used
+        return self._view[start : start + length]
+
+    def keep(self, half: int, claimed: memoryview) -> int:
+        """Have `half` hold what the last claim in it was filled with.
+
+        Returns where that lies, from the file's start. Raises OSError when the disk has no room; nothing has changed
+        then.
+        """
+        used, length = self._used[half], len(claimed)
         start = half * self.half_bytes + used
         if not self._through_map:
-            write_all(self._descriptor, data, start)
-        else:
-            if used + length > self._reserved[half]:
-                self._reserve(half, used + length)
-            self._view[start : start + length] = data
+            write_all(self._descriptor, claimed, start)
         self._used[half] = min(self.half_bytes, aligned(used + length))
-        return start, length
+        return start
 
     def room(self, half: int) -> int:
         """Bytes that still fit into `half`."""

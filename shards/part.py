@@ -34,6 +34,7 @@ _HEAD = struct.Struct("<IIQQ")
 _RUN = struct.Struct("<QQQ")
 _ARRAY = struct.Struct(">BI")
 _ARRAY32 = 0xDD  # https://github.com/msgpack/msgpack/blob/master/spec.md#array-format-family
+RUN_BYTES = _RUN.size
 _OFFSET_BYTES = 4
 _decode_writes = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
 
@@ -99,12 +100,34 @@ def runs_at(runs: bytes, base: int, offsets: Sequence[int]) -> bytes:
     return b"".join([runs[at * _RUN.size : (at + 1) * _RUN.size] for at in held])
 
 
+def places(datas: Sequence[bytes], owners: bytes | bytearray, shards: int) -> list[array[int]]:
+    """For each shard, where in a chunk its entries are: those that `owners` gives it, and that have data."""
+    found = [array("I") for _ in range(shards)]
+    add = [mine.append for mine in found]
+    for place, (data, owner) in enumerate(zip(datas, owners, strict=True)):
+        if data:
+            add[owner](place)
+    return found
+
+
+def lengths(datas: Sequence[bytes], owners: bytes | bytearray, shards: int, base: int, runs: bytes) -> list[int]:
+    """The length of each shard's part of a chunk, as `pack` gives it; 0 where it has no entries."""
+    return [
+        _data_at(len(mine), runs_at(runs, base, mine)) + sum(map(len, map(datas.__getitem__, mine))) if mine else 0
+        for mine in places(datas, owners, shards)
+    ]
+
+
+def _data_at(entries: int, runs: bytes) -> int:
+    """Where in a part the data begins."""
+    return _HEAD.size + len(runs) + _OFFSET_BYTES * entries + _ARRAY.size
+
+
 def pack(base: int, runs: bytes, offsets: array[int], datas: Sequence[bytes]) -> bytes:
     """A part of the chunk that begins at `base` and has those packed `runs`: its entries' `offsets`, u32, and data."""
     entries = len(offsets)
     own = runs_at(runs, base, offsets)
-    head = _HEAD.size + len(own) + _OFFSET_BYTES * entries + _ARRAY.size
-    length = head + sum(map(len, datas))
+    length = _data_at(entries, own) + sum(map(len, datas))
     packed = _HEAD.pack(entries, len(own) // _RUN.size, base, length)
     return b"".join((packed, own, offsets.tobytes(), _ARRAY.pack(_ARRAY32, entries), *datas))
 

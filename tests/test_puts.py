@@ -17,18 +17,26 @@ from hypothesis import strategies as st
 from shardengine import BadEntryError, CompareAndSwap, Delete, Entry, LogGapError, LogOrderError, Put, encode
 from shardengine.engine.intake.tail import normalised
 from shardengine.shards import fast
-from shardengine.shards.fast.reference import Normal, normal_form_in_python, sorted_puts_in_python, split_puts_in_python
-from shardengine.shards.part import Run, pack, pack_runs
+from shardengine.shards.fast.reference import (
+    Normal,
+    fill_parts_in_python,
+    normal_form_in_python,
+    sorted_puts_in_python,
+    weigh_puts_in_python,
+)
+from shardengine.shards.part import Run, lengths, pack, pack_runs
 from shardengine.shards.placement import shard_table, slot_of
 from shardengine.shards.types import U64_MAX
 
 ROOT = Path(__file__).resolve().parent.parent
 TAG = 1
-SPLIT = [split_puts_in_python, fast.split_puts]
+WEIGH = [weigh_puts_in_python, fast.weigh_puts]
+FILL = [fill_parts_in_python, fast.fill_parts]
 SORT = [sorted_puts_in_python, fast.sorted_puts]
 TWINS = ["python", "chosen"]
 LOG = (1 << 40, pack_runs([Run((1 << 40) + at, 7, U64_MAX - 9 + at) for at in (0, 1, 2, 5, 9)]))
 """Where the chunk stands: its first index, and its runs."""
+GUARD = 64
 
 KEYS = st.binary(min_size=1, max_size=40) | st.sampled_from([b"a", b"aa", b"aaaaaaaaa", b"aaaaaaaab", b"\xff" * 300])
 VALUES = st.binary(max_size=300) | st.just(b"v" * 70_000)
@@ -44,17 +52,115 @@ def test_this_run_tests_the_compiled_twin_where_it_is_demanded() -> None:
     assert fast.COMPILED or os.environ.get(fast.SWITCH) != "require"
 
 
-@pytest.mark.parametrize("split", SPLIT, ids=TWINS)
+def parts_of(datas: list[bytes], owners: bytes) -> dict[int, bytes]:
+    """The parts of a chunk, the long way."""
+    places = {
+        shard: [place for place, owner in enumerate(owners) if owner == shard and datas[place]] for shard in set(owners)
+    }
+    return {
+        shard: pack(*LOG, array("I", mine), [datas[place] for place in mine]) for shard, mine in places.items() if mine
+    }
+
+
+def views_of(room: dict[int, int]) -> tuple[bytearray, dict[int, memoryview]]:
+    """Memory for parts with so much room, one behind the other, and what lies around each: to be seen untouched."""
+    memory = bytearray(b"#" * (sum(room.values()) + GUARD * (len(room) + 1)))
+    views: dict[int, memoryview] = {}
+    at = GUARD
+    for shard, length in room.items():
+        views[shard] = memoryview(memory)[at : at + length]
+        at += length + GUARD
+    return memory, views
+
+
+def around(parts: list[bytes]) -> bytes:
+    """How `views_of` leaves memory once `parts` are written."""
+    return b"".join([b"#" * GUARD + part for part in parts]) + b"#" * GUARD
+
+
+@pytest.mark.parametrize(("weigh", "fill"), list(zip(WEIGH, FILL, strict=True)), ids=TWINS)
 @given(commands=st.lists(PLAIN, min_size=1, max_size=40), shards=st.sampled_from([1, 2, 3, 256]))
-def test_a_split_gives_each_shard_its_own_puts_in_order(split: Any, commands: list[Put], shards: int) -> None:
+def test_a_split_gives_each_shard_its_own_puts_in_order(
+    weigh: Any, fill: Any, commands: list[Put], shards: int
+) -> None:
     datas = [encode(command) for command in commands]
     table = shard_table(shards)
-    parts = split(datas, TAG, 480, 1 << 20, table, shards, *LOG)
-    expected: list[Any] = []
-    for shard in range(shards):
-        mine = [place for place, command in enumerate(commands) if table[slot_of(command.key)] == shard]
-        expected.append(pack(*LOG, array("I", mine), [datas[place] for place in mine]) if mine else None)
-    assert parts == expected
+    owners, found = weigh(datas, TAG, 480, 1 << 20, table, shards, *LOG)
+    assert list(owners) == [table[slot_of(command.key)] for command in commands]
+    expected = parts_of(datas, owners)
+    assert found == [len(expected.get(shard, b"")) for shard in range(shards)]
+    memory, views = views_of({shard: length for shard, length in enumerate(found) if length})
+    for _ in range(2):
+        fill(datas, owners, *LOG, views)
+        assert memory == around([expected[shard] for shard in views])
+
+
+OWNED = st.lists(st.tuples(st.binary(max_size=70), st.sampled_from([0, 1, 2, 255])), max_size=20)
+
+
+@pytest.mark.parametrize("fill", FILL, ids=TWINS)
+@given(owned=OWNED)
+def test_parts_are_filled_with_any_data_and_what_has_none_is_in_no_part(
+    fill: Any, owned: list[tuple[bytes, int]]
+) -> None:
+    datas, owners = [data for data, _ in owned], bytes(owner for _, owner in owned)
+    expected = parts_of(datas, owners)
+    assert lengths(datas, owners, 256, *LOG) == [len(expected.get(shard, b"")) for shard in range(256)]
+    memory, views = views_of({shard: len(part) for shard, part in expected.items()})
+    fill(datas, owners, *LOG, views)
+    assert memory == around(list(expected.values()))
+
+
+FILLED = ([b"abc", b"de", b"", b"f"], bytes([0, 1, 7, 0]), *LOG)
+FITTING = {0: 24 + 2 * 24 + 2 * 4 + 5 + 4, 1: 24 + 24 + 4 + 5 + 2}
+
+
+@pytest.mark.parametrize("fill", FILL, ids=TWINS)
+@given(room=st.dictionaries(st.integers(-1, 300), st.integers(0, 120), max_size=3) | st.just(FITTING))
+def test_views_that_do_not_fit_the_parts_are_refused_and_nothing_is_written(fill: Any, room: dict[int, int]) -> None:
+    for changed in (room, {**FITTING, **room}, FITTING):
+        memory, views = views_of(changed)
+        if changed == FITTING:
+            fill(*FILLED, views)
+            expected = parts_of(*FILLED[:2])
+            assert memory == around([expected[shard] for shard in changed])
+        else:
+            with pytest.raises(ValueError, match="fill_parts"):
+                fill(*FILLED, views)
+            assert set(memory) == {ord("#")}
+
+
+UNFIT: dict[str, tuple[Any, ...]] = {
+    "an owner too few": (FILLED[0], FILLED[1][:-1], *LOG),
+    "an owner too many": (FILLED[0], FILLED[1] + b"\0", *LOG),
+    "an owner without a view": (FILLED[0], bytes([0, 1, 7, 2]), *LOG),
+    "other owners": (FILLED[0], bytes([1, 0, 7, 0]), *LOG),
+    "other data": ([b"abc", b"de", b"", b"ff"], *FILLED[1:]),
+    "data that is no bytes": ([b"abc", b"de", b"", bytearray(b"f")], *FILLED[1:]),
+    "data that is nothing": ([b"abc", b"de", b"", None], *FILLED[1:]),
+    "data where there was none": ([b"abc", b"de", b"x", b"f"], *FILLED[1:]),
+    "no run": (*FILLED[:3], b""),
+    "half a run": (*FILLED[:3], LOG[1][:-1]),
+    "fewer runs": (*FILLED[:3], LOG[1][:24]),
+}
+
+
+@pytest.mark.parametrize("fill", FILL, ids=TWINS)
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_does_not_fit_together_is_refused_and_nothing_is_written(fill: Any, name: str) -> None:
+    memory, views = views_of(FITTING)
+    with pytest.raises(ValueError, match="fill_parts"):
+        fill(*UNFIT[name], views)
+    assert set(memory) == {ord("#")}
+
+
+@pytest.mark.parametrize("fill", FILL, ids=TWINS)
+def test_a_view_that_cannot_be_written_is_refused(fill: Any) -> None:
+    memory, views = views_of(FITTING)
+    for view in (memoryview(bytes(FITTING[1])), views[1].toreadonly()):
+        with pytest.raises(ValueError, match="fill_parts"):
+            fill(*FILLED, {0: views[0], 1: view})
+    assert set(memory) == {ord("#")}
 
 
 @pytest.mark.parametrize("sort", SORT, ids=TWINS)
@@ -65,17 +171,17 @@ def test_a_sort_gives_the_last_put_of_each_key_in_key_order(sort: Any, commands:
     assert sort(part([encode(command) for command in commands]), TAG) == (sorted(last.items()), longest)
 
 
-@pytest.mark.parametrize(("split", "sort"), list(zip(SPLIT, SORT, strict=True)), ids=TWINS)
+@pytest.mark.parametrize(("weigh", "sort"), list(zip(WEIGH, SORT, strict=True)), ids=TWINS)
 @given(commands=st.lists(ANY, min_size=1, max_size=10))
-def test_one_other_command_sends_all_of_them_the_long_way(split: Any, sort: Any, commands: list[Any]) -> None:
+def test_one_other_command_sends_all_of_them_the_long_way(weigh: Any, sort: Any, commands: list[Any]) -> None:
     datas = [encode(command) for command in commands]
     plain = all(isinstance(command, Put) for command in commands)
-    assert (split(datas, TAG, 480, 1 << 20, shard_table(2), 2, *LOG) is not None) == plain
+    assert (weigh(datas, TAG, 480, 1 << 20, shard_table(2), 2, *LOG) is not None) == plain
     assert (sort(part(datas), TAG) is not None) == plain
 
 
-@pytest.mark.parametrize("split", SPLIT, ids=TWINS)
-def test_a_put_over_a_limit_goes_the_long_way(split: Any) -> None:
+@pytest.mark.parametrize("weigh", WEIGH, ids=TWINS)
+def test_a_put_over_a_limit_goes_the_long_way(weigh: Any) -> None:
     table = shard_table(2)
     for key, value, fits in [
         (b"", b"", False),
@@ -83,23 +189,23 @@ def test_a_put_over_a_limit_goes_the_long_way(split: Any) -> None:
         (b"k" * 8, b"v" * 4, True),
         (b"k", b"v" * 5, False),
     ]:
-        assert (split([encode(Put(key, value))], TAG, 8, 4, table, 2, *LOG) is not None) == fits
+        assert (weigh([encode(Put(key, value))], TAG, 8, 4, table, 2, *LOG) is not None) == fits
 
 
-@pytest.mark.parametrize(("split", "sort"), list(zip(SPLIT, SORT, strict=True)), ids=TWINS)
+@pytest.mark.parametrize(("weigh", "sort"), list(zip(WEIGH, SORT, strict=True)), ids=TWINS)
 @given(
     data=st.binary(max_size=20)
     | st.builds(lambda put, cut: encode(put)[:-cut], PLAIN, st.integers(1, 5))
     | st.builds(lambda put, more: encode(put) + more, PLAIN, st.binary(min_size=1, max_size=3))
 )
-def test_bytes_that_are_no_put_are_never_taken_for_one(split: Any, sort: Any, data: bytes) -> None:
+def test_bytes_that_are_no_put_are_never_taken_for_one(weigh: Any, sort: Any, data: bytes) -> None:
     try:
         plain = isinstance(msgspec.msgpack.decode(data, type=Put), Put) and data[:2] == b"\x93\x01"
     except msgspec.MsgspecError:
         plain = False
     good = encode(Put(b"k", b"v"))
     if not plain:
-        assert split([good, data], TAG, 480, 1 << 20, shard_table(2), 2, *LOG) is None
+        assert weigh([good, data], TAG, 480, 1 << 20, shard_table(2), 2, *LOG) is None
         assert sort(part([good, data]), TAG) is None
 
 
@@ -108,16 +214,26 @@ def test_the_twins_agree_on_any_bytes(data: bytes) -> None:
     view = memoryview(b"\xdd" + data)
     assert fast.sorted_puts(view, TAG) == sorted_puts_in_python(view, TAG)
     arguments = ([data], TAG, 480, 1 << 20, shard_table(3), 3, *LOG)
-    assert fast.split_puts(*arguments) == split_puts_in_python(*arguments)
+    assert fast.weigh_puts(*arguments) == weigh_puts_in_python(*arguments)
 
 
-@pytest.mark.parametrize("split", SPLIT, ids=TWINS)
+@pytest.mark.parametrize("weigh", WEIGH, ids=TWINS)
 @pytest.mark.parametrize(
     ("tag", "table", "shards"), [(1, b"", 1), (1, bytes(16384), 0), (1, bytes(16384), 257), (-1, bytes(16384), 1)]
 )
-def test_impossible_arguments_are_refused(split: Any, tag: int, table: bytes, shards: int) -> None:
+def test_impossible_arguments_are_refused(weigh: Any, tag: int, table: bytes, shards: int) -> None:
     with pytest.raises(ValueError, match="16,384 slots"):
-        split([], tag, 480, 1 << 20, table, shards, *LOG)
+        weigh([], tag, 480, 1 << 20, table, shards, *LOG)
+
+
+@pytest.mark.parametrize("weigh", WEIGH, ids=TWINS)
+def test_a_table_that_names_other_shards_and_runs_that_are_not_whole_are_refused(weigh: Any) -> None:
+    datas = [encode(Put(b"k", b"v"))]
+    with pytest.raises(ValueError, match="slots to shard 2"):
+        weigh(datas, TAG, 480, 1 << 20, b"\2" * 16384, 2, *LOG)
+    for runs in (b"", LOG[1][:-1]):
+        with pytest.raises(ValueError, match="no whole run"):
+            weigh(datas, TAG, 480, 1 << 20, shard_table(2), 2, LOG[0], runs)
 
 
 def imported(switch: str, *program: str) -> subprocess.CompletedProcess[str]:

@@ -27,6 +27,16 @@ def ring_at(path: Path, half_bytes: int = HALF) -> tuple[RingWriter, RingReader]
     return RingWriter(path), RingReader(path)
 
 
+def write(writer: RingWriter, half: int, data: bytes) -> tuple[int, int] | None:
+    """Claim, fill and keep. Returns where `data` lies."""
+    claimed = writer.claim(half, len(data))
+    if claimed is None:
+        return None
+    with claimed:
+        claimed[:] = data
+        return writer.keep(half, claimed), len(data)
+
+
 WRITES = st.tuples(st.just("write"), st.integers(0, 1), st.binary(max_size=HALF // 3) | st.just(bytes(HALF // 2)))
 CLEARS = st.tuples(st.just("clear"), st.integers(0, 1), st.just(b""))
 
@@ -41,7 +51,7 @@ def test_a_ring_is_two_lists_of_bytes(tmp_path: Path, steps: list[tuple[str, int
             model[half] = []
         else:
             room = writer.room(half)
-            written = writer.write(half, expected)
+            written = write(writer, half, expected)
             assert (written is None) == (len(expected) > room)
             if written is not None:
                 offset, length = written
@@ -65,11 +75,11 @@ def test_a_ring_is_two_lists_of_bytes(tmp_path: Path, steps: list[tuple[str, int
 
 def test_a_half_is_filled_to_its_last_byte_and_not_beyond(tmp_path: Path) -> None:
     writer, reader = ring_at(tmp_path / "ring")
-    assert writer.write(0, b"a" * HALF) == (0, HALF)
-    assert writer.write(1, b"b" * (HALF - 3)) == (HALF, HALF - 3)
+    assert write(writer, 0, b"a" * HALF) == (0, HALF)
+    assert write(writer, 1, b"b" * (HALF - 3)) == (HALF, HALF - 3)
     assert (writer.room(0), writer.room(1)) == (0, 0)
-    assert writer.write(0, b"c") is None
-    assert writer.write(0, b"") == (HALF, 0)
+    assert write(writer, 0, b"c") is None
+    assert write(writer, 0, b"") == (HALF, 0)
     with reader.view(0, 2 * HALF) as view:
         assert view == b"a" * HALF + b"b" * (HALF - 3) + b"\0\0\0"
     writer.close()
@@ -89,9 +99,29 @@ def test_an_extent_outside_the_ring_is_refused(tmp_path: Path, offset: int, leng
     reader.close()
 
 
+@pytest.mark.parametrize("through_map", [True, False])
+def test_a_claim_that_is_not_kept_changes_nothing_and_the_next_is_for_the_same_place(
+    tmp_path: Path, through_map: bool
+) -> None:
+    create_ring(tmp_path / "ring", HALF)
+    writer = RingWriter(tmp_path / "ring", through_map=through_map)
+    assert write(writer, 1, b"kept") == (HALF, 4)
+    for _ in range(2):
+        claimed = writer.claim(1, HALF - ALIGNMENT)
+        assert claimed is not None and len(claimed) == HALF - ALIGNMENT and not claimed.readonly
+        claimed[:] = b"x" * len(claimed)
+        claimed.release()
+    assert writer.claim(1, HALF - ALIGNMENT + 1) is None
+    assert writer.room(1) == HALF - ALIGNMENT
+    assert write(writer, 1, b"again") == (HALF + ALIGNMENT, 5)
+    with writer.view(HALF, ALIGNMENT + 5) as view:
+        assert bytes(view) == b"kept\0\0\0\0again"
+    writer.close()
+
+
 def test_bytes_outlive_their_writer(tmp_path: Path) -> None:
     writer, reader = ring_at(tmp_path / "ring")
-    written = writer.write(1, b"redo me")
+    written = write(writer, 1, b"redo me")
     assert written is not None
     writer.sync()
     writer.close()
@@ -120,20 +150,20 @@ def test_a_write_that_the_disk_has_no_room_for_is_an_error_and_changes_nothing(t
     """The file is cut behind the writer's back and may not grow again: the nearest thing to a full disk that any
     user can have."""
     writer, reader = ring_at(tmp_path / "ring")
-    kept = writer.write(0, b"kept")
+    kept = write(writer, 0, b"kept")
     assert kept is not None
     os.truncate(tmp_path / "ring", HALF)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, before[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            writer.write(1, b"no room")
+            write(writer, 1, b"no room")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (writer.room(0), writer.room(1)) == (HALF - ALIGNMENT, HALF)
     with reader.view(*kept) as view:
         assert bytes(view) == b"kept"
-    written = writer.write(1, b"room again")
+    written = write(writer, 1, b"room again")
     assert written is not None
     with reader.view(*written) as view:
         assert bytes(view) == b"room again"
@@ -148,8 +178,8 @@ def test_a_ring_that_is_not_written_through_its_map_says_so_when_the_disk_is_ful
     writer, reader = RingWriter(tmp_path / "ring", through_map=False), RingReader(tmp_path / "ring")
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: real(descriptor, data[:1000], at))
-    first = writer.write(0, b"a" * 5000)
-    second = writer.write(1, b"b" * 5000)
+    first = write(writer, 0, b"a" * 5000)
+    second = write(writer, 1, b"b" * 5000)
     assert first is not None and second is not None
     assert bytes(reader.view(*first)) == bytes(writer.view(*first)) == b"a" * 5000
     assert bytes(reader.view(*second)) == b"b" * 5000
@@ -160,7 +190,7 @@ def test_a_ring_that_is_not_written_through_its_map_says_so_when_the_disk_is_ful
     monkeypatch.setattr(os, "pwrite", full)
     room = writer.room(0)
     with pytest.raises(OSError, match="No space left"):
-        writer.write(0, b"c")
+        write(writer, 0, b"c")
     assert writer.room(0) == room
     writer.close()
     reader.close()

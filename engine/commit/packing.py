@@ -47,17 +47,31 @@ class Packing:
             size += chunk.bytes
             if chunks and (chunk.alone or size > self._group_bytes_max or not self._fits(chunk, half)):
                 break
-            for shard, part in chunk.parts.items():
-                written = self._rings[shard].write(half, part)
-                assert written is not None, "a part is at most half of a half, and a half begins empty"
-                places[shard] = places.get(shard, written)[0], sum(written)
+            self._write(chunk, half, places)
             chunks.append(chunk)
             if chunk.alone or chunk.last == label:
                 break
         return chunks, {shard: Extent(start, end - start, 0) for shard, (start, end) in places.items()}
 
     def _fits(self, chunk: Chunk, half: int) -> bool:
-        return all(len(part) <= self._rings[shard].room(half) for shard, part in chunk.parts.items())
+        return all(length <= self._rings[shard].room(half) for shard, length in chunk.lengths.items())
+
+    def _write(self, chunk: Chunk, half: int, places: dict[int, tuple[int, int]]) -> None:
+        """Write the parts of `chunk` behind what lies in `half`; `places` are where that begins and ends, by shard.
+        OSError: the disk has no room; `places` are still true."""
+        views: dict[int, memoryview] = {}
+        try:
+            for shard, length in chunk.lengths.items():
+                view = self._rings[shard].claim(half, length)
+                assert view is not None, "a part is at most half of a half, and a half begins empty"
+                views[shard] = view
+            chunk.fill(views)
+            for shard, view in views.items():
+                start = self._rings[shard].keep(half, view)
+                places[shard] = places.get(shard, (start, start))[0], start + len(view)
+        finally:
+            for view in views.values():
+                view.release()
 
     def summed(self, extents: Mapping[int, Extent]) -> dict[int, Extent]:
         """The same extents with the checksums of what they hold."""

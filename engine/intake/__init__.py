@@ -3,6 +3,6 @@
 Files, lowest first:
 
     tail.py    where the accepted log ends; terms
-    split.py   from entries to parts
+    split.py   from entries to their shards, and how long the parts get
     chunks.py  accepted chunks, whether a re-sent one is the same, and the calls that wait for them
 """

@@ -8,18 +8,19 @@ from typing import Any
 from shardengine.engine import errors
 from shardengine.engine.contract import Results
 from shardengine.engine.errors import ChunkFailedError, EngineError, LogConflictError
-from shardengine.engine.intake.split import Split
+from shardengine.engine.intake.split import Split, placed
 from shardengine.engine.intake.tail import Mark
 from shardengine.shards import wire
-from shardengine.shards.fast import Normal
+from shardengine.shards.fast import Normal, fill_parts
 from shardengine.shards.types import ApplyResult
 
 
 class Chunk:
-    """An accepted chunk until it is resolved: its parts, and who waits for it. `before` is the tail without it.
+    """An accepted chunk until it is resolved: what its parts are made of, and who waits for it. `before` is the tail
+    without it. `lengths` are those of its parts, by shard, and `bytes` is their sum.
 
     Its attributes are the facts that are asked for when the entries are not there any more. Exactly one of `results`
-    and `error` is set once it is done; then its entries' data and its parts are let go of.
+    and `error` is set once it is done; then its entries' data, owners and runs are let go of.
     """
 
     __slots__ = (
@@ -31,9 +32,11 @@ class Chunk:
         "error",
         "first",
         "last",
-        "parts",
+        "lengths",
+        "owners",
         "rejected",
         "results",
+        "runs",
         "terms",
         "waiting",
     )
@@ -45,9 +48,11 @@ class Chunk:
         self.terms = form.terms
         self.clock = form.clock
         self.before = before
-        self.parts = split.parts
+        self.runs = form.runs
+        self.owners = split.owners
+        self.lengths = split.lengths
         self.rejected = split.rejected
-        self.bytes = sum(map(len, split.parts.values()))
+        self.bytes = sum(split.lengths.values())
         self.alone = False
         self.results: Results | None = None
         self.error: EngineError | None = None
@@ -56,8 +61,13 @@ class Chunk:
 
     def settle(self) -> list[Any]:
         """It is done. Returns who waited."""
-        waiting, self.waiting, self.datas, self.parts = self.waiting, [], [], {}
+        waiting, self.waiting = self.waiting, []
+        self.datas, self.owners, self.runs = [], b"", b""
         return waiting
+
+    def fill(self, views: dict[int, memoryview]) -> None:
+        """Write its parts into `views`, one for each of `lengths` and exactly as long."""
+        fill_parts(placed(self.datas, self.rejected), self.owners, self.first, self.runs, views)
 
     def check_same(self, other: Normal) -> None:
         """Raise LogConflictError when an entry that `other` has too is not the same there."""

@@ -1,13 +1,13 @@
-"""From entries to parts: decode, check, place. No I/O.
+"""From entries to their shards: decode, check, place. No I/O.
 
-A chunk is split when it is accepted, so that bad data is refused before any shard sees a byte. What is left of it is
-one part a shard, as it goes into the ring: see `shards/part.py`.
+A chunk is split when it is accepted, so that bad data is refused before any shard sees a byte. What is known then is
+whose each entry is, and how long the part of each shard gets; the parts are written where they belong, in the rings, as
+`shards/part.py` draws them.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,22 +15,26 @@ import msgspec
 from shardengine.engine.errors import BadEntryError, ChunkTooLargeError
 from shardengine.shards import part as layout
 from shardengine.shards.digest import key_hash
-from shardengine.shards.fast import COMPILED, Normal, split_puts
+from shardengine.shards.fast import COMPILED, Normal, weigh_puts
 from shardengine.shards.kv import plain_put_of
 from shardengine.shards.machine import Machine
 from shardengine.shards.placement import SLOT_MASK, shard_table, slot_of
 from shardengine.shards.types import Limits
 
-Pieces = dict[int, tuple["array[int]", list[bytes]]]
-"""By shard: the offsets of its entries from the chunk's first index, ascending, and their data."""
-
 
 class Split(NamedTuple):
-    """A chunk taken apart: the parts by shard, and why entries are rejected, by offset (only with
-    `bad_entry="reject"`)."""
+    """A chunk taken apart: each entry's shard, one byte an entry; the lengths of the parts, by shard; and why entries
+    are rejected, by offset (only with `bad_entry="reject"`). An entry that is rejected, or has no data, is no
+    shard's."""
 
-    parts: dict[int, bytes]
+    owners: bytes
+    lengths: dict[int, int]
     rejected: dict[int, str]
+
+
+def placed(datas: list[bytes], rejected: Mapping[int, str]) -> list[bytes]:
+    """The data of a chunk's entries, without that of rejected ones."""
+    return [b"" if offset in rejected else data for offset, data in enumerate(datas)] if rejected else datas
 
 
 class Splitter:
@@ -63,22 +67,24 @@ class Splitter:
         Raises BadEntryError naming the first bad entry, or ChunkTooLargeError when a part passes what a ring takes.
         """
         rejected: dict[int, str] = {}
-        parts = self._split_plain(chunk)
-        if parts is None:
-            owners = self._owners(chunk.datas)
-            pieces = self._split_each(chunk, rejected) if owners is None else self._distribute(owners, chunk.datas)
-            parts = {shard: layout.pack(chunk.first, chunk.runs, *piece) for shard, piece in pieces.items()}
-        for shard, part in parts.items():
-            if len(part) > self.part_bytes_max:
-                raise self._too_large(shard, len(part), chunk)
-        return Split(parts, rejected)
+        weighed = self._weigh_plain(chunk)
+        if weighed is None:
+            owners = self._owners(chunk.datas) or self._owner_of_each(chunk, rejected)
+            datas = placed(chunk.datas, rejected)
+            lengths = layout.lengths(datas, owners, self._shards, chunk.first, chunk.runs)
+        else:
+            owners, lengths = weighed
+        for shard, length in enumerate(lengths):
+            if length > self.part_bytes_max:
+                raise self._too_large(shard, length, chunk)
+        return Split(owners, {shard: length for shard, length in enumerate(lengths) if length}, rejected)
 
-    def _split_plain(self, chunk: Normal) -> dict[int, bytes] | None:
-        """The parts of a chunk of nothing but plain puts within the limits; None for any other chunk. Only where the
-        compiled twin is there: in Python the general way is as fast."""
+    def _weigh_plain(self, chunk: Normal) -> tuple[bytes, list[int]] | None:
+        """The owners and lengths of a chunk of nothing but plain puts within the limits; None for any other chunk.
+        Only where the compiled twin is there: in Python the general way is as fast."""
         if self._plain_put is None:
             return None
-        parts = split_puts(
+        return weigh_puts(
             chunk.datas,
             self._plain_put,
             self._limits.key_bytes_max,
@@ -88,11 +94,8 @@ class Splitter:
             chunk.first,
             chunk.runs,
         )
-        if parts is None:
-            return None
-        return {shard: part for shard, part in enumerate(parts) if part is not None}
 
-    def _owners(self, datas: list[bytes]) -> Sequence[int] | None:
+    def _owners(self, datas: list[bytes]) -> bytes | None:
         """Each entry's shard, when every entry is a good command with one key; None when one needs a closer look."""
         if max(map(len, datas)) > self._limits.value_bytes_max:
             return None
@@ -107,30 +110,19 @@ class Splitter:
             if not self._keyed_by_itself:
                 keys = list(map(self._machine.partition_key, keys))
             table = self._table
-            return [table[key_hash(key) & SLOT_MASK] for key in keys]
-        except Exception:  # a bad command or a no-op among them, which _split_each names
+            return bytes([table[key_hash(key) & SLOT_MASK] for key in keys])
+        except Exception:  # a bad command or a no-op among them, which _owner_of_each names
             return None
 
-    def _distribute(self, owners: Sequence[int], datas: list[bytes]) -> Pieces:
-        offsets: list[list[int]] = [[] for _ in range(self._shards)]
-        buckets: list[list[bytes]] = [[] for _ in range(self._shards)]
-        add_offset = [bucket.append for bucket in offsets]
-        add_data = [bucket.append for bucket in buckets]
-        for offset, owner in enumerate(owners):
-            add_offset[owner](offset)
-            add_data[owner](datas[offset])
-        return {shard: (array("I", offsets[shard]), bucket) for shard, bucket in enumerate(buckets) if bucket}
-
-    def _split_each(self, chunk: Normal, rejected: dict[int, str]) -> Pieces:
-        found: Pieces = {}
+    def _owner_of_each(self, chunk: Normal, rejected: dict[int, str]) -> bytes:
+        """Each entry's shard, where it has one; `rejected` is added to."""
+        owners = bytearray(len(chunk.datas))
         for offset, data in enumerate(chunk.datas):
             if not data:
                 continue
             owner, reason = self._judge(data)
             if reason is None:
-                offsets, datas = found.setdefault(owner, (array("I"), []))
-                offsets.append(offset)
-                datas.append(data)
+                owners[offset] = owner
             elif self._reject_bad:
                 rejected[offset] = reason
             else:
@@ -140,7 +132,7 @@ class Splitter:
                     index=chunk.first + offset,
                     reason=reason,
                 )
-        return found
+        return bytes(owners)
 
     def _judge(self, data: bytes) -> tuple[int, str | None]:
         """The shard of a command, or why it is a bad one."""

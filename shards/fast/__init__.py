@@ -7,6 +7,7 @@ Files, lowest first:
 
     reference.py  the body in Python: the specification
     _bytes.h      plain puts as they lie in memory, and the hash of a key, for _puts.c
+    _split.h      a chunk weighed and its parts filled, for _puts.c
     _puts.c       its compiled twin
 """
 
@@ -15,14 +16,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from shardengine.shards.fast.reference import Normal, normal_form_in_python, sorted_puts_in_python, split_puts_in_python
+from shardengine.shards.fast.reference import (
+    Normal,
+    fill_parts_in_python,
+    normal_form_in_python,
+    sorted_puts_in_python,
+    weigh_puts_in_python,
+)
 from shardengine.shards.types import Entry
 
-__all__ = ["COMPILED", "SWITCH", "Normal", "normal_form", "sorted_puts", "split_puts"]
+__all__ = ["COMPILED", "SWITCH", "Normal", "fill_parts", "normal_form", "sorted_puts", "weigh_puts"]
 
 SWITCH = "SHARDENGINE_COMPILED"
 
-split_puts, sorted_puts, COMPILED = split_puts_in_python, sorted_puts_in_python, False
+weigh_puts, fill_parts, sorted_puts = weigh_puts_in_python, fill_parts_in_python, sorted_puts_in_python
+COMPILED = False
 if os.environ.get(SWITCH) != "off":
     try:
         import shardengine.shards.fast._puts as compiled
@@ -30,7 +38,8 @@ if os.environ.get(SWITCH) != "off":
         if os.environ.get(SWITCH) == "require":
             raise
     else:
-        split_puts, sorted_puts, COMPILED = compiled.split_puts, compiled.sorted_puts, True
+        weigh_puts, fill_parts, sorted_puts = compiled.weigh_puts, compiled.fill_parts, compiled.sorted_puts
+        COMPILED = True
 
 
 def normal_form(entries: Sequence[Entry], clock: int) -> Normal | None:

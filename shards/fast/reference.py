@@ -1,14 +1,14 @@
 """What is done to every entry, in as few steps as there are: the normal form of a chunk, and the short cuts for chunks
-of nothing but plain puts, which are split without decoding and sorted without dictionaries.
+of nothing but plain puts, which are weighed without decoding and sorted without dictionaries; and the parts of every
+chunk, which are written where they belong.
 
 A *plain put* is the built-in machine's `Put`, encoded as exactly the msgpack array [tag, key, value], a small positive
-integer and two bins. This file is the specification; `_puts.c` is its compiled twin, and one suite tests both. Split
+integer and two bins. This file is the specification; `_puts.c` is its compiled twin, and one suite tests both. Weigh
 and sort answer None where a single command is anything else, and the general way is taken.
 """
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from operator import itemgetter
@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from shardengine.shards.part import Run, pack, pack_runs
-from shardengine.shards.placement import slot_of
+from shardengine.shards.part import RUN_BYTES, Run, lengths, pack, pack_runs, places
+from shardengine.shards.placement import SHARDS_MAX, slot_of
 from shardengine.shards.types import U64_MAX, Entry
 
 _TAG_MAX = 127
@@ -82,7 +82,7 @@ def normal_form_in_python(entries: Sequence[Entry], clock: int) -> Normal | None
     return Normal(runs[0].first, datas, terms, clock, pack_runs(runs)) if runs else None
 
 
-def split_puts_in_python(
+def weigh_puts_in_python(
     datas: list[bytes],
     tag: int,
     key_bytes_max: int,
@@ -91,24 +91,48 @@ def split_puts_in_python(
     shards: int,
     base: int,
     runs: bytes,
-) -> list[bytes | None] | None:
-    """For each shard its part: `part.pack` of its puts, with their places in `datas`, and of `base` and `runs`, which
-    are the chunk's. None for a shard that gets nothing. None instead of all that: a command is no plain put, or passes
-    a limit."""
-    if len(table) != 1 << 14 or not 1 <= shards <= 256 or not 0 <= tag <= _TAG_MAX:
-        raise ValueError("split_puts: a table of 16,384 slots, 1 to 256 shards, a tag of 0 to 127")
-    offsets = [array("I") for _ in range(shards)]
-    buckets: list[list[bytes]] = [[] for _ in range(shards)]
-    for offset, data in enumerate(datas):
+) -> tuple[bytes, list[int]] | None:
+    """The shard of each put, one byte a put, and for each shard the length of its part, 0 where it gets nothing: see
+    `part.lengths`. None instead of all that: a command is no plain put, or passes a limit."""
+    if len(table) != 1 << 14 or not 1 <= shards <= SHARDS_MAX or not 0 <= tag <= _TAG_MAX:
+        raise ValueError("weigh_puts: a table of 16,384 slots, 1 to 256 shards, a tag of 0 to 127")
+    if not _are_whole(runs):
+        raise ValueError("weigh_puts: more entries than an offset counts, or no whole run")
+    owners = bytearray()
+    for data in datas:
         put = _plain(data, tag)
         if put is None or not 1 <= len(put.key) <= key_bytes_max or len(put.value) > value_bytes_max:
             return None
-        owner = table[slot_of(put.key)]
-        offsets[owner].append(offset)
-        buckets[owner].append(data)
-    return [
-        pack(base, runs, places, bucket) if bucket else None for places, bucket in zip(offsets, buckets, strict=True)
-    ]
+        owners.append(table[slot_of(put.key)])
+    if max(owners, default=0) >= shards:
+        raise ValueError(f"weigh_puts: the table gives slots to shard {max(owners)}")
+    return bytes(owners), lengths(datas, owners, shards, base, runs)
+
+
+def fill_parts_in_python(
+    datas: list[bytes], owners: bytes, base: int, runs: bytes, views: dict[int, memoryview]
+) -> None:
+    """Write into each shard's view its part of a chunk, `part.pack` of the entries that are its own: those that
+    `owners` gives it, one byte an entry, and that have data. `base` and `runs` are the chunk's. ValueError, before
+    anything is written: `views` are not one for each shard that gets something, exactly as long as its part, or the
+    rest does not fit together."""
+    if len(owners) != len(datas) or set(map(type, datas)) - {bytes} or not _are_whole(runs):
+        raise ValueError("fill_parts: the data, their owners and the runs do not fit together")
+    parts = {
+        shard: pack(base, runs, mine, [datas[place] for place in mine])
+        for shard, mine in enumerate(places(datas, owners, SHARDS_MAX))
+        if mine
+    }
+    if {shard: len(part) for shard, part in parts.items()} != {
+        shard: 0 if view.readonly else view.nbytes for shard, view in views.items()
+    }:
+        raise ValueError("fill_parts: the views are not as long as the parts")
+    for shard, part in parts.items():
+        views[shard][:] = part
+
+
+def _are_whole(runs: bytes) -> bool:
+    return len(runs) > 0 and len(runs) % RUN_BYTES == 0
 
 
 def _plain(data: bytes, tag: int) -> _Fields | None:
