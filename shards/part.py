@@ -24,6 +24,7 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 
 import msgspec
 
@@ -76,7 +77,7 @@ class Unpacked:
 
     def runs(self) -> list[Run]:
         """Where term or clock change."""
-        return [Run(*run) for run in _RUN.iter_unpack(self._runs)]
+        return unpack_runs(self._runs)
 
     def indices(self) -> list[int]:
         """The log index of each command."""
@@ -89,6 +90,16 @@ class Unpacked:
 def pack_runs(runs: Sequence[Run]) -> bytes:
     """The runs of a chunk, or of a part, as they lie in a part."""
     return b"".join([_RUN.pack(run.first, run.term, run.clock) for run in runs])
+
+
+def unpack_runs(runs: bytes | memoryview) -> list[Run]:
+    """What `pack_runs` packed."""
+    return [Run(*run) for run in _RUN.iter_unpack(runs)]
+
+
+def run_at(runs: Sequence[Run], index: int) -> Run:
+    """The one that holds for the entry `index`."""
+    return runs[bisect_right(runs, index, key=attrgetter("first")) - 1]
 
 
 def runs_at(runs: bytes, base: int, offsets: Sequence[int]) -> bytes:

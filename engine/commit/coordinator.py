@@ -17,6 +17,7 @@ from shardengine.engine.commit import actions
 from shardengine.engine.commit.actions import Action, Group
 from shardengine.engine.commit.barrier import Stage
 from shardengine.engine.commit.decision import DecisionFile, Record
+from shardengine.engine.commit.exchanging import Exchanging, order_of
 from shardengine.engine.commit.flushing import Done, Flushing
 from shardengine.engine.commit.host import Host, Sender
 from shardengine.engine.commit.inflight import Batch, InFlight
@@ -67,6 +68,7 @@ class Coordinator:
         self.failure: EngineError | None = None
         self.pinning = Pinning(packing.shards, commit, tail.kept_runs)
         self.flushing = Flushing(packing.shards, commit)
+        self._exchanging = Exchanging(commit, packing, splitter)
         if commit.open is not None:
             redo = Batch([], packing.half_of(record), record.position, record.participants)
             self.in_flight.batches[commit.open.number] = redo
@@ -131,22 +133,24 @@ class Coordinator:
                 if self._decision.synced and isinstance(error, SyncFailedError):
                     self.fail(error)  # nothing can be acknowledged any more
                 else:
-                    self._fail_from(0, error)
+                    self._fail_first(error)
             except OSError as error:
-                self._fail_from(0, disk_error("a ring cannot be written", error))
+                self._fail_first(disk_error("a ring cannot be written", error))
             else:
                 self._run(self._commit.submit(group))
 
     def _next_group(self) -> Group:
         """Take the first queued chunks, and write their parts where they belong. What is raised leaves them queued."""
         half = self.in_flight.free_half()
-        chunks, extents = self._packing.pack(self.in_flight.queue, half, self.pinning.label)
-        batch = self.in_flight.submitted(self._commit.last + 1, chunks, half, extents)
-        return Group(batch.position.group, batch.participants, self._solo(batch))
+        packed = self._packing.pack(self.in_flight.queue, half, self.pinning.label)
+        takeover = self._exchanging.begin(packed)
+        batch = self.in_flight.submitted(self._commit.last + 1, packed, half, takeover)
+        exchange = frozenset(takeover.questions) if takeover else frozenset[int]()
+        return Group(batch.position.group, batch.participants, self._solo(batch), exchange)
 
     def _solo(self, batch: Batch) -> bool:
         """A solo leaves no record, so all its entries must be of the term that the record ends with."""
-        if len(batch.participants) != 1 or not self._commit.can_solo:
+        if len(batch.participants) != 1 or batch.takeover or not self._commit.can_solo:
             return False
         runs = self._decision.record.term_runs
         return bool(runs) and batch.chunks[0].terms[0][1] == runs[-1].term == batch.position.term
@@ -166,9 +170,11 @@ class Coordinator:
             if not isinstance(error, (EngineError, OSError)):
                 raise
 
-    def _send_part(self, action: actions.SendPart) -> None:
-        batch = self.in_flight.batches[action.group]
-        self._workers.send(action.shard, wire.Part(batch.position, batch.extents[action.shard], action.decided))
+    def _send_part(self, action: actions.SendPart | actions.SendAsk | actions.SendWrites) -> None:
+        self._workers.send(action.shard, order_of(action, self.in_flight.batches[action.group]))
+
+    def _run_commands(self, action: actions.RunCommands) -> None:
+        self._run(self._exchanging.run(action.group, self.in_flight.batches[action.group]))
 
     def _send_solo(self, action: actions.SendSolo) -> None:
         batch = self.in_flight.batches[action.group]
@@ -224,21 +230,22 @@ class Coordinator:
         if index is None:
             self._isolate(guilty, error)
         else:
-            self._fail_from(self.in_flight.place_of(index), error)
+            self.in_flight.fail_at(index, error)
+            self._host.moved()
 
     def _isolate(self, guilty: Batch, error: EngineError) -> None:
-        """A group failed without naming an entry: send its chunks again one by one. When it is one chunk already,
-        that chunk fails; and when it killed its worker, the engine does."""
-        if len(guilty.chunks) > 1:
-            for chunk in guilty.chunks:
-                chunk.alone = True
-        elif isinstance(error, WorkerFailedError):
+        """A group failed without naming an entry. When it is one chunk, that chunk fails; and when it killed its
+        worker, the engine does."""
+        if self.in_flight.isolate(guilty):
+            return
+        if isinstance(error, WorkerFailedError):
             self.fail(error)
         else:
-            self._fail_from(0, error)
+            self._fail_first(error)
 
-    def _fail_from(self, at: int, error: EngineError) -> None:
-        self.in_flight.fail_from(at, error)
+    def _fail_first(self, error: EngineError) -> None:
+        """Fail the first queued chunk, and those behind it."""
+        self.in_flight.fail_from(0, error)
         self._host.moved()
 
     def fail(self, error: EngineError) -> None:
@@ -274,6 +281,9 @@ class Coordinator:
     def _on_vote(self, shard: int, vote: wire.Vote) -> None:
         self.in_flight.note(shard, vote)
         self._run(self._commit.vote(shard, vote.group, vote.problem is None))
+
+    def _on_values(self, shard: int, values: wire.Values) -> None:
+        self._run(self._exchanging.take(shard, values, self.in_flight.batches.get(values.group)))
 
     def _on_solo_done(self, shard: int, done: wire.SoloDone) -> None:
         self.in_flight.note(shard, done)
@@ -367,7 +377,8 @@ class Coordinator:
 
 
 _CARRY_OUT: dict[type[Action], Callable[[Coordinator, Any], None]] = {
-    actions.SendPart: Coordinator._send_part,
+    **dict.fromkeys((actions.SendPart, actions.SendAsk, actions.SendWrites), Coordinator._send_part),
+    actions.RunCommands: Coordinator._run_commands,
     actions.SendSolo: Coordinator._send_solo,
     actions.SendCommit: lambda self, action: self._workers.send(action.shard, wire.Commit(action.group)),
     actions.SendAbort: lambda self, action: self._workers.send(action.shard, wire.Abort(action.group)),
@@ -388,6 +399,7 @@ _CARRY_OUT: dict[type[Action], Callable[[Coordinator, Any], None]] = {
 _TAKE: dict[type[wire.Answer], Callable[[Coordinator, int, Any], None]] = {
     wire.Hello: Coordinator._on_hello,
     wire.Vote: Coordinator._on_vote,
+    wire.Values: Coordinator._on_values,
     wire.Committed: Coordinator._on_committed,
     wire.SoloDone: Coordinator._on_solo_done,
     wire.Stalled: Coordinator._on_stalled,

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from shardengine.engine.commit.packing import Packed
+from shardengine.engine.commit.takeover import Takeover
 from shardengine.engine.contract import Results
 from shardengine.engine.errors import ChunkAbortedError, EngineError
 from shardengine.engine.intake.chunks import Chunk, Delivery
@@ -17,15 +19,26 @@ from shardengine.shards import wire
 from shardengine.shards.fast import Normal
 from shardengine.shards.types import ApplyResult, Entry, Position
 
+OURS = -1
+"""Where the number of a shard stands: the coordinator's own commands."""
+
 
 class Batch:
-    """A submitted group: its chunks, the half of the rings it owns, where its parts lie there, and what its shards
-    answered."""
+    """A submitted group: its chunks, the half of the rings it owns, where its parts lie there, the coordinator's own
+    commands, if it has any, and what became of those and of its shards' (`results`, `noes`)."""
 
-    __slots__ = ("chunks", "extents", "half", "noes", "participants", "position", "results")
+    __slots__ = ("chunks", "extents", "half", "noes", "participants", "position", "results", "takeover")
 
-    def __init__(self, chunks: list[Chunk], half: int, position: Position, extents: dict[int, Extent]) -> None:
+    def __init__(
+        self,
+        chunks: list[Chunk],
+        half: int,
+        position: Position,
+        extents: dict[int, Extent],
+        takeover: Takeover | None = None,
+    ) -> None:
         self.chunks = chunks
+        self.takeover = takeover
         self.half = half
         self.position = position
         self.participants = frozenset(extents)
@@ -104,13 +117,13 @@ class InFlight:
         self.bytes += chunk.bytes
         return chunk
 
-    def submitted(self, number: int, chunks: list[Chunk], half: int, extents: dict[int, Extent]) -> Batch:
+    def submitted(self, number: int, packed: Packed, half: int, takeover: Takeover | None) -> Batch:
         """The first chunks of the queue are group `number` from now on."""
-        last = chunks[-1]
-        for _ in chunks:
+        last = packed.chunks[-1]
+        for _ in packed.chunks:
             self.queue.popleft()
         position = Position(number, last.last, last.terms[-1][1], last.clock)
-        batch = self.batches[number] = Batch(chunks, half, position, extents)
+        batch = self.batches[number] = Batch(packed.chunks, half, position, packed.extents, takeover)
         return batch
 
     def free_half(self) -> int:
@@ -164,9 +177,15 @@ class InFlight:
         """The open group."""
         return next(iter(self.batches.values()))
 
-    def place_of(self, index: int) -> int:
-        """The place of the queued chunk that holds `index`."""
-        return next(at for at, chunk in enumerate(self.queue) if chunk.last >= index)
+    def isolate(self, guilty: Batch) -> bool:
+        """A group failed without naming an entry: have its chunks sent again one by one. False: it is one already."""
+        for chunk in guilty.chunks:
+            chunk.alone = True
+        return len(guilty.chunks) > 1
+
+    def fail_at(self, index: int, error: EngineError) -> None:
+        """Fail the queued chunk that holds the entry `index`, and those behind it."""
+        self.fail_from(next(at for at, chunk in enumerate(self.queue) if chunk.last >= index), error)
 
     def fail_from(self, at: int, error: EngineError) -> None:
         """Fail the queued chunk at position `at`; those behind it would be gaps, so they fail with it."""

@@ -10,14 +10,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Set
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
+from shardengine.engine.intake.split import Spanning
 from shardengine.shards import wire
 from shardengine.shards.errors import ChunkTooLargeError
 from shardengine.shards.machine import Machine, partition_of
-from shardengine.shards.part import Run
+from shardengine.shards.part import pack_writes
 from shardengine.shards.running import ApplyError, Runner
 from shardengine.shards.transaction import MissingError, Record, Tx
 from shardengine.shards.types import Limits
@@ -25,16 +26,6 @@ from shardengine.shards.types import Limits
 _ITEM_BYTES = 64  # what a key that is asked for costs beside its bytes, at least
 Place = Callable[[bytes], int]
 """The shard of a partition."""
-
-
-class Spanning(NamedTuple):
-    """A command that is the coordinator's: of the entry at `entry`, which stands in `run`."""
-
-    entry: int
-    run: Run
-    command: Any
-    keys: tuple[bytes, ...]
-    partitions: frozenset[bytes]
 
 
 class _Lacking:
@@ -106,7 +97,7 @@ class _Told:
         self._of(self._place(key if of is None else of(key))).keys[key] = None
 
     def take(self, shard: int, question: wire.Question, answer: wire.Values) -> None:
-        """Know what a shard has answered. Raises ChunkTooLargeError."""
+        """Know what a shard has answered."""
         for key, value in zip(question.keys, answer.values, strict=True):
             self._know(key, value)
         for asked, found in zip(question.ranges, answer.ranges, strict=True):
@@ -117,6 +108,9 @@ class _Told:
     def _know(self, key: bytes, value: bytes | None) -> None:
         self._values[key] = value
         self._bytes_left -= _ITEM_BYTES + len(key) + (0 if value is None else len(value))
+
+    def check(self) -> None:
+        """Raise ChunkTooLargeError when that is more than it may be."""
         if self._bytes_left < 0:
             raise ChunkTooLargeError(
                 f"commands over several shards ask for more than {self._bytes_max} bytes in one chunk",
@@ -154,12 +148,14 @@ class Takeover:
         return len(self._left)
 
     def take(self, shard: int, answer: wire.Values) -> None:
-        """Know what a shard has answered. Raises ChunkTooLargeError."""
+        """Know what a shard has answered."""
         self._told.take(shard, self.questions[shard], answer)
 
     def run(self) -> frozenset[int]:
         """Run what can be run. Returns the shards that have to be asked, the `questions` for them are ready; none: all
-        is done. Raises ApplyError of the first entry that fails, when those before it are done."""
+        is done. Raises ApplyError of the first entry that fails, when those before it are done, or ChunkTooLargeError
+        when the shards answered too much."""
+        self._told.check()
         waiting: list[Spanning] = []
         held: set[bytes] = set()
         for spanning in self._left:
@@ -179,7 +175,7 @@ class Takeover:
     def _attempt(self, spanning: Spanning) -> bool:
         """Run one. False: something has to be asked for first."""
         self._told.missing = False
-        outcome = None
+        outcome, failed = None, None
         try:
             outcome = self._runner.run(self._transaction, spanning.command, spanning.entry, spanning.run)
         except (MissingError, ApplyError) as error:
@@ -216,10 +212,10 @@ class Takeover:
             for shard, asked in lacking.items()
         }
 
-    def writes(self) -> dict[int, dict[bytes, bytes | None]]:
-        """By shard, the last write of every key; None is a deletion."""
+    def writes(self) -> dict[int, bytes]:
+        """By shard, the last write of every key, as it lies in a ring."""
         found: dict[int, dict[bytes, bytes | None]] = {}
         of = self._partition_of
         for key, value in self._transaction.writes.items():
             found.setdefault(self._place(key if of is None else of(key)), {})[key] = value
-        return found
+        return {shard: pack_writes(writes) for shard, writes in found.items()}

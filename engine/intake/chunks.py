@@ -8,7 +8,7 @@ from typing import Any
 from shardengine.engine import errors
 from shardengine.engine.contract import Results
 from shardengine.engine.errors import ChunkFailedError, EngineError, LogConflictError
-from shardengine.engine.intake.split import Split, placed
+from shardengine.engine.intake.split import NOTHING, Split
 from shardengine.engine.intake.tail import Mark
 from shardengine.shards import wire
 from shardengine.shards.fast import Normal, fill_parts
@@ -17,10 +17,11 @@ from shardengine.shards.types import ApplyResult
 
 class Chunk:
     """An accepted chunk until it is resolved: what its parts are made of, and who waits for it. `before` is the tail
-    without it. `lengths` are those of its parts, by shard, and `bytes` is their sum.
+    without it. `split` is it taken apart as the first of a group; `bytes` are those of its parts and of the
+    coordinator's commands.
 
     Its attributes are the facts that are asked for when the entries are not there any more. Exactly one of `results`
-    and `error` is set once it is done; then its entries' data, owners and runs are let go of.
+    and `error` is set once it is done; then its entries' data, runs and what was made of them are let go of.
     """
 
     __slots__ = (
@@ -32,11 +33,10 @@ class Chunk:
         "error",
         "first",
         "last",
-        "lengths",
-        "owners",
         "rejected",
         "results",
         "runs",
+        "split",
         "terms",
         "waiting",
     )
@@ -49,10 +49,10 @@ class Chunk:
         self.clock = form.clock
         self.before = before
         self.runs = form.runs
-        self.owners = split.owners
-        self.lengths = split.lengths
+        self.split = split
         self.rejected = split.rejected
-        self.bytes = sum(split.lengths.values())
+        spanning = sum(len(form.datas[command.entry - form.first]) for command in split.spanning)
+        self.bytes = sum(split.lengths.values()) + spanning
         self.alone = False
         self.results: Results | None = None
         self.error: EngineError | None = None
@@ -62,12 +62,17 @@ class Chunk:
     def settle(self) -> list[Any]:
         """It is done. Returns who waited."""
         waiting, self.waiting = self.waiting, []
-        self.datas, self.owners, self.runs = [], b"", b""
+        self.datas, self.runs, self.split = [], b"", NOTHING
         return waiting
 
-    def fill(self, views: dict[int, memoryview]) -> None:
-        """Write its parts into `views`, one for each of `lengths` and exactly as long."""
-        fill_parts(placed(self.datas, self.rejected), self.owners, self.first, self.runs, views)
+    @property
+    def form(self) -> Normal:
+        """As it was accepted."""
+        return Normal(self.first, self.datas, self.terms, self.clock, self.runs)
+
+    def fill(self, split: Split, views: dict[int, memoryview]) -> None:
+        """Write the parts of a `split` of it into `views`, one for each of its `lengths` and exactly as long."""
+        fill_parts(split.placed(self.form), split.owners, self.first, self.runs, views)
 
     def check_same(self, other: Normal) -> None:
         """Raise LogConflictError when an entry that `other` has too is not the same there."""

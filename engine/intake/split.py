@@ -7,7 +7,7 @@ whose each entry is, and how long the part of each shard gets; the parts are wri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Set
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,27 +22,51 @@ from shardengine.shards.placement import SLOT_MASK, shard_table, slot_of
 from shardengine.shards.types import Limits
 
 
+class Spanning(NamedTuple):
+    """A command that is the coordinator's: of the entry at `entry`, which stands in `run`."""
+
+    entry: int
+    run: layout.Run
+    command: Any
+    keys: tuple[bytes, ...]
+    partitions: frozenset[bytes]
+
+
 class Split(NamedTuple):
-    """A chunk taken apart: each entry's shard, one byte an entry; the lengths of the parts, by shard; and why entries
-    are rejected, by offset (only with `bad_entry="reject"`). An entry that is rejected, or has no data, is no
-    shard's."""
+    """A chunk taken apart: each entry's shard, one byte an entry; the lengths of the parts, by shard; why entries are
+    rejected, by offset (only with `bad_entry="reject"`); and the commands that are the coordinator's. An entry that is
+    rejected, has no data, or is the coordinator's, is no shard's."""
 
     owners: bytes
     lengths: dict[int, int]
     rejected: dict[int, str]
+    spanning: list[Spanning]
+
+    def placed(self, chunk: Normal) -> list[bytes]:
+        """The data of the chunk's entries, without that of those which are no shard's."""
+        if not self.rejected and not self.spanning:
+            return chunk.datas
+        left_out = self.rejected.keys() | {spanning.entry - chunk.first for spanning in self.spanning}
+        return [b"" if offset in left_out else data for offset, data in enumerate(chunk.datas)]
 
 
-def placed(datas: list[bytes], rejected: Mapping[int, str]) -> list[bytes]:
-    """The data of a chunk's entries, without that of rejected ones."""
-    return [b"" if offset in rejected else data for offset, data in enumerate(datas)] if rejected else datas
+NOTHING = Split(b"", {}, {}, [])
+
+
+class _Judged(NamedTuple):
+    """A good command, and where it belongs."""
+
+    command: Any
+    keys: tuple[bytes, ...]
+    partitions: list[bytes]
 
 
 class Splitter:
     """Splits chunks for one machine, shard count and set of limits."""
 
     def __init__(self, machine: Machine, shards: int, limits: Limits, *, reject_bad: bool, part_bytes_max: int) -> None:
-        self._machine = machine
-        self._limits = limits
+        self.machine = machine
+        self.limits = limits
         self._reject_bad = reject_bad
         self.part_bytes_max = part_bytes_max
         self._shards = shards
@@ -53,31 +77,34 @@ class Splitter:
 
     def owner(self, key: bytes) -> int:
         """The shard that holds `key`."""
-        return self._table[slot_of(key if self._keyed_by_itself else self._machine.partition_key(key))]
+        return self._table[slot_of(key if self._keyed_by_itself else self.machine.partition_key(key))]
+
+    def place(self, partition: bytes) -> int:
+        """The shard that holds a partition."""
+        return self._table[slot_of(partition)]
 
     def check(self, data: bytes) -> None:
         """Raise BadEntryError when `data` must not enter the log. Empty data, a no-op, may."""
-        reason = self._judge(data)[1] if data else None
-        if reason is not None:
-            raise BadEntryError(f"bad entry: {reason}", hint="do not propose it", reason=reason)
+        judged = self._judge(data) if data else None
+        if isinstance(judged, str):
+            raise BadEntryError(f"bad entry: {judged}", hint="do not propose it", reason=judged)
 
-    def split(self, chunk: Normal) -> Split:
-        """Take a chunk apart.
+    def split(self, chunk: Normal, taken: Set[bytes] = frozenset()) -> Split:
+        """Take a chunk apart that is to follow others in a group, whose spanning commands have `taken` partitions.
 
         Raises BadEntryError naming the first bad entry, or ChunkTooLargeError when a part passes what a ring takes.
         """
-        rejected: dict[int, str] = {}
-        weighed = self._weigh_plain(chunk)
+        weighed = None if taken else self._weigh_plain(chunk)
         if weighed is None:
-            owners = self._owners(chunk.datas) or self._owner_of_each(chunk, rejected)
-            datas = placed(chunk.datas, rejected)
-            lengths = layout.lengths(datas, owners, self._shards, chunk.first, chunk.runs)
+            owners = None if taken else self._owners(chunk.datas)
+            split = Split(owners, {}, {}, []) if owners else self._split_each(chunk, set(taken))
+            lengths = layout.lengths(split.placed(chunk), split.owners, self._shards, chunk.first, chunk.runs)
         else:
-            owners, lengths = weighed
+            split, lengths = Split(weighed[0], {}, {}, []), weighed[1]
         for shard, length in enumerate(lengths):
             if length > self.part_bytes_max:
                 raise self._too_large(shard, length, chunk)
-        return Split(owners, {shard: length for shard, length in enumerate(lengths) if length}, rejected)
+        return split._replace(lengths={shard: length for shard, length in enumerate(lengths) if length})
 
     def _weigh_plain(self, chunk: Normal) -> tuple[bytes, list[int]] | None:
         """The owners and lengths of a chunk of nothing but plain puts within the limits; None for any other chunk.
@@ -87,8 +114,8 @@ class Splitter:
         return weigh_puts(
             chunk.datas,
             self._plain_put,
-            self._limits.key_bytes_max,
-            self._limits.value_bytes_max,
+            self.limits.key_bytes_max,
+            self.limits.value_bytes_max,
             self._table,
             self._shards,
             chunk.first,
@@ -97,73 +124,71 @@ class Splitter:
 
     def _owners(self, datas: list[bytes]) -> bytes | None:
         """Each entry's shard, when every entry is a good command with one key; None when one needs a closer look."""
-        if max(map(len, datas)) > self._limits.value_bytes_max:
+        if max(map(len, datas)) > self.limits.value_bytes_max:
             return None
         try:
             commands = list(map(self._decode, datas))
-            keys = [key for (key,) in map(self._machine.keys, commands)]
+            keys = [key for (key,) in map(self.machine.keys, commands)]
             if set(map(type, keys)) != {bytes}:
                 return None
             lengths = set(map(len, keys))
-            if min(lengths) < 1 or max(lengths) > self._limits.key_bytes_max:
+            if min(lengths) < 1 or max(lengths) > self.limits.key_bytes_max:
                 return None
             if not self._keyed_by_itself:
-                keys = list(map(self._machine.partition_key, keys))
+                keys = list(map(self.machine.partition_key, keys))
             table = self._table
             return bytes([table[key_hash(key) & SLOT_MASK] for key in keys])
-        except Exception:  # a bad command or a no-op among them, which _owner_of_each names
+        except Exception:  # a bad command or a no-op among them, or spanning ones, which _split_each names
             return None
 
-    def _owner_of_each(self, chunk: Normal, rejected: dict[int, str]) -> bytes:
-        """Each entry's shard, where it has one; `rejected` is added to."""
-        owners = bytearray(len(chunk.datas))
+    def _split_each(self, chunk: Normal, taken: set[bytes]) -> Split:
+        """Look at one entry after the other. Those that touch a `taken` partition, or more shards than one, are the
+        coordinator's, and what they touch is taken from there on."""
+        split = Split(bytes(len(chunk.datas)), {}, {}, [])
+        owners, runs = bytearray(split.owners), layout.unpack_runs(chunk.runs)
         for offset, data in enumerate(chunk.datas):
-            if not data:
-                continue
-            owner, reason = self._judge(data)
-            if reason is None:
-                owners[offset] = owner
-            elif self._reject_bad:
-                rejected[offset] = reason
-            else:
-                raise BadEntryError(
-                    f"entry {chunk.first + offset}: {reason}",
-                    hint='check(data) before proposing; bad_entry="reject" consumes such entries',
-                    index=chunk.first + offset,
-                    reason=reason,
-                )
-        return bytes(owners)
+            judged = self._judge(data) if data else None
+            if isinstance(judged, str):
+                if not self._reject_bad:
+                    raise _bad(chunk.first + offset, judged)
+                split.rejected[offset] = judged
+            elif judged is not None:
+                shards = set(map(self.place, judged.partitions))
+                if len(shards) == 1 and taken.isdisjoint(judged.partitions):
+                    owners[offset] = shards.pop()
+                    continue
+                taken.update(judged.partitions)
+                entry = chunk.first + offset
+                run = layout.run_at(runs, entry)
+                split.spanning.append(Spanning(entry, run, judged.command, judged.keys, frozenset(judged.partitions)))
+        return split._replace(owners=bytes(owners))
 
-    def _judge(self, data: bytes) -> tuple[int, str | None]:
-        """The shard of a command, or why it is a bad one."""
+    def _judge(self, data: bytes) -> _Judged | str:
+        """A command and what it touches, or why it is a bad one."""
         try:
             command: Any = self._decode(data)
         except (msgspec.MsgspecError, TypeError) as error:
-            return 0, f"data is no command of {self._machine.name}: {error}"
+            return f"data is no command of {self.machine.name}: {error}"
         try:
-            return self._place(command, len(data))
+            return self._look_at(command, len(data))
         except Exception as error:
-            return 0, f"the machine's keys(), partition_key() or check() failed: {type(error).__name__}: {error}"
+            return f"the machine's keys(), partition_key() or check() failed: {type(error).__name__}: {error}"
 
-    def _place(self, command: Any, size: int) -> tuple[int, str | None]:
-        """The shard of a command whose encoding has `size` bytes, or why it is a bad one."""
-        keys = tuple(self._machine.keys(command))
+    def _look_at(self, command: Any, size: int) -> _Judged | str:
+        """A command whose encoding has `size` bytes, and what it touches, or why it is a bad one."""
+        keys = tuple(self.machine.keys(command))
         if not keys:
-            return 0, "keys() names no key"
+            return "keys() names no key"
         for key in keys:
-            if not isinstance(key, bytes) or not 1 <= len(key) <= self._limits.key_bytes_max:
+            if type(key) is not bytes or not 1 <= len(key) <= self.limits.key_bytes_max:
                 found = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
-                return 0, f"a key of {found}; allowed are 1 to key_bytes_max={self._limits.key_bytes_max}"
-        partitions = [self._machine.partition_key(key) for key in keys]
+                return f"a key of {found}; allowed are 1 to key_bytes_max={self.limits.key_bytes_max}"
+        partitions = list(keys) if self._keyed_by_itself else list(map(self.machine.partition_key, keys))
         for partition in partitions:
-            if not isinstance(partition, bytes):
-                return 0, f"partition_key() returned {type(partition).__name__}, not bytes"
-        slots = set(map(slot_of, partitions))
-        if len(slots) > 1:
-            reason = f"its {len(keys)} keys lie in {len(slots)} partitions; partition_key() keeps related keys together"
-            return 0, reason
-        shard = self._table[slots.pop()]
-        return shard, self._machine.check(command, self._limits) if size > self._limits.value_bytes_max else None
+            if type(partition) is not bytes:
+                return f"partition_key() returned {type(partition).__name__}, not bytes"
+        reason = self.machine.check(command, self.limits) if size > self.limits.value_bytes_max else None
+        return _Judged(command, keys, partitions) if reason is None else reason
 
     def _too_large(self, shard: int, size: int, chunk: Normal) -> ChunkTooLargeError:
         return ChunkTooLargeError(
@@ -174,3 +199,12 @@ class Splitter:
             limit=self.part_bytes_max,
             shard=shard,
         )
+
+
+def _bad(index: int, reason: str) -> BadEntryError:
+    return BadEntryError(
+        f"entry {index}: {reason}",
+        hint='check(data) before proposing; bad_entry="reject" consumes such entries',
+        index=index,
+        reason=reason,
+    )

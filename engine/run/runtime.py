@@ -234,7 +234,7 @@ class Runtime:
             host=self,
             workers=self.workers,
             splitter=self.splitter,
-            packing=Packing(standing.rings, self.config.group_bytes),
+            packing=Packing(standing.rings, self.splitter, self.config.group_bytes),
             decision=standing.decision,
             position=recovery.position,
             commit=Commit(self.shards, recovery.position.group, recovery.redo, recovery.committed),
