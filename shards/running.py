@@ -10,9 +10,10 @@ import msgspec
 
 from shardengine.ipc.errors import EngineError
 from shardengine.shards import wire
-from shardengine.shards.machine import Context, Machine, Rejected
+from shardengine.shards.machine import Context, Machine, Rejected, partition_of
 from shardengine.shards.part import Run
-from shardengine.shards.transaction import MissingError, Tx
+from shardengine.shards.transaction import Base, MissingError, Tx
+from shardengine.shards.types import Limits
 
 _TRACEBACK_CHARS = 8000
 _COMMAND_CHARS = 1000
@@ -41,9 +42,15 @@ _SUCCEEDED = Outcome()
 class Runner:
     """Runs one command after the other. Its transaction is the caller's: to settle, or to drop, after each."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, limits: Limits) -> None:
         self._machine = machine
+        self._limits = limits
+        self._partition_of = partition_of(machine)
         self._context = Context()
+
+    def transaction(self, base: Base) -> Tx:
+        """One for a group's commands, over `base`."""
+        return Tx(base, self._limits, self._partition_of)
 
     def run(self, transaction: Tx, command: Any, index: int, run: Run) -> Outcome:
         """Run `command`, of the entry `index`, which stands in `run`. Raises ApplyError when it fails, MissingError

@@ -16,6 +16,7 @@ import enum
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -27,7 +28,7 @@ from shardengine.shards import wire
 from shardengine.shards.errors import ChunkFailedError, ChunkTooLargeError, StoreFullError
 from shardengine.shards.fast import sorted_puts
 from shardengine.shards.kv import plain_put_of
-from shardengine.shards.machine import Machine, partition_of
+from shardengine.shards.machine import Machine
 from shardengine.shards.running import ApplyError, Runner, problem_of, text_of
 from shardengine.shards.transaction import Record, Tx
 from shardengine.shards.types import Limits, Position
@@ -48,7 +49,6 @@ class TransactionalStore(Protocol):
 
 _ITEM_BYTES = 8  # of what surrounds a key or a value in an answer, at most
 log = logging.getLogger("shardengine")
-T = TypeVar("T")
 B = TypeVar("B", bytes, "bytes | None")
 
 
@@ -88,12 +88,10 @@ class Shard:
         answer_bytes_max: int,
     ) -> None:
         self._store = store
-        self._limits = limits
         self._view = view
         self._answer_bytes_max = answer_bytes_max
         self._decode = msgspec.msgpack.Decoder(list[machine.command]).decode  # type: ignore[name-defined]
-        self._runner = Runner(machine)
-        self._partition_of = partition_of(machine)
+        self._runner = Runner(machine, limits)
         self._plain_put = plain_put_of(machine)
         self._current: wire.Part | None = None
         self._paused: _Done | None = None
@@ -153,11 +151,12 @@ class Shard:
     # ---- a part that is voted on ---------------------------------------------------------------------------------
 
     def _begin(self, part: wire.Part) -> list[wire.Answer]:
-        if not part.pause:
-            return [self._voted(part, lambda: self._apply(part.extent))]
-        self._store.begin()
         try:
-            self._paused = self._undone_on_error(lambda: self._run(self._parts(part.extent)))
+            if not part.pause:
+                return [self._yes(part, self._apply(part.extent))]
+            self._store.begin()
+            with self._undone_on_error():
+                self._paused = self._run(self._parts(part.extent))
         except ApplyError as error:
             return [self._no(part, error)]
         return [] if part.question is None else self._answer(part, self._paused, part.question)
@@ -170,15 +169,19 @@ class Shard:
             return self._answer(part, paused, order.question)
         self._paused = None
         self._current = msgspec.structs.replace(part, extent=order.extent, pause=False)
-        return [self._voted(part, lambda: self._undone_on_error(lambda: self._finish(paused, order.extent)))]
+        try:
+            with self._undone_on_error():
+                return [self._yes(part, self._finish(paused, order.extent))]
+        except ApplyError as error:
+            return [self._no(part, error)]
 
     def _answer(self, part: wire.Part, paused: _Done, question: wire.Question) -> list[wire.Answer]:
         try:
-            values = self._undone_on_error(lambda: self._look_up(part.position.group, paused.transaction, question))
+            with self._undone_on_error():
+                return [self._look_up(part.position.group, paused.transaction, question)]
         except ApplyError as error:
             self._paused = None
             return [self._no(part, error)]
-        return [values]
 
     def _look_up(self, group: int, transaction: Tx, question: wire.Question) -> wire.Values:
         budget = _Budget(self._answer_bytes_max)
@@ -197,11 +200,8 @@ class Shard:
                 paused.transaction.write_all(writes)
         return self._write(paused)
 
-    def _voted(self, part: wire.Part, work: Callable[[], wire.PartResults]) -> wire.Vote:
-        try:
-            return wire.Vote(part.position.group, work(), None, None)
-        except ApplyError as error:
-            return self._no(part, error)
+    def _yes(self, part: wire.Part, results: wire.PartResults) -> wire.Vote:
+        return wire.Vote(part.position.group, results, None, None)
 
     def _no(self, part: wire.Part, error: ApplyError) -> wire.Vote:
         self._tell(error)
@@ -250,8 +250,8 @@ class Shard:
     def _apply(self, extent: Extent) -> wire.PartResults:
         """Apply a group's parts inside a new transaction: begin, run the commands, write. On ApplyError there is none
         any more."""
-
-        def work() -> wire.PartResults:
+        self._store.begin()
+        with self._undone_on_error():
             parts = self._parts(extent)
             puts = self._plain(parts[0]) if len(parts) == 1 else None
             if puts is not None:
@@ -259,13 +259,11 @@ class Shard:
                 return wire.PartResults({}, {})
             return self._write(self._run(parts))
 
-        self._store.begin()
-        return self._undone_on_error(work)
-
-    def _undone_on_error(self, work: Callable[[], T]) -> T:
-        """Do some work within the open transaction, which is aborted when that raises. Raises ApplyError."""
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Work within the open transaction, which is aborted when that raises. Raises ApplyError."""
         try:
-            return work()
+            yield
         except EngineError as error:
             self._store.abort()
             raise ApplyError(None, problem_of(error)) from error
@@ -278,7 +276,7 @@ class Shard:
 
     def _run(self, parts: list[layout.Unpacked]) -> _Done:
         """Run the commands of a group. Nothing is written yet."""
-        done = _Done(Tx(self._store, self._limits, self._partition_of), wire.PartResults({}, {}))
+        done = _Done(self._runner.transaction(self._store), wire.PartResults({}, {}))
         for part in parts:
             self._apply_part(part, done.transaction, done.results)
         return done

@@ -52,7 +52,6 @@ class Coordinator:
         decision: DecisionFile,
         position: Position,
         commit: Commit,
-        machine_version: int,
     ) -> None:
         record = decision.record
         self._host = host
@@ -60,7 +59,6 @@ class Coordinator:
         self._packing = packing
         self._decision = decision
         self._commit = commit
-        self._machine_version = machine_version
         tail = Tail(position.index, position.term, position.clock, record.term_runs)
         self.in_flight = InFlight(splitter, tail, host.wake)
         self.applied = position
@@ -189,7 +187,7 @@ class Coordinator:
         try:
             if self._decision.synced:
                 self._packing.sync(batch.extents)
-            self._decision.write(Record(position, runs, batch.extents, self._machine_version))
+            self._decision.write(Record(position, runs, batch.extents, self._exchanging.machine_version))
         except OSError as error:
             self.fail(disk_error("the last chunks are undecided until the next start: no decision record", error))
             return
@@ -218,30 +216,25 @@ class Coordinator:
     # ---- what went wrong -----------------------------------------------------------------------------------------
 
     def _abandon(self, action: actions.Abandon) -> None:
-        """Take the chunks of a group, and of the one staged behind it, back; then fail those that must fail."""
+        """Take the chunks of a group, and of the one staged behind it, back; then fail those that must fail. A group
+        that failed without naming an entry fails when it is one chunk; and when that killed its worker, the engine
+        does."""
         guilty = self.in_flight.take_back()
         assert guilty.position.group == action.group
         self._run(self.pinning.taken_back())
+        index = None
         if action.killer is not None:
-            self._isolate(guilty, self.lives.killed_by(action.killer, guilty.first, guilty.position.index))
-            return
-        index, problem = guilty.first_no()
-        error = error_of(problem, index)
-        if index is None:
-            self._isolate(guilty, error)
+            error: EngineError = self.lives.killed_by(action.killer, guilty.first, guilty.position.index)
         else:
+            index, problem = guilty.first_no()
+            error = error_of(problem, index)
+        if index is not None:
             self.in_flight.fail_at(index, error)
-            self._host.moved()
-
-    def _isolate(self, guilty: Batch, error: EngineError) -> None:
-        """A group failed without naming an entry. When it is one chunk, that chunk fails; and when it killed its
-        worker, the engine does."""
-        if self.in_flight.isolate(guilty):
-            return
-        if isinstance(error, WorkerFailedError):
+        elif not self.in_flight.isolate(guilty) and isinstance(error, WorkerFailedError):
             self.fail(error)
-        else:
-            self._fail_first(error)
+        elif len(guilty.chunks) == 1:
+            self.in_flight.fail_from(0, error)
+        self._host.moved()
 
     def _fail_first(self, error: EngineError) -> None:
         """Fail the first queued chunk, and those behind it."""
@@ -293,9 +286,6 @@ class Coordinator:
         self.lives.stalled.pop(shard, None)
         self._run(self._commit.committed(shard, committed.group))
 
-    def _on_stalled(self, shard: int, stalled: wire.Stalled) -> None:
-        self.lives.stalled[shard] = stalled.problem
-
     def _on_hello(self, shard: int, hello: wire.Hello) -> None:
         assert hello.shard == shard
         self.lives.welcome(shard)
@@ -329,7 +319,8 @@ class Coordinator:
     def tick(self, now: float, patience: Patience) -> None:
         """Time passes (in seconds): kill workers that owe an answer for too long."""
         self._run(self.pinning.tick(now))
-        late = self.lives.tick(now, self._awaits, lambda shard: patience.limits(*self._state(shard)))
+        awaits = self.owes if self.failure is None else lambda shard: False
+        late = self.lives.tick(now, awaits, lambda shard: patience.limits(*self._state(shard)))
         for shard, limit in late.items():
             setting = patience.setting(*self._state(shard), limit)
             error, again = self.lives.condemn(shard, self._workers.pid(shard), limit, setting)
@@ -339,9 +330,6 @@ class Coordinator:
             if setting == "flush_timeout_ms":
                 self._run(self.flushing.expire(shard, error))
             self._workers.kill(shard)
-
-    def _awaits(self, shard: int) -> bool:
-        return self.failure is None and self.owes(shard)
 
     def _state(self, shard: int) -> tuple[bool, bool]:
         """Whether the worker of `shard` is up, and whether it owes the end of a flush."""
@@ -402,7 +390,7 @@ _TAKE: dict[type[wire.Answer], Callable[[Coordinator, int, Any], None]] = {
     wire.Values: Coordinator._on_values,
     wire.Committed: Coordinator._on_committed,
     wire.SoloDone: Coordinator._on_solo_done,
-    wire.Stalled: Coordinator._on_stalled,
+    wire.Stalled: lambda self, shard, stalled: self.lives.stalled.update({shard: stalled.problem}),
     wire.Failed: lambda self, shard, answer: self.lives.said_last(shard, answer.problem),
     wire.Flushed: lambda self, shard, answer: self._run(self.flushing.on_answer(shard, answer)),
     **dict.fromkeys(

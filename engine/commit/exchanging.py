@@ -27,6 +27,11 @@ class Exchanging:
         self._packing = packing
         self._splitter = splitter
 
+    @property
+    def machine_version(self) -> int:
+        """Of the commands' meaning."""
+        return self._splitter.machine.version
+
     def begin(self, packed: Packed) -> Takeover | None:
         """What is to be run for a group that is packed."""
         if not packed.spanning:

@@ -20,7 +20,7 @@ from shardengine.shards.errors import ChunkTooLargeError
 from shardengine.shards.machine import Machine, partition_of
 from shardengine.shards.part import pack_writes
 from shardengine.shards.running import ApplyError, Runner
-from shardengine.shards.transaction import MissingError, Record, Tx
+from shardengine.shards.transaction import MissingError, Record
 from shardengine.shards.types import Limits
 
 _ITEM_BYTES = 64  # what a key that is asked for costs beside its bytes, at least
@@ -126,11 +126,11 @@ class Takeover:
         self, machine: Machine, limits: Limits, place: Place, commands: list[Spanning], bytes_max: int
     ) -> None:
         of = partition_of(machine)
-        self._runner = Runner(machine)
+        self._runner = Runner(machine, limits)
         self._place = place
         self._partition_of = of
         self._told = _Told(place, of, bytes_max)
-        self._transaction = Tx(self._told, limits, of)
+        self._transaction = self._runner.transaction(self._told)
         self._left = commands
         self._failed: ApplyError | None = None
         self._round = 0

@@ -238,7 +238,6 @@ class Runtime:
             decision=standing.decision,
             position=recovery.position,
             commit=Commit(self.shards, recovery.position.group, recovery.redo, recovery.committed),
-            machine_version=self._machine.version,
         )
         self.crew = Crew(self.workers, self.coordinator, self._in_place)
         if recovery.redo is not None:
