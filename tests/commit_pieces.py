@@ -37,12 +37,13 @@ KEY = b"log"
 
 class Item(NamedTuple):
     """A chunk of the log: the shards that have commands of their own in it, and those of them that refuse it; the
-    shards that a command of the coordinator's touches (`exchange`), those of them that it asks `again`, and whether it
-    fails."""
+    shards that a command of the coordinator's touches (`exchange`), those of them that have no room for what it writes
+    (`full`), those that it asks `again`, and whether it fails."""
 
     shards: frozenset[int]
     noes: frozenset[int] = frozenset()
     exchange: frozenset[int] = frozenset()
+    full: frozenset[int] = frozenset()
     again: frozenset[int] = frozenset()
     refused: bool = False
 
@@ -211,9 +212,13 @@ class AppendLog(Machine):
 
 class MemoryStore:
     """A TransactionalStore of one value. `commits` lists what was committed: (group, value). A `failing` commit is
-    refused, unless it `lies`: then it is done, and said to be refused."""
+    refused, unless it `lies`: then it is done, and said to be refused. There is no room for a value that ends with one
+    of the bytes `full`."""
 
-    def __init__(self, content: bytes, pending: bytes | None, failing: bool, lies: bool = False) -> None:
+    def __init__(
+        self, content: bytes, pending: bytes | None, failing: bool, lies: bool = False, full: bytes = b""
+    ) -> None:
+        self.full = full
         self.content = content
         self.pending = pending
         self.failing = failing
@@ -234,7 +239,9 @@ class MemoryStore:
         self.write(dict(pairs))
 
     def write(self, writes: dict[bytes, bytes | None]) -> None:
-        self.pending = writes[KEY]
+        self.pending = writes.get(KEY, self.pending)
+        if self.pending and self.pending[-1] in self.full:
+            raise StoreFullError("write refused")
 
     def commit(self, position: Position, solo_results: bytes | None = None) -> None:
         pending, self.pending = self.pending, None
@@ -301,7 +308,8 @@ class Workers:
         prototype, pending = self.states[side.worker]
         worker = copy.copy(prototype)
         worker._queue = prototype._queue.copy()
-        store = worker._store = MemoryStore(side.content, pending, failing, self._lies)
+        full = bytes(OURS | number for number, item in enumerate(self._items) if shard in item.full)
+        store = worker._store = MemoryStore(side.content, pending, failing, self._lies, full)
         if prototype._paused is not None:
             worker._paused = prototype._paused._replace(transaction=Tx(store, Limits()))
             worker._paused.transaction.write_all(prototype._paused.transaction.writes.items())
