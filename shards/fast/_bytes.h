@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <string.h>
 
+#define AHEAD 8 /* so many entries before its turn the memory of one is asked for: they lie all over it */
+
 typedef struct {
     uint64_t prefix; /* the first eight bytes of the key, as a number that sorts like them */
     const uint8_t *key, *value;

@@ -151,36 +151,35 @@ u64(PyObject *object, uint64_t *number)
 
 /* The normal form of a chunk, as it is found. `runs` has room for one an entry. */
 typedef struct {
-    PyObject *datas, *terms;
+    PyObject *datas;
     uint64_t clock, *runs;
     size_t run_count;
 } Normal;
 
-/* Returns 0, 1 at the first entry that has no place in a normal form, or -1 with an exception. */
+/* Returns 0, or -1 at the first entry that has no place in a normal form. Runs no other code before that, which could
+ * change a list that is the caller's. Terms and times are mostly the same object again and again. */
 static int
-read_entries(PyObject *entries, Normal *form)
+read_entries(PyObject *const *entries, Py_ssize_t n, Normal *form)
 {
-    uint64_t first = 0, before = 0, index, term, time_ms;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(entries); i++) {
-        PyObject *entry = PyTuple_GET_ITEM(entries, i);
-        if (Py_TYPE(entry) != entry_type) return 1;
-        PyObject *data = field(entry, 2);
-        if (data == NULL || !PyBytes_CheckExact(data)) return 1;
-        if (u64(field(entry, 0), &index) < 0 || u64(field(entry, 1), &term) < 0 || u64(field(entry, 3), &time_ms) < 0)
-            return 1;
-        if (i == 0) first = index;
-        if (index < first || index - first != (uint64_t)i || (i > 0 && term < before)) return 1;
-        int turns = i == 0 || term != before, rises = time_ms > form->clock;
-        if (turns) {
-            PyObject *turn = PyTuple_Pack(2, field(entry, 0), field(entry, 1));
-            if (turn == NULL || PyList_Append(form->terms, turn) < 0) {
-                Py_XDECREF(turn);
-                return -1;
-            }
-            Py_DECREF(turn);
+    uint64_t first = 0, before = 0, index, term = 0, time_ms = 0;
+    PyObject *last_term = NULL, *last_time = NULL;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *entry = entries[i];
+        if (i + 2 * AHEAD < n) {
+            __builtin_prefetch(entries[i + 2 * AHEAD]);
+            if (Py_TYPE(entries[i + AHEAD]) == entry_type) __builtin_prefetch(field(entries[i + AHEAD], 2));
         }
+        if (Py_TYPE(entry) != entry_type) return -1;
+        PyObject *data = field(entry, 2);
+        if (data == NULL || !PyBytes_CheckExact(data) || u64(field(entry, 0), &index) < 0) return -1;
+        if ((i == 0 || field(entry, 1) != last_term) && u64(field(entry, 1), &term) < 0) return -1;
+        if ((i == 0 || field(entry, 3) != last_time) && u64(field(entry, 3), &time_ms) < 0) return -1;
+        last_term = field(entry, 1), last_time = field(entry, 3);
+        if (i == 0) first = index;
+        if (index < first || index - first != (uint64_t)i || (i > 0 && term < before)) return -1;
+        int rises = time_ms > form->clock;
         if (rises) form->clock = time_ms;
-        if (turns || rises) {
+        if (rises || i == 0 || term != before) {
             uint64_t *run = form->runs + 3 * form->run_count++;
             run[0] = index, run[1] = term, run[2] = form->clock;
         }
@@ -190,33 +189,48 @@ read_entries(PyObject *entries, Normal *form)
     return 0;
 }
 
+/* (index, term) where the term changes, and of the first entry. */
+static PyObject *
+terms_of(const Normal *form)
+{
+    PyObject *terms = PyList_New(0);
+    for (size_t i = 0; terms != NULL && i < form->run_count; i++) {
+        const uint64_t *run = form->runs + 3 * i;
+        if (i > 0 && run[1] == run[1 - 3]) continue;
+        PyObject *turn = Py_BuildValue("KK", (unsigned long long)run[0], (unsigned long long)run[1]);
+        if (turn == NULL || PyList_Append(terms, turn) < 0) Py_CLEAR(terms);
+        Py_XDECREF(turn);
+    }
+    return terms;
+}
+
 static PyObject *
 normal_form(PyObject *module, PyObject *args)
 {
     PyObject *given, *result = NULL;
-    Normal form = {NULL, NULL, 0, NULL, 0};
+    Normal form = {NULL, 0, NULL, 0};
     unsigned long long clock;
     if (!PyArg_ParseTuple(args, "OK", &given, &clock)) return NULL;
-    PyObject *entries = PySequence_Tuple(given); /* ours alone: whatever runs meanwhile cannot change it */
+    PyObject *entries = PyList_CheckExact(given) ? Py_NewRef(given) : PySequence_Tuple(given);
     if (entries == NULL) return NULL;
-    Py_ssize_t n = PyTuple_GET_SIZE(entries);
+    Py_ssize_t n = PySequence_Fast_GET_SIZE(entries);
     form.clock = clock;
     form.datas = PyList_New(n);
-    form.terms = PyList_New(0);
     form.runs = PyMem_Malloc((n ? (size_t)n : 1) * RUN_BYTES);
-    if (form.runs == NULL) PyErr_NoMemory();
-    if (form.datas != NULL && form.terms != NULL && form.runs != NULL) {
-        int fault = n == 0 ? 1 : read_entries(entries, &form);
-        if (fault > 0)
-            result = Py_NewRef(Py_None);
-        else if (fault == 0)
-            result = Py_BuildValue("OOOKy#", field(PyTuple_GET_ITEM(entries, 0), 0), form.datas, form.terms,
+    if (form.datas == NULL || form.runs == NULL) {
+        PyErr_NoMemory();
+    } else if (n == 0 || n != PySequence_Fast_GET_SIZE(entries) || /* the collector may have run, and anything with it */
+               read_entries(PySequence_Fast_ITEMS(entries), n, &form) < 0) {
+        result = Py_NewRef(Py_None);
+    } else {
+        PyObject *terms = terms_of(&form);
+        if (terms != NULL)
+            result = Py_BuildValue("KONKy#", (unsigned long long)form.runs[0], form.datas, terms,
                                    (unsigned long long)form.clock, (char *)form.runs,
                                    (Py_ssize_t)(RUN_BYTES * form.run_count));
     }
     PyMem_Free(form.runs);
     Py_XDECREF(form.datas);
-    Py_XDECREF(form.terms);
     Py_DECREF(entries);
     return result;
 }

@@ -80,6 +80,7 @@ weigh(const Chunk *chunk, long tag, uint32_t key_max, uint32_t value_max, const 
     for (Py_ssize_t i = 0; i < chunk->entries; i++) {
         PyObject *data = PyList_GET_ITEM(chunk->datas, i);
         if (!PyBytes_CheckExact(data)) return -1;
+        if (i + AHEAD < chunk->entries) __builtin_prefetch((char *)PyList_GET_ITEM(chunk->datas, i + AHEAD) + 64);
         const uint8_t *at = (const uint8_t *)PyBytes_AS_STRING(data);
         const uint8_t *end = at + PyBytes_GET_SIZE(data);
         Put put;
