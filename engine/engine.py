@@ -24,7 +24,7 @@ from shardengine.engine.run.owner import Owner
 from shardengine.engine.run.readside import ReadSide
 from shardengine.engine.run.replacing import Replacing
 from shardengine.engine.run.runtime import Runtime
-from shardengine.engine.run.shell import Shell, make_way
+from shardengine.engine.run.shell import Shell
 from shardengine.engine.run.starting import refuse_worker, settled, start_run
 from shardengine.engine.run.taking import Taking
 from shardengine.engine.run.tasks import one_turn
@@ -99,8 +99,6 @@ class Engine:
         refuse_worker()
         if shell.runtime is not None:
             raise EngineStateError("the engine runs already")
-        shell.close_storage()
-        make_way(self._path)
         runtime, report = start_run(self._path, self._machine, self._config, self._snapshots, reshard=self._reshard)
         shell.begin(runtime, self._on_tick)
         return report
@@ -108,8 +106,8 @@ class Engine:
     def stop(self) -> None:
         """Finish what is in flight, make it durable, end the workers, free the directory. Blocks.
 
-        Calls that wait for room fail with EngineStoppedError. Reads go on, from the last state, until
-        `close_storage`. Raises what kept it from finishing; it is stopped all the same. Stopping twice does nothing.
+        Calls that wait for room fail with EngineStoppedError, as every read does from then on, and views end; `start`
+        again resumes. Raises what kept it from finishing; it is stopped all the same. Stopping twice does nothing.
         """
         self._shell.stop()
 
@@ -119,7 +117,11 @@ class Engine:
         await self._shell.aclose()
 
     def close_storage(self) -> None:
-        """Close the readers' side of a stopped engine; its views end. Raises EngineStateError while it runs."""
+        """Close what `stop` had to leave open, and free the directory: one of its threads was still at work there after
+        `stop_timeout_ms`. While it is, nothing happens. There is nothing left to do after any other stop.
+
+        Raises EngineStateError while the engine runs.
+        """
         self._shell.close_storage()
 
     def is_running(self) -> bool:
@@ -175,7 +177,11 @@ class Engine:
     # ---- read ----------------------------------------------------------------------------------------------------
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of `key` at `last_applied()`, or None. Does not block and asks nobody."""
+        """The value of `key` at `last_applied()`, or None. Does not block and asks nobody.
+
+        As every read it is answered from `start` to `stop`, also by an engine that has failed, and raises
+        EngineStateError before and EngineStoppedError after.
+        """
         return self._readside.now().cut.get(key)
 
     def get_multi(self, keys: Iterable[bytes]) -> list[bytes | None]:
@@ -249,8 +255,8 @@ class Engine:
 
     async def digest(self) -> bytes:
         """16 bytes that are the same for the same live records, whatever the shard count. Reads all of them, in
-        slices, at one index, however long that takes; applies go on meanwhile. Raises ViewClosedError when the storage
-        is closed, or the state replaced, before its end."""
+        slices, at one index, however long that takes; applies go on meanwhile. Raises ViewClosedError when the engine
+        is stopped, or the state replaced, before its end."""
         self._owner.check()
         cut = self._readside.now().pin()
         try:

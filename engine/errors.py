@@ -25,11 +25,12 @@ class ConfigError(EngineError):
 
 
 class EngineStateError(EngineError):
-    """The call does not fit the engine's state: not started, already started, or storage closed."""
+    """The call does not fit the engine's state: not started, or already started."""
 
 
 class EngineStoppedError(EngineStateError):
-    """The engine stopped, or stops, while or before the call: nothing of it was applied unless already answered."""
+    """The engine stopped, or stops, while or before the call: nothing was read, and nothing applied unless already
+    answered."""
 
 
 class EngineLockedError(EngineError):
@@ -156,7 +157,7 @@ class TooManyViewsError(EngineError):
 
 
 class ViewClosedError(EngineError):
-    """The view was closed, outlived its age limit, or its engine closed."""
+    """The view was closed, outlived its age limit, or its engine was stopped."""
 
 
 def named(error: Exception) -> EngineError:
