@@ -72,6 +72,11 @@ class LogConflictError(EngineError):
     flight, other data. Nothing of the chunk was accepted."""
 
 
+class HardStateError(EngineError):
+    """A hard state that must not be saved: it is none, its term falls, or it gives the vote of its term to another. The
+    one that was saved before stays."""
+
+
 class ChunkAbortedError(EngineError):
     """A chunk ahead of this one failed, so this one would leave a gap. Nothing was applied; send it again."""
 

@@ -1,0 +1,421 @@
+"""Term and vote: on the disk before the call returns, never older than that after any death, and no state's own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from shardengine import (
+    DamagedError,
+    DirectoryChangedError,
+    Engine,
+    EngineStateError,
+    EngineStoppedError,
+    FileRefusedError,
+    HardState,
+    HardStateError,
+    StoreError,
+    StoreFullError,
+    SyncFailedError,
+)
+from shardengine.engine import slots as slots_module
+from shardengine.engine.storage.hardstate import SLOT_BYTES, VOTED_FOR_BYTES_MAX, HardStateFile
+from tests.directories import (
+    config,
+    die_in_mid_run,
+    in_another_process,
+    mark_of,
+    opened,
+    puts,
+    reboot,
+    refused_unchanged,
+)
+from tests.inside import runtime_of
+from tests.killing import ROOT, WATCHDOG_S, environment, seeded
+from tests.syncs import Syncs, ends_with
+
+SMALL = config("process")
+OLD, NEW = HardState(6, None), HardState(7, "node-b")
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Engine]:
+    """An engine that runs, of one shard."""
+    engine = Engine(tmp_path / "data", shards=1, config=SMALL)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def found(directory: Path) -> HardState | None:
+    """What a start finds there."""
+    file = HardStateFile(directory)
+    file.start()
+    return file.state
+
+
+def saved(directory: Path, *states: HardState) -> Path:
+    """The file of a directory in which these were saved, one after another."""
+    directory.mkdir(exist_ok=True)
+    file = HardStateFile(directory)
+    file.start()
+    for state in states:
+        file.save(state)
+    return directory / "hardstate"
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_what_was_saved_is_told_until_the_stop_and_after_the_next_start(tmp_path: Path, durability: Any) -> None:
+    db = Engine(tmp_path, shards=1, config=config(durability))
+    calls: list[Callable[[], object]] = [db.hard_state, db.save_hard_state, lambda: db.save_hard_state(NEW)]
+    for call in calls:
+        with pytest.raises(EngineStateError, match="does not run"):
+            call()
+    db.start()
+    assert db.hard_state() is None
+    db.save_hard_state()
+    assert db.hard_state() is None and not (tmp_path / "hardstate").exists()
+    for state in (OLD, NEW, HardState((1 << 64) - 1, "é" * (VOTED_FOR_BYTES_MAX // 2))):
+        db.save_hard_state(state)
+        assert db.hard_state() == state
+        db.stop()
+        for call in calls:
+            with pytest.raises(EngineStoppedError):
+                call()
+        db.start()
+        assert db.hard_state() == state
+    db.stop()
+
+
+# ---- what may follow -------------------------------------------------------------------------------------------------
+
+
+def test_a_term_does_not_fall_and_a_vote_is_given_once(db: Engine) -> None:
+    for state in (HardState(3, None), HardState(3, "a"), HardState(3, "a"), HardState(5, None), HardState(5, "b")):
+        db.save_hard_state(state)
+        assert db.hard_state() == state
+    for refused, text in (
+        (HardState(4, None), "term 4 is below term 5"),
+        (HardState(5, "a"), "term 5 went to 'b', and cannot become 'a'"),
+        (HardState(5, None), "term 5 went to 'b', and cannot become None"),
+    ):
+        with pytest.raises(HardStateError, match=text) as caught:
+            db.save_hard_state(refused)
+        assert caught.value.hint and caught.value.facts["term"] == refused.term
+        assert db.hard_state() == HardState(5, "b")
+    db.save_hard_state(HardState(6, "a"))
+    assert found_by_the_next_start(db) == HardState(6, "a")
+
+
+def found_by_the_next_start(db: Engine) -> HardState | None:
+    db.stop()
+    db.start()
+    return db.hard_state()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        5,
+        (5, "a"),
+        HardState(-1, None),
+        HardState(1 << 64, None),
+        HardState(True, None),
+        HardState(1.0, None),  # type: ignore[arg-type]
+        HardState(1, b"a"),  # type: ignore[arg-type]
+        HardState(1, "a" * (VOTED_FOR_BYTES_MAX + 1)),
+        HardState(1, "\ud800"),
+    ],
+)
+def test_what_is_no_hard_state_is_refused_by_name(tmp_path: Path, wrong: Any) -> None:
+    file = HardStateFile(tmp_path)
+    with pytest.raises(HardStateError) as caught:
+        file.save(wrong)
+    assert caught.value.hint and file.state is None and not list(tmp_path.iterdir())
+
+
+# ---- on the disk before it returns -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_it_is_written_then_synced_then_told(tmp_path: Path, syncs: Syncs, durability: Any) -> None:
+    db = Engine(tmp_path, shards=1, config=config(durability))
+    path, seen = tmp_path / "hardstate", list[tuple[str, bytes]]()
+
+    def look(name: str) -> bool:
+        file = next((Path(one) for one in (f"{path}.new", str(path)) if Path(one).exists()), None)
+        seen.append((Path(name).name, file.read_bytes() if file else b""))
+        return False
+
+    def save(state: HardState | None) -> list[tuple[str, bool]]:
+        """The syncs that a save made, and whether the new content was there to be synced."""
+        seen.clear()
+        db.save_hard_state(state)
+        content = path.read_bytes()
+        return [(name, data == content) for name, data in seen]
+
+    db.start()
+    syncs.fails = look
+    assert save(OLD) == [("hardstate.new", True), (tmp_path.name, True)]
+    assert save(NEW) == [("hardstate", True)]
+    before = path.read_bytes()
+    assert save(None) == [("hardstate", True)] and path.read_bytes() != before
+    db.stop()
+    seen.clear()
+    db.start()  # a dead run may have written what only the system knows of
+    assert ("hardstate", path.read_bytes()) in seen
+    db.stop()
+
+
+SAVES = """
+import os, sys
+from shardengine import *
+from tests.directories import config
+
+db = Engine(sys.argv[1], shards=1, config=config("process"))
+db.start()
+term = 0 if db.hard_state() is None else db.hard_state().term
+while True:
+    term += 1
+    db.save_hard_state(HardState(term, "n" * (term % 700)))
+    os.write(1, b"%d\\n" % term)
+"""
+
+
+def killed_saving(directory: Path, after: int) -> int:
+    """Start a process that saves one state after another, and kill it once it has told of `after` of them. Returns the
+    last one it told of."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVES, str(directory)], stdout=subprocess.PIPE, cwd=ROOT, env=environment()
+    )
+    watchdog = threading.Timer(WATCHDOG_S, process.kill)
+    watchdog.start()
+    assert process.stdout is not None
+    with process.stdout as out:
+        told = [out.readline() for _ in range(after)]
+        process.kill()
+        told += out.readlines()
+    process.wait()
+    watchdog.cancel()
+    return int([line for line in told if line.endswith(b"\n")][-1])
+
+
+def test_a_kill_leaves_the_state_that_was_told_last_or_the_one_behind_it(tmp_path: Path) -> None:
+    chance = seeded()
+    for _ in range(8):
+        told = killed_saving(tmp_path, 1 + chance.randrange(40))
+        assert found(tmp_path) in [HardState(term, "n" * (term % 700)) for term in (told, told + 1)]
+
+
+STEPS = """
+from shardengine.engine import slots
+from shardengine.engine.storage import files, hardstate
+
+step, seen = int(sys.argv[2]), 0
+
+def dies(module, name, before=lambda *args: None):
+    real = getattr(module, name)
+    def call(*args, **options):
+        global seen
+        for act in (before, real):
+            seen += 1
+            if seen == step:
+                os._exit(9)
+            result = act(*args, **options)
+        seen += 1
+        if seen == step:
+            os._exit(9)
+        return result
+    setattr(module, name, call)
+
+file = hardstate.HardStateFile(Path(sys.argv[1]))
+file.start()
+half = lambda descriptor, data, at: os.pwrite(descriptor, data[: len(data) // 2], at)
+dies(slots, "write_all", half)
+for module, name in ((hardstate, "sync"), (files, "sync"), (hardstate, "sync_directory"), (Path, "rename")):
+    dies(module, name, lambda *args, **options: None)
+file.save(HardState(7, "node-b"))
+print("saved")
+"""
+
+
+@pytest.mark.parametrize("before", [None, OLD])
+def test_a_death_at_any_step_of_a_save_leaves_the_one_or_the_other(tmp_path: Path, before: HardState | None) -> None:
+    left, printed = list[HardState | None](), ""
+    for step in range(1, 40):
+        place = tmp_path / str(step)
+        saved(place, *([before] if before else []))
+        printed = in_another_process(STEPS, place, step)
+        left.append(found(place))
+        if printed:
+            break
+    assert printed == "saved\n" and len(left) > 5
+    assert left == sorted(left, key=[before, NEW].index) and {before, NEW} == set(left)
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("newest", [0, 1], ids=["in slot 0", "in slot 1"])
+def test_of_a_slot_that_is_torn_anywhere_the_other_one_is_taken(tmp_path: Path, newest: int) -> None:
+    middle = [] if newest else [HardState(6, "node-a")]
+    file = saved(tmp_path, OLD, *middle, NEW)
+    whole = file.read_bytes()
+    older = middle[-1] if middle else OLD
+    for slot, then in ((newest, older), (1 - newest, NEW)):
+        start = slot * SLOT_BYTES
+        kept = whole[start : start + 24 + int.from_bytes(whole[start + 8 : start + 16], "little")]
+        torn = [flipped(kept, at, bits) for at in range(len(kept)) for bits in (1, 0x80)]
+        torn += [kept[:at].ljust(len(kept), b"\0") for at in range(len(kept))]
+        for one in torn:
+            file.write_bytes(whole[:start] + one + whole[start + len(kept) :])
+            assert one == kept or found(tmp_path) == then, (slot, one)
+    for at in range(SLOT_BYTES, SLOT_BYTES + 24):  # slot 1 is cut off
+        file.write_bytes(whole[:at])
+        assert found(tmp_path) == (older if newest else NEW)
+    saved(tmp_path, HardState(8, "node-c"))
+    assert found(tmp_path) == HardState(8, "node-c") and file.stat().st_size > SLOT_BYTES
+
+
+def flipped(data: bytes, at: int, bits: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ bits]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("content", [b"", b"x", bytes(2 * SLOT_BYTES), b"\xff" * 2 * SLOT_BYTES, bytes(SLOT_BYTES)])
+def test_a_file_without_a_readable_slot_stops_the_start_by_name(tmp_path: Path, content: bytes) -> None:
+    opened(tmp_path, shards=1, config=SMALL)
+    file = saved(tmp_path, OLD, NEW)
+    whole = file.read_bytes()
+    file.write_bytes(content)
+    refused_unchanged(tmp_path, DamagedError, f"{file}: neither slot", config=SMALL)
+    file.write_bytes(whole)
+    assert found(tmp_path) == NEW
+
+
+def test_a_link_in_its_place_is_not_followed_and_a_file_that_is_gone_is_missed(tmp_path: Path, db: Engine) -> None:
+    db.save_hard_state(OLD)
+    file = tmp_path / "data" / "hardstate"
+    file.rename(tmp_path / "elsewhere")
+    for linked in (False, True):
+        if linked:
+            file.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(DirectoryChangedError, match=str(file)):
+            db.save_hard_state(NEW)
+        assert db.hard_state() == OLD
+    db.stop()
+    refused_unchanged(tmp_path / "data", FileRefusedError, "symbolic link", config=SMALL)
+    file.unlink()
+    shutil.copy(tmp_path / "elsewhere", file)
+    db.start()
+    assert db.hard_state() == OLD
+
+
+# ---- what a failure leaves -------------------------------------------------------------------------------------------
+
+
+def test_after_a_sync_that_failed_the_one_before_counts_and_is_not_written_over(
+    tmp_path: Path, db: Engine, syncs: Syncs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.save_hard_state(OLD)
+    syncs.fails = ends_with("/hardstate")
+    with pytest.raises(SyncFailedError, match="hard state"):
+        db.save_hard_state(NEW)
+    assert db.hard_state() == OLD
+    with monkeypatch.context() as patched:
+        patched.setattr(slots_module, "write_all", half_written)
+        with pytest.raises(StoreFullError):
+            db.save_hard_state(HardState(7, "node-a"))
+    assert db.hard_state() == found(tmp_path / "data") == OLD
+    db.save_hard_state(HardState(7, "node-c"))  # nobody was told of the other vote
+    assert found_by_the_next_start(db) == HardState(7, "node-c")
+
+
+def half_written(descriptor: int, data: bytes, offset: int) -> None:
+    os.pwrite(descriptor, data[: len(data) // 2], offset)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("what", ["/hardstate.new", "/data"])
+def test_a_first_save_that_fails_leaves_nothing_that_counts(
+    tmp_path: Path, db: Engine, syncs: Syncs, what: str
+) -> None:
+    syncs.fails = ends_with(what)
+    with pytest.raises(SyncFailedError):
+        db.save_hard_state(NEW)
+    assert db.hard_state() is None
+    syncs.names.clear()
+    db.save_hard_state(HardState(7, "node-c"))
+    assert [Path(name).name for name in syncs.names] == ["hardstate.new", "data"]
+    assert found_by_the_next_start(db) == HardState(7, "node-c")
+
+
+def test_an_engine_that_has_failed_still_takes_a_vote(tmp_path: Path) -> None:
+    db = Engine(tmp_path, shards=1, config=SMALL)
+    db.start()
+    runtime = runtime_of(db)
+    assert runtime is not None
+    runtime.fail(StoreError("the end"))
+    db.save_hard_state(NEW)
+    assert (db.is_running(), db.hard_state(), len(db)) == (False, NEW, 0)
+    with pytest.raises(StoreError, match="the end"):
+        db.stop()
+    assert found(tmp_path) == NEW
+
+
+# ---- it is no state's own --------------------------------------------------------------------------------------------
+
+
+def test_whatever_becomes_of_the_state_it_stays(tmp_path: Path) -> None:
+    path, file = tmp_path / "data", tmp_path / "data" / "hardstate"
+
+    async def live(db: Engine) -> None:
+        db.save_hard_state(NEW)
+        kept = file.read_bytes()
+        await db.apply_chunk(puts(1, 10))
+        info = await db.create_snapshot()
+        await db.compact()
+        assert (db.hard_state(), file.read_bytes()) == (NEW, kept)
+        await db.reset()
+        assert (db.hard_state(), file.read_bytes()) == (NEW, kept)
+        await db.restore(info.path)
+        assert (db.hard_state(), file.read_bytes()) == (NEW, kept)
+        await db.apply_chunk(puts(11, 1))
+
+    async def look(db: Engine) -> None:
+        assert db.hard_state() == NEW
+
+    opened(path, live, shards=2, config=SMALL)
+    kept = file.read_bytes()
+    assert opened(path, look, shards=3, reshard=True, config=SMALL).last_applied.index == 11
+    assert file.read_bytes() == kept
+
+
+def test_a_power_loss_that_takes_the_state_leaves_it(tmp_path: Path) -> None:
+    die_in_mid_run(tmp_path)
+    kept = saved(tmp_path, OLD, NEW).read_bytes()
+    assert not mark_of(tmp_path).clean
+    reboot(tmp_path)
+
+    async def look(db: Engine) -> None:
+        assert (db.hard_state(), len(db)) == (NEW, 0)
+
+    emptied = msgspec.structs.replace(SMALL, after_power_loss="empty")
+    assert opened(tmp_path, look, config=emptied).outcome == "emptied"
+    assert (tmp_path / "hardstate").read_bytes() == kept
+
+
+def test_what_a_save_that_died_left_beside_it_is_swept(tmp_path: Path) -> None:
+    opened(tmp_path, shards=1, config=SMALL)
+    (tmp_path / "hardstate.new").write_bytes(b"half")
+    opened(tmp_path, config=SMALL)
+    assert not (tmp_path / "hardstate.new").exists()
