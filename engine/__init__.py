@@ -4,8 +4,8 @@ A replicated log hands over committed chunks. The *coordinator* (this process) s
 *worker* processes, one a shard; each applies its part to its own LMDB environment. A two-phase commit makes the chunk
 atomic over all shards. Reads go straight to the environments, through one read transaction a shard (a *cut*).
 
-Order of life: `Engine(path)`, `start()`, any number of `apply_chunk` and reads, `stop()`, `close_storage()`; or
-`async with Engine(path) as db`.
+Order of life: `Engine(path)`, `start()`, any number of `apply_chunk` and reads, `stop()`, which ends reads too, and
+`start()` again; or `async with Engine(path) as db`.
 
 Glossary, for all three ranks. Words of the log:
 

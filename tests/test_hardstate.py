@@ -27,6 +27,7 @@ from shardengine import (
 )
 from shardengine.engine import slots as slots_module
 from shardengine.engine.storage.hardstate import SLOT_BYTES, VOTED_FOR_BYTES_MAX, HardStateFile
+from shardengine.engine.verify import verify_directory
 from tests.directories import (
     config,
     die_in_mid_run,
@@ -126,7 +127,9 @@ def test_what_is_no_hard_state_is_refused_by_name(tmp_path: Path, wrong: Any) ->
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_it_is_written_then_synced_then_told(tmp_path: Path, syncs: Syncs, durability: Any) -> None:
+def test_it_is_written_then_synced_then_told(
+    tmp_path: Path, syncs: Syncs, monkeypatch: pytest.MonkeyPatch, durability: Any
+) -> None:
     db = Engine(tmp_path, shards=1, config=config(durability))
     path, seen = tmp_path / "hardstate", list[tuple[str, bytes]]()
 
@@ -149,9 +152,15 @@ def test_it_is_written_then_synced_then_told(tmp_path: Path, syncs: Syncs, durab
     before = path.read_bytes()
     assert save(None) == [("hardstate", True)] and path.read_bytes() != before
     db.stop()
-    seen.clear()
-    db.start()  # a dead run may have written what only the system knows of
-    assert ("hardstate", path.read_bytes()) in seen
+    content = path.read_bytes()
+    refused = OSError(errno.EIO, os.strerror(errno.EIO))
+    monkeypatch.setattr(slots_module, "write_all", lambda *_: (_ for _ in ()).throw(refused))
+    with pytest.raises(StoreError, match="cannot be opened"):
+        db.start()  # what was found is written once more: a dead run may have written what only the system knows of
+    monkeypatch.undo()
+    with_syncs = Syncs(monkeypatch)
+    db.start()
+    assert str(path) in with_syncs.names and path.read_bytes() == content
     db.stop()
 
 
@@ -190,8 +199,10 @@ def test_a_file_without_a_readable_slot_stops_the_start_by_name(tmp_path: Path, 
     whole = file.read_bytes()
     file.write_bytes(content)
     refused_unchanged(tmp_path, DamagedError, f"{file}: neither slot", config=SMALL)
+    (finding,) = verify_directory(tmp_path)
+    assert f"{file}: neither slot" in finding.problem
     file.write_bytes(whole)
-    assert found(tmp_path) == NEW
+    assert (verify_directory(tmp_path), file.read_bytes(), found(tmp_path)) == ([], whole, NEW)
 
 
 def test_a_link_in_its_place_is_not_followed_and_a_file_that_is_gone_is_missed(tmp_path: Path, db: Engine) -> None:

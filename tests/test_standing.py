@@ -189,6 +189,16 @@ async def test_nothing_is_passed_over_while_another_state_is_built(tmp_path: Pat
         assert (db.last_applied(), db.is_empty()) == (LogId(40, 1), True)
 
 
+def test_an_update_counts_as_a_write_until_it_is_persisted(tmp_path: Path) -> None:
+    async def use(db: Engine) -> None:
+        db.update_last_applied(LogId(15, 1))
+        assert not mark_of(tmp_path).clean
+        db.persist_last_applied(LogId(15, 1))
+        assert mark_of(tmp_path).clean
+
+    opened(tmp_path, use, shards=1, config=SMALL)
+
+
 @pytest.mark.parametrize("last", [LogId(10, 1), LogId(15, 2)], ids=["where it stands", "beyond"])
 def test_what_is_persisted_survives_a_power_loss(tmp_path: Path, last: LogId) -> None:
     in_another_process(

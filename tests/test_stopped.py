@@ -114,6 +114,7 @@ def test_what_a_thread_still_reads_as_the_engine_stops_stays_open_until_it_has_e
         db = Engine(tmp_path / "db", shards=1, config=EngineConfig(stop_timeout_ms=1))
         db.start()
         await db.apply_chunk(puts(1, 10))
+        view = db.view()
         monkeypatch.setattr(Reads, "copy", slow)
         compacting = asyncio.ensure_future(db.compact())
         while not begun.is_set():
@@ -123,6 +124,8 @@ def test_what_a_thread_still_reads_as_the_engine_stops_stays_open_until_it_has_e
         db.close_storage()
         with pytest.raises(EngineStoppedError):
             db.get(b"k1")
+        with pytest.raises(ViewClosedError):
+            view.get(b"k1")
         go_on.set()
         with pytest.raises(EngineStoppedError):
             await compacting

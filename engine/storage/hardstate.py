@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -62,14 +63,27 @@ class HardStateFile:
         except FileNotFoundError:
             return
         try:
-            slots = Slots(descriptor, SLOT_BYTES, _decode)
-            if slots.newest is None:
-                raise self._damaged()
-            slots.write_again(descriptor, _encode(slots.newest))
+            slots, state = self._read(descriptor)
+            slots.write_again(descriptor, _encode(state))
             sync(descriptor, self._path, content_only=True)
         finally:
             os.close(descriptor)
         self._slots, self._anchors = slots, Anchors([self._path])
+
+    def judge(self) -> None:
+        """Read it, if it is there, and change nothing. Raises DamagedError, FileRefusedError, OSError."""
+        with suppress(FileNotFoundError):
+            descriptor = open_file(self._path)
+            try:
+                self._read(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _read(self, descriptor: int) -> tuple[Slots[HardState], HardState]:
+        slots = Slots(descriptor, SLOT_BYTES, _decode)
+        if slots.newest is None:
+            raise self._damaged()
+        return slots, slots.newest
 
     def _damaged(self) -> DamagedError:
         return DamagedError(
@@ -98,7 +112,7 @@ class HardStateFile:
         sync_directory(self._path.parent)
         descriptor = open_file(self._path)
         try:
-            slots = Slots(descriptor, SLOT_BYTES, _decode)
+            slots, _ = self._read(descriptor)
         finally:
             os.close(descriptor)
         self._slots, self._anchors = slots, Anchors([self._path])
