@@ -22,7 +22,7 @@ from shardengine import (
     WorkerFailedError,
 )
 from shardengine.engine.read.cut import Reads
-from tests.directories import puts
+from tests.directories import holds_ten, opened, puts
 from tests.inside import one_turn, reads_left
 
 
@@ -137,6 +137,4 @@ def test_what_a_thread_still_reads_as_the_engine_stops_stays_open_until_it_has_e
         db.start()
     db.close_storage()
     assert reads_left(db) is None
-    db.start()
-    assert len(db) == 10
-    db.stop()
+    opened(tmp_path / "db", holds_ten)
