@@ -4,8 +4,8 @@ A replicated log hands over committed chunks. The *coordinator* (this process) s
 *worker* processes, one a shard; each applies its part to its own LMDB environment. A two-phase commit makes the chunk
 atomic over all shards. Reads go straight to the environments, through one read transaction a shard (a *cut*).
 
-Order of life: `Engine(path)`, `start()`, any number of `apply_chunk` and reads, `stop()`, `close_storage()`; or
-`async with Engine(path) as db`.
+Order of life: `Engine(path)`, `start()`, any number of `apply_chunk` and reads, `stop()`, which ends reads too, and
+`start()` again; or `async with Engine(path) as db`.
 
 Glossary, for all three ranks. Words of the log:
 
@@ -41,11 +41,12 @@ of rings and processes:
 
 of the disk:
 
-    slot         one of 16384 shares of the keys, by hash; also one of the record's two places
+    slot         one of 16384 shares of the keys, by hash; also one of the two places of what a file holds once
     generation   one directory with a full set of shards; CURRENT names the live one
     lineage      one log's history: indices of two of them say nothing about each other
     run mark     whether the files may hold more than the disk does: *clean*, or not; a generation is *trusted*, or
                  *set aside*
+    hard state   what a node of the log must not forget: its term, and whom it voted for
     anchor       a file that keeps others out, and must stay where it is; a *guard* is one in a shard
     reserve      disk that a shard has ahead of its last page
     seal         rename a finished directory into place
@@ -67,6 +68,7 @@ Files and rooms, lowest first:
     config.py    every setting, with its unit and range
     contract.py  the StateMachine protocol and the values it speaks in
     beside.py    the same work on many things, on several threads
+    slots.py     two checksummed slots in a file, written in turn
     intake/      what comes in: the accepted tail, chunks, split
     commit/      what is decided: tables, record, coordinator
     storage/     the data directory

@@ -51,10 +51,24 @@ class StateMachine(Protocol):
         """The term of an applied entry; None for one that is not applied, or not remembered."""
 
     def update_last_applied(self, last: LogId) -> None:
-        """Stand at `last` from now on, where nothing was applied before. Raises otherwise, and changes nothing."""
+        """Stand at `last` from now on: the entries up to it that were not applied carry no command. At or below
+        `last_applied()` nothing happens. Raises when `last` contradicts the log, or something is in flight, and changes
+        nothing then."""
 
     def persist_last_applied(self, last: LogId) -> None:
-        """As `update_last_applied`, and returns when that is on the disk. Blocks."""
+        """As `update_last_applied`, and returns when that is on the disk. Blocks. Raises what the disk said, too."""
+
+    def save_hard_state(self, state: HardState | None = None) -> None:
+        """Return when `state` is on the disk; None: what was saved last, once more. Blocks. Raises when its term falls,
+        or it gives a vote to another; or what the disk said. The one before counts on then."""
+
+    def hard_state(self) -> HardState | None:
+        """What was saved last, before a restart too; None: nothing ever was. Nothing that becomes of the state changes
+        it. Does not block."""
+
+    async def lease_background_cleanup(self) -> list[bytes]:
+        """Remove some of the records that have expired, a bounded number, and return their keys; an empty list: there
+        is none. What can be read stays as it is."""
 
     def flush(self) -> None:
         """Return when all that can be read now survives power loss. Blocks. Raises what the disk said."""
@@ -139,6 +153,14 @@ class StartReport(msgspec.Struct, frozen=True):
     outcome: str
     last_applied: LogId
     discarded: str | None = None
+
+
+class HardState(msgspec.Struct, frozen=True):
+    """What a node of a replicated log must not forget: the term it is in, and the node it voted for there, None: no
+    one."""
+
+    term: int
+    voted_for: str | None
 
 
 class ScanResult(msgspec.Struct, frozen=True):

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from shardengine.engine.config import EngineConfig
-from shardengine.engine.contract import ScanResult, SnapshotInfo, SnapshotMetadata, StartReport
-from shardengine.engine.errors import EngineStateError, LogOrderError, disk_error
+from shardengine.engine.contract import HardState, ScanResult, SnapshotInfo, SnapshotMetadata, StartReport
+from shardengine.engine.errors import EngineStateError, disk_error
 from shardengine.engine.read.view import View
 from shardengine.engine.run.busy import Busy
 from shardengine.engine.run.facts import facts
@@ -24,13 +24,15 @@ from shardengine.engine.run.owner import Owner
 from shardengine.engine.run.readside import ReadSide
 from shardengine.engine.run.replacing import Replacing
 from shardengine.engine.run.runtime import Runtime
-from shardengine.engine.run.shell import Shell, make_way
+from shardengine.engine.run.shell import Shell
+from shardengine.engine.run.standing import check_name, stand_at
 from shardengine.engine.run.starting import refuse_worker, settled, start_run
 from shardengine.engine.run.taking import Taking
 from shardengine.engine.run.tasks import one_turn
 from shardengine.engine.snapshot.keeper import Snapshots
 from shardengine.engine.snapshot.policy import SnapshotPolicy
 from shardengine.engine.storage.files import absolute
+from shardengine.engine.storage.hardstate import HardStateFile
 from shardengine.shards.digest import DIGEST_MODULUS
 from shardengine.shards.kv import KeyValue
 from shardengine.shards.machine import Machine
@@ -77,6 +79,7 @@ class Engine:
         self._readside = ReadSide(self._path, self._owner, config)
         self._shell = Shell(self._owner, self._readside, busy, config)
         self._snapshots = Snapshots(self._path, machine, config)
+        self._hard = HardStateFile(self._path)
         self._taking = Taking(self._shell, busy, self._snapshots, config)
         self._replacing = Replacing(self._shell, busy, self._snapshots, machine, config)
         self._shell.register()
@@ -99,17 +102,17 @@ class Engine:
         refuse_worker()
         if shell.runtime is not None:
             raise EngineStateError("the engine runs already")
-        shell.close_storage()
-        make_way(self._path)
-        runtime, report = start_run(self._path, self._machine, self._config, self._snapshots, reshard=self._reshard)
+        runtime, report = start_run(
+            self._path, self._machine, self._config, self._snapshots, self._hard, reshard=self._reshard
+        )
         shell.begin(runtime, self._on_tick)
         return report
 
     def stop(self) -> None:
         """Finish what is in flight, make it durable, end the workers, free the directory. Blocks.
 
-        Calls that wait for room fail with EngineStoppedError. Reads go on, from the last state, until
-        `close_storage`. Raises what kept it from finishing; it is stopped all the same. Stopping twice does nothing.
+        Calls that wait for room fail with EngineStoppedError, as every read does from then on, and views end; `start`
+        again resumes. Raises what kept it from finishing; it is stopped all the same. Stopping twice does nothing.
         """
         self._shell.stop()
 
@@ -119,7 +122,8 @@ class Engine:
         await self._shell.aclose()
 
     def close_storage(self) -> None:
-        """Close the readers' side of a stopped engine; its views end. Raises EngineStateError while it runs."""
+        """Close what `stop` had to leave open, and locked: one of its threads was still at work there after
+        `stop_timeout_ms`. While it is, nothing happens, nor after any other stop. EngineStateError: the engine runs."""
         self._shell.close_storage()
 
     def is_running(self) -> bool:
@@ -175,7 +179,11 @@ class Engine:
     # ---- read ----------------------------------------------------------------------------------------------------
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of `key` at `last_applied()`, or None. Does not block and asks nobody."""
+        """The value of `key` at `last_applied()`, or None. Does not block and asks nobody.
+
+        As every read it is answered from `start` to `stop`, also by an engine that has failed, and raises
+        EngineStateError before and EngineStoppedError after.
+        """
         return self._readside.now().cut.get(key)
 
     def get_multi(self, keys: Iterable[bytes]) -> list[bytes | None]:
@@ -220,23 +228,15 @@ class Engine:
         return self._running().durable(self._snapshots.newest)
 
     def update_last_applied(self, last: LogId) -> None:
-        """Begin a log whose head is gone: an empty engine stands at `last` from now on, and takes `last.index + 1`
-        next. At or below `last_applied()` nothing happens.
+        """Stand at `last` from now on, and take `last.index + 1` next: the entries in between carry no command, or lie
+        before the engine's time. It survives whatever an applied chunk survives. At or below `last_applied()` nothing
+        happens. Terms of entries passed over that may differ are not remembered, nor are those of all before them.
 
-        It survives whatever an applied chunk survives. Raises EngineStateError when something was applied before or is
-        in flight (feed entries without commands as no-ops), LogOrderError when `last` is no entry's name, StoreError.
+        Raises EngineStateError while chunks, a snapshot or a replacement are under way; LogConflictError when entry
+        `last.index` was applied with another term; LogOrderError when the term falls, or `last` is no entry's name;
+        StoreError when the disk refuses. Nothing has changed then; where the engine has failed, the next start decides.
         """
-        runtime = self._running()
-        if runtime.failure is not None:
-            raise runtime.failure.again()
-        _check_name(last)
-        if last.index <= self.last_applied().index:
-            return
-        if self._busy.replacing or not runtime.begin_at(last):
-            raise EngineStateError(
-                f"the log cannot begin at {last}: it stands at {self.last_applied()}, or something is in flight",
-                hint="feed the entries between, empty ones too; or reset() first",
-            )
+        stand_at(self._shell, self._busy, last)
 
     def persist_last_applied(self, last: LogId) -> None:
         """As `update_last_applied`, and returns when it is on the disk. Raises what `flush` does, too."""
@@ -249,8 +249,8 @@ class Engine:
 
     async def digest(self) -> bytes:
         """16 bytes that are the same for the same live records, whatever the shard count. Reads all of them, in
-        slices, at one index, however long that takes; applies go on meanwhile. Raises ViewClosedError when the storage
-        is closed, or the state replaced, before its end."""
+        slices, at one index, however long that takes; applies go on meanwhile. Raises ViewClosedError when the engine
+        is stopped, or the state replaced, before its end."""
         self._owner.check()
         cut = self._readside.now().pin()
         try:
@@ -279,6 +279,32 @@ class Engine:
         """As `flush`, without blocking the loop; applies wait meanwhile."""
         await self._shell.flushed(self._shell.bind())
 
+    def save_hard_state(self, state: HardState | None = None) -> None:
+        """Remember the term and the vote of the node that this engine is part of; None: once more what is remembered,
+        or nothing. Blocks until the disk has it, in every durability mode. No reset, restore, compaction, conversion or
+        power loss changes it. An engine that has failed still takes it.
+
+        Raises:
+            HardStateError: it is none, its term is below the saved one's, or its vote is not the one cast in that term.
+            SyncFailedError, StoreError, DirectoryChangedError: it could not be written. `hard_state()` stays as it was,
+                a start may find either: act on neither before a save succeeds.
+            EngineStateError: the engine does not run.
+        """
+        self._running().durability.check_place()
+        self._hard.save(state)
+
+    def hard_state(self) -> HardState | None:
+        """What `save_hard_state` made durable last, in this run or before it; None: nothing ever. Does not block.
+        Raises EngineStateError when the engine does not run."""
+        self._running()
+        return self._hard.state
+
+    async def lease_background_cleanup(self) -> list[bytes]:
+        """Remove a bounded number of expired records and return their keys. No record expires in this version: the list
+        is empty, nothing is awaited. Raises EngineStateError when the engine does not run, or what it failed with."""
+        self._shell.bind().coordinator.check_running()
+        return []
+
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
     async def generate_snapshot_data(
@@ -295,7 +321,7 @@ class Engine:
         """
         self._shell.bind()
         if last_included is not None:
-            _check_name(last_included)
+            check_name(last_included)
         return (await self._taking.into(absolute(directory), last_included)).checksum
 
     async def create_snapshot(self) -> SnapshotInfo:
@@ -372,9 +398,3 @@ class Engine:
     def _on_tick(self, now: float) -> None:
         self._readside.expire_views(now)
         self._taking.tick(self._running())
-
-
-def _check_name(entry: LogId) -> None:
-    """Raise LogOrderError when it is no entry's name."""
-    if not isinstance(entry, LogId) or type(entry.index) is not int or type(entry.term) is not int:
-        raise LogOrderError(f"{entry!r} is no LogId of two plain ints", hint="pass LogId(index, term)", got=entry)

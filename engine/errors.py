@@ -26,11 +26,12 @@ class ConfigError(EngineError):
 
 
 class EngineStateError(EngineError):
-    """The call does not fit the engine's state: not started, already started, or storage closed."""
+    """The call does not fit the engine's state: not started, or already started."""
 
 
 class EngineStoppedError(EngineStateError):
-    """The engine stopped, or stops, while or before the call: nothing of it was applied unless already answered."""
+    """The engine stopped, or stops, while or before the call: nothing was read, and nothing applied unless already
+    answered."""
 
 
 class EngineLockedError(EngineError):
@@ -70,6 +71,11 @@ class LogOrderError(EngineError):
 class LogConflictError(EngineError):
     """A re-delivered entry has another term than the one that was accepted at its index, or, while that is still in
     flight, other data. Nothing of the chunk was accepted."""
+
+
+class HardStateError(EngineError):
+    """A hard state that must not be saved: it is none, its term falls, or it gives the vote of its term to another. The
+    one that was saved before stays."""
 
 
 class ChunkAbortedError(EngineError):
@@ -153,7 +159,7 @@ class TooManyViewsError(EngineError):
 
 
 class ViewClosedError(EngineError):
-    """The view was closed, outlived its age limit, or its engine closed."""
+    """The view was closed, outlived its age limit, or its engine was stopped."""
 
 
 def named(error: Exception) -> EngineError:

@@ -28,6 +28,7 @@ from shardengine.engine.snapshot.manifest import Manifest, read_manifest
 from shardengine.engine.snapshot.parts import damaged, read_part
 from shardengine.engine.storage.files import Lock
 from shardengine.engine.storage.generations import Directory, Generation
+from shardengine.engine.storage.hardstate import HardStateFile
 from shardengine.engine.storage.matching import check_machine
 from shardengine.ipc.errors import hint_for
 from shardengine.ipc.ring import RingReader
@@ -55,8 +56,8 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def verify_directory(path: str | Path, machine: type[Machine] | None = None) -> list[Finding]:
-    """Everything wrong with the live generation; empty when all is well. Reads every page and every key; blocks that
-    long.
+    """Everything wrong with the live generation, and with the hard state; empty when all is well. Reads every page and
+    every key; blocks that long.
 
     Whether each key lies where the machine places it is judged by `machine`; None: by the built-in one in a directory
     of that, and not at all in another one's, which a warning in the log then says.
@@ -92,7 +93,7 @@ def _verify(directory: Directory, machine: type[Machine] | None) -> list[Finding
     if machine is not None:
         check_machine(fixed, machine, directory.path)
 
-    findings: list[Finding] = []
+    findings = _judge_hard_state(directory)
     positions: list[Position] = []
     claims = [
         Claim(generation.shard(shard).name, generation.identity(shard), fixed.limits)
@@ -108,6 +109,14 @@ def _verify(directory: Directory, machine: type[Machine] | None) -> list[Finding
     if len(positions) == generation.shards:
         findings += _judge(generation, positions)
     return findings
+
+
+def _judge_hard_state(directory: Directory) -> list[Finding]:
+    try:
+        HardStateFile(directory.path).judge()
+    except (EngineError, OSError) as error:
+        return [Finding(None, str(error))]
+    return []
 
 
 def _placing(machine: type[Machine] | None, name: str) -> type[Machine] | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardengine.engine.config import EngineConfig as EngineConfig
     from shardengine.engine.config import load_config as load_config
+    from shardengine.engine.contract import HardState as HardState
     from shardengine.engine.contract import ScanResult as ScanResult
     from shardengine.engine.contract import SnapshotInfo as SnapshotInfo
     from shardengine.engine.contract import SnapshotMetadata as SnapshotMetadata
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import EngineStoppedError as EngineStoppedError
     from shardengine.engine.errors import ForkedError as ForkedError
     from shardengine.engine.errors import FormatError as FormatError
+    from shardengine.engine.errors import HardStateError as HardStateError
     from shardengine.engine.errors import LogConflictError as LogConflictError
     from shardengine.engine.errors import LogGapError as LogGapError
     from shardengine.engine.errors import LogOrderError as LogOrderError
@@ -138,6 +140,7 @@ _HOMES = {
         "EngineStoppedError",
         "ForkedError",
         "FormatError",
+        "HardStateError",
         "LogConflictError",
         "LogGapError",
         "LogOrderError",
@@ -167,6 +170,7 @@ _HOMES = {
         "load_config",
     ),
     "engine.contract": (
+        "HardState",
         "ScanResult",
         "SnapshotInfo",
         "SnapshotMetadata",

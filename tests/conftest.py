@@ -112,7 +112,6 @@ def kill_engines() -> list[str]:
         if runtime is not None:
             running.append(str(shell.readside.path))
             runtime.abandon()
-            runtime.opened.lock.close()
             shell.forget_run()
         if running or shell.readside.reads is not None:
             shell.owner.thread = threading.get_ident()

@@ -23,6 +23,11 @@ def reads_of(db: Engine) -> Reads:
     return db._readside.now()
 
 
+def reads_left(db: Engine) -> Reads | None:
+    """What is still open of it, whether or not it may be read."""
+    return db._readside.reads
+
+
 def taking(db: Engine) -> bool:
     return db._busy.taking
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 
-from shardengine import Engine, StateMachine
+from shardengine import Engine, EngineStateError, EngineStoppedError, StateMachine, StoreError
+from tests.directories import puts
+from tests.inside import runtime_of
 
 METHODS = [name for name, value in vars(StateMachine).items() if inspect.isfunction(value) and value.__doc__]
 
 
-def as_typed(engine: Engine) -> StateMachine:
-    """For the type checker."""
-    return engine
+def machine(path: Path) -> StateMachine:
+    """For the type checker, too: an engine is one, whatever holds it."""
+    return Engine(path, shards=2)
 
 
 def test_every_method_of_the_contract_says_what_it_is_for() -> None:
     named = {name for name, value in vars(StateMachine).items() if inspect.isfunction(value)}
     assert named - set(METHODS) <= {"__init__", "__subclasshook__", "_no_init_or_replace_init"}
-    assert len(METHODS) == 19
+    assert len(METHODS) == 22
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -31,3 +34,23 @@ def test_the_engine_has_the_method(name: str) -> None:
         assert parameters[parameter.name].kind is parameter.kind
         assert parameters[parameter.name].default == parameter.default
     assert found.__doc__ or name == "is_empty"
+
+
+async def test_a_cleanup_removes_nothing_while_no_record_expires(tmp_path: Path) -> None:
+    db = machine(tmp_path)
+    with pytest.raises(EngineStateError):
+        await db.lease_background_cleanup()
+    db.start()
+    await db.apply_chunk(puts(1, 10))
+    assert await db.lease_background_cleanup() == []
+    assert (len(db), db.get(b"k1")) == (10, b"v1")
+    assert isinstance(db, Engine)
+    runtime = runtime_of(db)
+    assert runtime is not None
+    runtime.fail(StoreError("the end"))
+    for stopped in (False, True):
+        with pytest.raises(EngineStoppedError if stopped else StoreError):
+            await db.lease_background_cleanup()
+        if not stopped:
+            with pytest.raises(StoreError):
+                db.stop()

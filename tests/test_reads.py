@@ -14,7 +14,6 @@ from shardengine import (
     Delete,
     Engine,
     EngineConfig,
-    EngineStateError,
     Entry,
     LogId,
     Put,
@@ -221,47 +220,6 @@ async def test_a_key_that_no_record_can_have_reads_as_absent(tmp_path: Path) -> 
         assert db.get(bytes(10_000)) is None
         assert db.get_multi([b"", KEYS[0], bytes(512)]) == [None, b"1", None]
         assert db.get_multi([]) == []
-
-
-def test_reads_after_stop_go_on_until_the_storage_is_closed(tmp_path: Path) -> None:
-    db = Engine(tmp_path / "db", shards=3)
-    with pytest.raises(EngineStateError, match="not open"):
-        db.get(b"key1")
-    db.start()
-    with pytest.raises(EngineStateError, match="the engine runs"):
-        db.close_storage()
-    asyncio.run(_applied_then_stopped(db))
-    view = db.view()
-    assert (db.is_running(), db.get(KEYS[9]), len(db), db.last_applied()) == (False, b"1", 64, LogId(64, 1))
-    assert len(db.scan_prefix(b"key").entries) == 64
-    db.close_storage()
-    db.close_storage()
-    with pytest.raises(ViewClosedError, match="storage was closed"):
-        view.get(KEYS[9])
-    for read in (lambda: db.get(b"k"), lambda: len(db), db.last_applied, lambda: db.scan_prefix(b""), db.view):
-        with pytest.raises(EngineStateError, match="not open"):
-            read()
-
-
-async def _applied_then_stopped(db: Engine) -> None:
-    await db.apply_chunk(flip(1))
-    db.stop()
-
-
-def test_a_new_engine_on_the_path_of_a_stopped_one_closes_its_storage(tmp_path: Path) -> None:
-    old = Engine(tmp_path / "db", shards=2)
-    old.start()
-    asyncio.run(_applied_then_stopped(old))
-    view = old.view()
-    new = Engine(tmp_path / "db")
-    assert new.start().last_applied == LogId(64, 1)
-    assert new.get(KEYS[1]) == b"1"
-    with pytest.raises(EngineStateError):
-        old.get(KEYS[1])
-    with pytest.raises(ViewClosedError):
-        view.get(KEYS[1])
-    new.stop()
-    new.close_storage()
 
 
 async def test_compacting_gives_disk_back_and_changes_nothing_that_is_read(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def scribble(path: Path, offset: int, data: bytes = b"scribble") -> None:
 def damage_record(generation: Path, *, newest: bool) -> None:
     """Change one bit of a decision record so that only its checksum can tell."""
     file = DecisionFile(generation / "decision")
-    slot = file._target ^ newest
+    slot = file._slots._target ^ newest
     file.close()
     data = bytearray((generation / "decision").read_bytes())
     length = int.from_bytes(data[slot * SLOT_BYTES + 8 : slot * SLOT_BYTES + 16], "little")

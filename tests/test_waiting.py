@@ -145,7 +145,7 @@ async def test_a_log_does_not_begin_beside_a_snapshot(tmp_path: Path) -> None:
         snapshot = asyncio.ensure_future(db.create_snapshot())
         while not db._running().coordinator.pinning.busy:
             await one_turn()
-        with pytest.raises(EngineStateError, match="something is in flight"):
+        with pytest.raises(EngineStateError, match="a snapshot is being taken"):
             db.update_last_applied(LogId(1000, 3))
         await snapshot
         db.update_last_applied(LogId(1000, 3))

@@ -109,13 +109,13 @@ class Coordinator:
             self._fill()
         return delivery
 
-    def begin_at(self, last: LogId) -> None:
-        """Have the log begin behind `last`, where nothing is accepted yet. A group of no entries moves index and term
-        there, and is decided, hence kept, as every other. Raises what keeps it from that."""
-        assert self.idle and self.applied.index == 0
+    def pass_over(self, last: LogId) -> None:
+        """Have the log go on behind `last`, while nothing is in flight or pinned. A group of no entries moves index and
+        term there, and is decided, hence kept, as every other. Raises what keeps it from that."""
+        assert self.idle and self.applied.index < last.index
         self._host.before_write()
         tail, number = self.in_flight.tail, self._commit.last + 1
-        tail.begin_at(last)
+        tail.pass_over(last)
         self.in_flight.batches[number] = Batch([], 0, Position(number, last.index, last.term, tail.clock), {})
         self._run(self._commit.submit(Group(number, frozenset())))
         self.check_running()

@@ -1,20 +1,19 @@
 """The decision record: the newest group that is decided, and all it takes to do it again.
 
-    decision                                   a slot
-    +----------------------+                   0   8  sequence: rises by one with every record
-    | slot 0      64 KiB   |                   8   8  length of the payload
-    +----------------------+                   16  8  checksum (XXH3-64) of sequence, length and payload
-    | slot 1      64 KiB   |                   24  .. payload: a msgpack Record
-    +----------------------+                   all little-endian
+    decision
+    +----------------------+
+    | slot 0      64 KiB   |    each is one of engine/slots.py, whose payload is a msgpack Record
+    +----------------------+
+    | slot 1      64 KiB   |
+    +----------------------+
 
-Records go into the two slots in turn, always over the older or unreadable one, so the newest whole record survives a
-crash in the middle of a write. A generation starts with a valid record; two unreadable slots are damage.
+Records go into the two slots in turn, so the newest whole record survives a crash in the middle of a write. A
+generation starts with a valid record; two unreadable slots are damage.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -24,14 +23,12 @@ import msgspec
 
 from shardengine.engine.commit.actions import Group
 from shardengine.engine.errors import CommitRuleError, DamagedError
-from shardengine.ipc.files import allocate, create_file, open_file, sync, write_all
+from shardengine.engine.slots import Slots
+from shardengine.ipc.files import allocate, create_file, open_file, sync
 from shardengine.ipc.ring import Extent
-from shardengine.shards.digest import checksum
 from shardengine.shards.types import LogId, Position
 
 SLOT_BYTES = 64 * 1024
-_HEAD = struct.Struct("<QQQ")
-_COUNT = struct.Struct("<QQ")
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
@@ -48,6 +45,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     machine_version: int
 
 
+_NONE = Record(Position(), [], {}, 0)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Record).decode
 
@@ -72,34 +70,21 @@ class DecisionFile:
         self._path = path
         self.synced = synced
         try:
-            found = [self._read(slot) for slot in (0, 1)]
+            self._slots = Slots(self._descriptor, SLOT_BYTES, _decode)
         except OSError:
             self.close()
             raise
-        newest = max((one for one in found if one is not None), default=None, key=lambda one: one[0])
-        if newest is None and not fresh:
+        if self._slots.newest is None and not fresh:
             self.close()
             raise DamagedError(
                 f"{path}: neither slot holds a readable decision record",
                 hint="restore a snapshot, or start over in another directory",
                 path=str(path),
             )
-        self._sequence = newest[0] if newest else 0
-        self._target = found.index(newest) ^ 1 if newest else 0
-        self.record = newest[1] if newest else Record(Position(), [], {}, 0)
 
-    def _read(self, slot: int) -> tuple[int, Record] | None:
-        data = os.pread(self._descriptor, SLOT_BYTES, slot * SLOT_BYTES)
-        if len(data) < _HEAD.size:
-            return None
-        sequence, length, expected = _HEAD.unpack_from(data)
-        payload = data[_HEAD.size : _HEAD.size + length]
-        if sequence == 0 or len(payload) != length or checksum(_COUNT.pack(sequence, length) + payload) != expected:
-            return None
-        try:
-            return sequence, _decode(payload)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError):
-            return None
+    @property
+    def record(self) -> Record:
+        return self._slots.newest or _NONE
 
     def write(self, record: Record) -> None:
         """Write the next record; if `synced`, return when it is on the disk.
@@ -109,16 +94,12 @@ class DecisionFile:
         written.
         """
         payload = _encode(record)
-        if len(payload) > SLOT_BYTES - _HEAD.size:
+        if len(payload) > self._slots.payload_bytes_max:
             raise CommitRuleError(f"a decision record of {len(payload)} bytes passes its slot of {SLOT_BYTES}")
-        counted = _COUNT.pack(self._sequence + 1, len(payload))
-        slot = counted + checksum(counted + payload).to_bytes(8, "little") + payload
-        write_all(self._descriptor, slot, self._target * SLOT_BYTES)
+        self._slots.write(self._descriptor, payload)
         if self.synced:
             self.sync()
-        self._sequence += 1
-        self._target ^= 1
-        self.record = record
+        self._slots.turn(record)
 
     def sync(self) -> None:
         """Return when the records are on the disk. Raises SyncError."""

@@ -94,13 +94,24 @@ class Tail:
         self.index = chunk.last
         self.clock = chunk.clock
 
-    def begin_at(self, last: LogId) -> None:
-        """Nothing is accepted yet, and the log begins behind `last`. Raises LogOrderError."""
-        for number in (last.index, last.term):
-            if type(number) is not int or not 0 <= number <= U64_MAX:
-                raise LogOrderError(f"{last}: index and term are plain ints of at most {U64_MAX}", got=number)
+    def check_name(self, last: LogId) -> None:
+        """Raise LogConflictError when the accepted entry at that index has another term, LogOrderError when `last` lies
+        beyond the tail and its term falls."""
+        if last.index > self.index and last.term < self.term:
+            raise _falling(last.index, last.term, self.term)
+        self._check_known(last.index, last.term)
+
+    def pass_over(self, last: LogId) -> None:
+        """The log goes on behind `last`, which `check_name` has passed, and which lies beyond the tail.
+
+        Which terms the entries between have is known when they can have but one. Else no run would be true of them, and
+        those before them are forgotten: a run reaches up to the next.
+        """
+        if not self.term_runs or (last.term > self.term and last.index > self.index + 1):
+            self.term_runs = [last]
+        elif last.term > self.term:
+            self.term_runs.append(last)
         self.index, self.term = last.index, last.term
-        self.term_runs = [last]
 
     def kept_runs(self, index: int) -> list[LogId]:
         """The term runs of entries up to `index`, the newest TERM_RUNS_MAX of them, as a record keeps them."""

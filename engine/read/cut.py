@@ -26,7 +26,7 @@ from shardengine.shards.store import BadKey, ReadStore, ReadTx
 from shardengine.shards.types import Position
 
 _RECORDS_PER_SLICE = 512
-_CLOSED = "its engine's storage was closed"
+_CLOSED = "its engine was stopped"
 log = logging.getLogger("shardengine")
 
 

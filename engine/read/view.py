@@ -25,7 +25,7 @@ class View:
     Close it, or use it as a context manager: an old view makes the files grow. It is read in its engine's thread, and
     may be closed in any; one that is dropped is closed. A forked child cannot read it (ForkedError): no slot in the
     readers' table keeps pages for the child. A view that outlives `view_age_max_ms`, or its engine's
-    storage, is closed for it; reads then raise ViewClosedError.
+    run, is closed for it; reads then raise ViewClosedError.
     """
 
     def __init__(self, cut: Cut, opened_at: float) -> None:

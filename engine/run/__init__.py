@@ -20,6 +20,7 @@ Files, lowest first:
     waiting.py     who waits for the coordinator; asyncio
     tasks.py       threads and tasks beside the loop; asyncio
     shell.py       one thread, one loop, one run at a time; asyncio
+    standing.py    the log ends at a later entry, though no chunk says so
     taking.py      snapshots: when asked for, and when the policy says so
     replacing.py   install, reset, compact: verify to retire
 """

@@ -1,4 +1,4 @@
-"""The readers' side of an engine: open from its start until `close_storage`, stopped or not."""
+"""The readers' side of an engine: open from its start to its stop."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import weakref
 from pathlib import Path
 
 from shardengine.engine.config import EngineConfig
-from shardengine.engine.errors import EngineStateError, TooManyViewsError
+from shardengine.engine.errors import EngineError, EngineStateError, EngineStoppedError, TooManyViewsError
 from shardengine.engine.read.cut import Reads
 from shardengine.engine.read.view import View
 from shardengine.engine.run.owner import Owner
+from shardengine.engine.storage.files import Lock
 
 
 class ReadSide:
-    """What the directory at `path` is read through, while it is open, and the views of it."""
+    """What the directory at `path` is read through, while the engine runs, and the views of it.
+
+    Invariant: nothing is read while there is a `_refusal`, which says why; `reads` may be open then, not closed yet.
+    As long as it is, the directory is locked.
+    """
 
     def __init__(self, path: Path, owner: Owner, config: EngineConfig) -> None:
         self.path = path
@@ -23,19 +28,42 @@ class ReadSide:
         self._owner = owner
         self._config = config
         self._views: weakref.WeakSet[View] = weakref.WeakSet()
+        self._lock: Lock | None = None
+        self._refusal: EngineStateError | None = EngineStateError(
+            "the engine does not run: its storage is not open", hint="start() it"
+        )
+
+    def open(self, reads: Reads, lock: Lock) -> None:
+        """From now on `reads` is what is read, in the directory that `lock` keeps."""
+        self.reads, self._lock, self._refusal = reads, lock, None
 
     def now(self) -> Reads:
-        """Raises WrongThreadError, ForkedError, or EngineStateError when it is not open."""
-        if threading.get_ident() != self._owner.thread or self.reads is None:
+        """Raises WrongThreadError, ForkedError, EngineStoppedError after a stop, or EngineStateError before a start."""
+        if threading.get_ident() != self._owner.thread or self.reads is None or self._refusal is not None:
             self._owner.check()
-            raise EngineStateError("the engine's storage is not open", hint="start() it")
+            raise self.refusal
         return self.reads
 
+    @property
+    def refusal(self) -> EngineError:
+        """What to raise while the engine does not run."""
+        assert self._refusal is not None
+        return self._refusal.again()
+
+    def refuse(self) -> None:
+        """The engine has stopped: views end, and from now on nothing is read."""
+        self._refusal = EngineStoppedError(
+            "the engine does not run: it was stopped", hint="start() it again, or read before stop()"
+        )
+        for view in list(self._views):
+            view.close("its engine was stopped")
+
     def close(self) -> None:
-        """Views end. Closing twice does nothing."""
-        if self.reads is not None:
+        """Of an engine that has stopped: close what was read, and free the directory. Closing twice does nothing."""
+        if self.reads is not None and self._lock is not None:
             self.reads.close()
-            self.reads = None
+            self._lock.close()
+            self.reads = self._lock = None
 
     def view(self) -> View:
         """A view of now. Raises TooManyViewsError, or as `now`."""

@@ -135,15 +135,6 @@ class Runtime:
 
     # ---- what is to be done --------------------------------------------------------------------------------------
 
-    def begin_at(self, last: LogId) -> bool:
-        """Have the log begin behind `last`; see `Coordinator.begin_at`. False: it has begun, or is about to, or a
-        snapshot keeps groups from being decided."""
-        coordinator = self.coordinator
-        if not coordinator.idle or coordinator.applied.index or coordinator.pinning.busy:
-            return False
-        self.coordinator.begin_at(last)
-        return True
-
     def snapshot(self, request: Request) -> None:
         """Begin a snapshot; see `Pinning.request`. Raises the run's failure when there is one."""
         self.coordinator.snapshot(request)

@@ -15,7 +15,6 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from shardengine.engine.config import EngineConfig
@@ -76,7 +75,7 @@ class Shell:
     def take_over(self, runtime: Runtime) -> None:
         """From now on `runtime` is the engine's; a bound loop watches it instead of the one before."""
         before, self.runtime = self.runtime, runtime
-        self.readside.reads = runtime.reads
+        self.readside.open(runtime.reads, runtime.opened.lock)
         runtime.reads.closer = self
         self.waiting.coordinator = runtime.coordinator
         runtime.on_move = self.waiting.published
@@ -87,10 +86,10 @@ class Shell:
             self._watch(runtime, self._loop)
 
     def running(self) -> Runtime:
-        """Raises EngineStateError when nothing runs, or as `Owner.check`."""
+        """Raises EngineStateError when nothing runs (EngineStoppedError: not any more), or as `Owner.check`."""
         self.owner.check()
         if self.runtime is None:
-            raise EngineStateError("the engine does not run", hint="start() it")
+            raise self.readside.refusal
         return self.runtime
 
     @property
@@ -123,10 +122,11 @@ class Shell:
             self.waiting.release(EngineStoppedError("the engine stopped"))
             if (late := self.tasks.await_threads(self._config.stop_timeout_ms)) is not None:
                 raise late
-            runtime.opened.lock.close()
+            self.readside.close()
 
     def forget_run(self) -> None:
-        """There is no run any more, and no loop that belongs to it."""
+        """There is no run any more, no loop that belongs to it, and nothing to read."""
+        self.readside.refuse()
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop = self.runtime = self.waiting.coordinator = None
@@ -158,7 +158,8 @@ class Shell:
         self.owner.check()
         if self.runtime is not None:
             raise EngineStateError("the engine runs", hint="stop() it first")
-        self.readside.close()
+        if self.tasks.await_threads(0) is None:  # else one may still read there
+            self.readside.close()
 
     # ---- loop ----------------------------------------------------------------------------------------------------
 
@@ -297,15 +298,6 @@ class Shell:
             self.stop()
         except Exception as error:
             log.error("%s: stopped unclean as the interpreter ended: %s", self.readside.path, error)
-
-
-def make_way(path: Path) -> None:
-    """A stopped engine of this process may still read there; LMDB lets a process open it only once."""
-    for other in shells():
-        if other.owner.forked or other.runtime is not None or other.readside.reads is None:
-            continue
-        if other.readside.path.resolve() == path.resolve():
-            other.close_storage()
 
 
 def _at_exit() -> None:

@@ -15,6 +15,7 @@ from shardengine.engine.run.opening import Opened, open_directory
 from shardengine.engine.run.reshard import convert
 from shardengine.engine.run.runtime import Runtime
 from shardengine.engine.snapshot.keeper import Snapshots
+from shardengine.engine.storage.hardstate import HardStateFile
 from shardengine.shards.fast import COMPILED
 from shardengine.shards.machine import Machine
 from shardengine.shards.worker import Process
@@ -47,7 +48,13 @@ def refuse_worker() -> None:
 
 
 def start_run(
-    path: Path, machine: type[Machine], config: EngineConfig, snapshots: Snapshots, *, reshard: bool
+    path: Path,
+    machine: type[Machine],
+    config: EngineConfig,
+    snapshots: Snapshots,
+    hard: HardStateFile,
+    *,
+    reshard: bool,
 ) -> tuple[Runtime, StartReport]:
     """See `Engine.start`. Whatever is raised leaves nothing running, and the directory unlocked."""
     try:
@@ -58,6 +65,7 @@ def start_run(
         opened = open_directory(path, machine, config)
         try:
             runtime = Runtime(opened, machine, config, launch)
+            hard.start()
             snapshots.start()
             runtime.start()
         except BaseException:

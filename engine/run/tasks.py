@@ -55,7 +55,8 @@ class Tasks:
             return None
         return WorkerFailedError(
             f"a thread was still at work on the directory after {timeout_ms} ms",
-            hint="the directory stays locked until this process ends; raise stop_timeout_ms",
+            hint="the directory stays locked until that thread has ended and close_storage() is called; or raise "
+            "stop_timeout_ms",
         )
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -1,6 +1,6 @@
 """The data directory: what it remembers, its generations, and whether they can be trusted.
 
-    DIR/  LOCK  CURRENT  config  run-mark  worker.log
+    DIR/  LOCK  CURRENT  config  run-mark  hardstate  worker.log
           gen-000001/  GENERATION  decision  shard-000/{data.mdb lock.mdb owner ring}  shard-001/...
           snapshots/  snapshot-metadata
           loads                      what `shardengine load` took, and of what
@@ -56,7 +56,7 @@ from shardengine.shards.types import Limits, Position
 log = logging.getLogger("shardengine")
 _NAME = re.compile(r"gen-\d{6,}")
 SET_ASIDE = "set-aside-"
-_REPLACED = ("CURRENT", "config", "run-mark", "snapshot-metadata", "loads")
+_REPLACED = ("CURRENT", "config", "run-mark", "snapshot-metadata", "loads", "hardstate")
 CREATE_MAP_BYTES = 1 << 20
 LOCK_BYTES = 64 << 10  # a thousand readers
 
