@@ -1,4 +1,4 @@
-"""The engine is a state machine as the contract has it: every method, with these arguments, waiting or not."""
+"""Engine and adaptors are state machines as the contract has it: every method, with these arguments, waiting or not."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import inspect
 import pytest
 
 from shardengine import Engine, StateMachine
+from shardengine.adaptors import MemoryStateMachine
 
 METHODS = [name for name, value in vars(StateMachine).items() if inspect.isfunction(value) and value.__doc__]
 
 
-def as_typed(engine: Engine) -> StateMachine:
+def as_typed(engine: Engine | MemoryStateMachine) -> StateMachine:
     """For the type checker."""
     return engine
 
@@ -23,8 +24,9 @@ def test_every_method_of_the_contract_says_what_it_is_for() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_engine_has_the_method(name: str) -> None:
-    asked, found = getattr(StateMachine, name), getattr(Engine, name)
+@pytest.mark.parametrize("machine", [Engine, MemoryStateMachine])
+def test_it_has_the_method(machine: type[StateMachine], name: str) -> None:
+    asked, found = getattr(StateMachine, name), getattr(machine, name)
     assert inspect.iscoroutinefunction(asked) is inspect.iscoroutinefunction(found)
     parameters = inspect.signature(found).parameters
     for parameter in inspect.signature(asked).parameters.values():
