@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shardengine.engine.adaptors.rehearsal import Rehearsal as Rehearsal
+    from shardengine.engine.adaptors.rehearsal import rehearse as rehearse
     from shardengine.engine.config import EngineConfig as EngineConfig
     from shardengine.engine.config import load_config as load_config
     from shardengine.engine.contract import ScanResult as ScanResult
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import PieceEndError as PieceEndError
     from shardengine.engine.errors import PieceGapError as PieceGapError
     from shardengine.engine.errors import PieceSourceError as PieceSourceError
+    from shardengine.engine.errors import RehearsalError as RehearsalError
     from shardengine.engine.errors import ShardCountMismatchError as ShardCountMismatchError
     from shardengine.engine.errors import SnapshotAbortedError as SnapshotAbortedError
     from shardengine.engine.errors import SnapshotDamagedError as SnapshotDamagedError
@@ -146,6 +149,7 @@ _HOMES = {
         "PieceEndError",
         "PieceGapError",
         "PieceSourceError",
+        "RehearsalError",
         "ShardCountMismatchError",
         "SnapshotAbortedError",
         "SnapshotDamagedError",
@@ -189,6 +193,10 @@ _HOMES = {
     "engine.read.view": ("View",),
     "engine.run.shell": ("run",),
     "engine.engine": ("Engine",),
+    "engine.adaptors.rehearsal": (
+        "Rehearsal",
+        "rehearse",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605
