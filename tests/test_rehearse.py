@@ -104,6 +104,7 @@ def test_what_a_machine_keeps_and_repeats_is_found_where_shards_have_machines_of
         (unruly.SlowClock, "state"),
         (unruly.Dated, "state"),
         (unruly.Process, "result"),
+        (unruly.Worker, "result"),
         (unruly.OtherPartitions, "partitions"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from shardengine import Context, KeyValue, Machine, Put, Rejected, Tx
+from shardengine.shards import worker
 
 HERE = os.getpid()  # of the process that imports this: never that of the rehearsal, in another one
 IN_REHEARSAL = "PYTEST_CURRENT_TEST" in os.environ and "pytest" not in sys.modules
@@ -78,6 +79,13 @@ class Process(Kept):
 
     def answer(self, command: Any) -> Any:
         return HERE
+
+
+class Worker(Kept):
+    """Knows whether it runs in a worker."""
+
+    def answer(self, command: Any) -> Any:
+        return worker.Process.is_worker
 
 
 class Counting(Kept):
