@@ -14,8 +14,7 @@ from typing import Any
 
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.contract import ScanResult, SnapshotInfo, SnapshotMetadata, StartReport
-from shardengine.engine.errors import EngineStateError, disk_error
-from shardengine.engine.intake.tail import check_name
+from shardengine.engine.errors import EngineStateError, LogOrderError, disk_error
 from shardengine.engine.read.view import View
 from shardengine.engine.run.busy import Busy
 from shardengine.engine.run.facts import facts
@@ -230,7 +229,7 @@ class Engine:
         runtime = self._running()
         if runtime.failure is not None:
             raise runtime.failure.again()
-        check_name(last)
+        _check_name(last)
         if last.index <= self.last_applied().index:
             return
         if self._busy.replacing or not runtime.begin_at(last):
@@ -296,7 +295,7 @@ class Engine:
         """
         self._shell.bind()
         if last_included is not None:
-            check_name(last_included)
+            _check_name(last_included)
         return (await self._taking.into(absolute(directory), last_included)).checksum
 
     async def create_snapshot(self) -> SnapshotInfo:
@@ -373,3 +372,9 @@ class Engine:
     def _on_tick(self, now: float) -> None:
         self._readside.expire_views(now)
         self._taking.tick(self._running())
+
+
+def _check_name(entry: LogId) -> None:
+    """Raise LogOrderError when it is no entry's name."""
+    if not isinstance(entry, LogId) or type(entry.index) is not int or type(entry.term) is not int:
+        raise LogOrderError(f"{entry!r} is no LogId of two plain ints", hint="pass LogId(index, term)", got=entry)

@@ -15,8 +15,14 @@ from shardengine.engine.adaptors.records import MemoryView, Records
 from shardengine.engine.adaptors.snapshots import read_snapshot, write_snapshot
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.contract import Results, ScanResult, SnapshotMetadata, StartReport
-from shardengine.engine.errors import EngineStateError, EngineStoppedError, SnapshotLabelError, disk_error
-from shardengine.engine.intake.tail import Tail, check_name, normalised
+from shardengine.engine.errors import (
+    EngineStateError,
+    EngineStoppedError,
+    LogOrderError,
+    SnapshotLabelError,
+    disk_error,
+)
+from shardengine.engine.intake.tail import Tail, normalised
 from shardengine.engine.run.launch import check_machine, made
 from shardengine.engine.run.owner import Owner
 from shardengine.engine.snapshot.build import config_of
@@ -236,7 +242,7 @@ class MemoryStateMachine:
         Raises EngineStateError when something was applied before, LogOrderError when `last` is no entry's name.
         """
         state = self._now()
-        check_name(last)
+        _check_name(last)
         if last.index <= state.tail.index:
             return
         if state.tail.index:
@@ -281,7 +287,7 @@ class MemoryStateMachine:
         """
         state = self._now()
         if last_included is not None:
-            check_name(last_included)
+            _check_name(last_included)
             _check_label(last_included, state.last)
         place = Position(0, state.tail.index, state.tail.term, state.tail.clock)
         with writing_into(absolute(directory)) as target:
@@ -339,6 +345,12 @@ class MemoryStateMachine:
         run."""
         self._running()
         self._snapshots.remember(metadata)
+
+
+def _check_name(entry: LogId) -> None:
+    """Raise LogOrderError when it is no entry's name."""
+    if not isinstance(entry, LogId) or type(entry.index) is not int or type(entry.term) is not int:
+        raise LogOrderError(f"{entry!r} is no LogId of two plain ints", hint="pass LogId(index, term)", got=entry)
 
 
 def _check_label(label: LogId, applied: LogId) -> None:

@@ -178,9 +178,3 @@ def _disorder(before: int, index: int) -> LogGapError | LogOrderError:
     if index > before:
         return LogGapError(f"inside the chunk, index {index} follows {before}", hint="a log has no gaps", **facts)
     return LogOrderError(f"inside the chunk, index {index} follows {before}", hint="indices rise by one", **facts)
-
-
-def check_name(entry: LogId) -> None:
-    """Raise LogOrderError when it is no entry's name."""
-    if not isinstance(entry, LogId) or type(entry.index) is not int or type(entry.term) is not int:
-        raise LogOrderError(f"{entry!r} is no LogId of two plain ints", hint="pass LogId(index, term)", got=entry)
