@@ -253,7 +253,7 @@ def spans() -> bool:
     splitter = Splitter(unruly.Transfers(), 1, Limits(), reject_bad=True, part_bytes_max=1 << 20)
     form = normal_form(log_of([encode(unruly.Transfer(b"a", b"b", 1))]), 0)
     assert form is not None
-    return not splitter.judged(form)
+    return not splitter.split(form).rejected
 
 
 @pytest.mark.skipif(not spans(), reason="commands lie on one shard")

@@ -31,7 +31,10 @@ class Commands:
         self.runner = Runner(machine)
         self._splitter = Splitter(machine, 1, limits, reject_bad=reject_bad, part_bytes_max=_ANY_SIZE)
         self.check = self._splitter.check
-        self.judged = self._splitter.judged
+
+    def judged(self, form: Normal) -> dict[int, str]:
+        """Why entries of a chunk are rejected, by offset. Raises BadEntryError as an engine does."""
+        return self._splitter.split(form).rejected
 
     def apply(
         self, entries: Sequence[Entry], form: Normal, clock: int, records: Records

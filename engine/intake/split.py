@@ -182,11 +182,3 @@ class Splitter:
             limit=self.part_bytes_max,
             shard=shard,
         )
-
-    def judged(self, chunk: Normal) -> dict[int, str]:
-        """Why entries of `chunk` are rejected, by offset; for who runs a chunk without taking it apart. Raises
-        BadEntryError as `split` does."""
-        rejected: dict[int, str] = {}
-        if self._owners(chunk.datas) is None:
-            self._split_each(chunk, rejected)
-        return rejected
