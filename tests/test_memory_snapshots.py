@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,7 @@ async def test_an_engine_and_memory_install_each_others_snapshots(tmp_path: Path
         other = started(Ledger)
         await other.apply_snapshot_from_file(metadata, tmp_path / "engine")
         assert (await other.digest(), other.last_applied(), len(other)) == (await db.digest(), LogId(3_002, 3), 701)
+        assert other.scan_prefix(b"") == db.scan_prefix(b"")
         assert [other.entry_term(index) for index in (3_000, 3_001)] == [1, 3]
         assert other.snapshot_metadata() == metadata
         assert await other.apply_chunk(log_of([encode(Add(b"new", 1))], first=3_003, term=3)) == (
@@ -184,12 +187,17 @@ async def test_a_snapshot_goes_into_an_empty_directory_and_a_failure_leaves_no_f
         await memory.generate_snapshot_data(tmp_path / "full")
     assert contents(tmp_path) == {"full/a file": b"of somebody"}
 
+    fsync = os.fsync
+
     def refuse(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(SnapshotError, match="No space left"):
+    with pytest.raises(SnapshotError, match="No space left") as caught:
         await memory.generate_snapshot_data(tmp_path / "new" / "s")
+    assert caught.value.hint == "free disk space"
     assert contents(tmp_path) == {"full/a file": b"of somebody"}
     assert memory.snapshot_metadata() is None
 

@@ -115,6 +115,10 @@ def test_what_another_process_does_otherwise_is_found(machine: type[Machine], di
     assert error.run == "in another process, with PYTHONHASHSEED=1"
 
 
+def test_every_process_has_the_order_of_sets_that_was_asked_for() -> None:
+    assert [found(unruly.Seed, hash_seeds=[seed]).other for seed in (7, 8)] == [b"7", b"8"]
+
+
 # ---- what an engine would refuse -------------------------------------------------------------------------------------
 
 

@@ -57,7 +57,7 @@ class Dated(Kept):
     """Reads the calendar."""
 
     def value(self, command: Any, context: Context) -> bytes:
-        return datetime.date.today().isoformat().encode()
+        return datetime.datetime.now().strftime("%x").encode()
 
 
 class Random(Kept):
@@ -72,6 +72,13 @@ class SetOrder(Kept):
 
     def value(self, command: Any, context: Context) -> bytes:
         return b" ".join({b"%d" % number for number in range(20)})
+
+
+class Seed(Kept):
+    """Knows what sets are ordered by."""
+
+    def value(self, command: Any, context: Context) -> bytes:
+        return os.environ.get("PYTHONHASHSEED", "").encode()
 
 
 class Process(Kept):

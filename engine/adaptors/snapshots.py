@@ -30,7 +30,7 @@ from shardengine.shards.transaction import Record
 from shardengine.shards.types import LogId, Position
 
 _BATCH_RECORDS = 4096
-_MAP_BYTES = 16 << 20  # for what LMDB needs beside the records
+_MAP_BYTES = 1 << 20  # for what LMDB needs beside the records
 
 
 def write_snapshot(
