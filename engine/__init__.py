@@ -77,5 +77,6 @@ Files and rooms, lowest first:
     run/         one run: processes, directory, loop
     engine.py    the class people use
     verify.py    judge a stopped directory
+    adaptors/    the contract in this process, over a dict
     cli/         the command line; needs the extra `cli`
 """

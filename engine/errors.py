@@ -162,6 +162,11 @@ class ViewClosedError(EngineError):
     """The view was closed, outlived its age limit, or its engine was stopped."""
 
 
+class RehearsalError(EngineError):
+    """A command of a rehearsed log does not do the same in every run: replicas would differ. Names the command, what
+    differs, and both values. Or a run in another process did not end well."""
+
+
 def named(error: Exception) -> EngineError:
     """What nobody foresaw, as an error that a user can meet."""
     if isinstance(error, EngineError):

@@ -2,7 +2,7 @@
 
 This is the front door: the public names, each resolved when it is first asked for, and links to the three ranks, which
 are the packages `shardengine.ipc`, `shardengine.shards` and `shardengine.engine`. A worker, and a module with a
-machine, load no more than what they name.
+machine, load no more than what they name. Public submodules, such as `shardengine.adaptors`, have a small file each.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shardengine.engine.adaptors.rehearsal import Rehearsal as Rehearsal
+    from shardengine.engine.adaptors.rehearsal import rehearse as rehearse
     from shardengine.engine.config import EngineConfig as EngineConfig
     from shardengine.engine.config import load_config as load_config
     from shardengine.engine.contract import HardState as HardState
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import PieceEndError as PieceEndError
     from shardengine.engine.errors import PieceGapError as PieceGapError
     from shardengine.engine.errors import PieceSourceError as PieceSourceError
+    from shardengine.engine.errors import RehearsalError as RehearsalError
     from shardengine.engine.errors import ShardCountMismatchError as ShardCountMismatchError
     from shardengine.engine.errors import SnapshotAbortedError as SnapshotAbortedError
     from shardengine.engine.errors import SnapshotDamagedError as SnapshotDamagedError
@@ -149,6 +152,7 @@ _HOMES = {
         "PieceEndError",
         "PieceGapError",
         "PieceSourceError",
+        "RehearsalError",
         "ShardCountMismatchError",
         "SnapshotAbortedError",
         "SnapshotDamagedError",
@@ -193,6 +197,10 @@ _HOMES = {
     "engine.read.view": ("View",),
     "engine.run.shell": ("run",),
     "engine.engine": ("Engine",),
+    "engine.adaptors.rehearsal": (
+        "Rehearsal",
+        "rehearse",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605

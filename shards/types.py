@@ -44,7 +44,7 @@ class ApplyResult(msgspec.Struct, frozen=True):
     already_applied: bool = False
 
 
-class Limits(msgspec.Struct, frozen=True):
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a key and a value may measure, in bytes. Part of the state machine: every replica must agree on them."""
 
     key_bytes_max: int = 480

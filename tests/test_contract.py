@@ -1,4 +1,4 @@
-"""The engine is a state machine as the contract has it: every method, with these arguments, waiting or not."""
+"""Engine and adaptors are state machines as the contract has it: every method, with these arguments, waiting or not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shardengine import Engine, EngineStateError, EngineStoppedError, StateMachine, StoreError
+from shardengine.adaptors import MemoryStateMachine
 from tests.directories import puts
 from tests.inside import runtime_of
 
@@ -19,6 +20,11 @@ def machine(path: Path) -> StateMachine:
     return Engine(path, shards=2)
 
 
+def in_memory() -> StateMachine:
+    """For the type checker, too."""
+    return MemoryStateMachine()
+
+
 def test_every_method_of_the_contract_says_what_it_is_for() -> None:
     named = {name for name, value in vars(StateMachine).items() if inspect.isfunction(value)}
     assert named - set(METHODS) <= {"__init__", "__subclasshook__", "_no_init_or_replace_init"}
@@ -26,8 +32,9 @@ def test_every_method_of_the_contract_says_what_it_is_for() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_engine_has_the_method(name: str) -> None:
-    asked, found = getattr(StateMachine, name), getattr(Engine, name)
+@pytest.mark.parametrize("machine", [Engine, MemoryStateMachine])
+def test_it_has_the_method(machine: type[StateMachine], name: str) -> None:
+    asked, found = getattr(StateMachine, name), getattr(machine, name)
     assert inspect.iscoroutinefunction(asked) is inspect.iscoroutinefunction(found)
     parameters = inspect.signature(found).parameters
     for parameter in inspect.signature(asked).parameters.values():

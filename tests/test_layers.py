@@ -161,6 +161,7 @@ def test_the_front_door_holds_links_to_the_ranks_and_what_type_checkers_see_is_w
         ("from shardengine import Machine, Put, Rejected, Entry, BadEntryError", ("asyncio", "shardengine.engine")),
         ("import shardengine", ("lmdb", "msgspec", "shardengine.shards")),
         ("import shardengine.ipc.link", ("lmdb", "shardengine.shards")),
+        ("from shardengine.adaptors import MemoryStateMachine", ("click", "rich", "uvloop", "shardengine.engine.cli")),
         ("from shardengine import Engine", ("click", "rich", "uvloop", "shardengine.engine.cli")),
     ],
 )

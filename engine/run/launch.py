@@ -99,8 +99,8 @@ def made(machine: type[Machine]) -> Machine:
         ) from error
 
 
-def machine_name(machine: type[Machine]) -> str:
-    """`module:qualname`. MachineImportError when that is no machine, or no other process can import it."""
+def check_machine(machine: type[Machine]) -> None:
+    """Raise MachineImportError when that is no machine."""
     if not (isinstance(machine, type) and issubclass(machine, Machine)) or machine.__abstractmethods__:
         raise MachineImportError(f"{machine!r} is no class that implements Machine", hint="pass the class itself")
     known = {name: getattr(machine, name, None) for name in ("name", "version", "command")}
@@ -110,6 +110,11 @@ def machine_name(machine: type[Machine]) -> str:
             f"command={known['command']!r}",
             hint="a machine's class names a str, an int, and its commands' type",
         )
+
+
+def machine_name(machine: type[Machine]) -> str:
+    """`module:qualname`. MachineImportError when that is no machine, or no other process can import it."""
+    check_machine(machine)
     if machine.__module__ == "__main__" or "<locals>" in machine.__qualname__:
         raise MachineImportError(
             f"workers cannot import the machine class {machine.__module__}.{machine.__qualname__}",

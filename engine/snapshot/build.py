@@ -70,20 +70,13 @@ def take(directory: Directory, snapshot: Snapshot, target: Target) -> tuple[Gene
     Raises SnapshotDamagedError when a part is not what the manifest says, StoreFullError when the disk has no room;
     nothing is left of it then.
     """
-    path, manifest = snapshot.path, snapshot.manifest
-    config = _config_of(manifest)
+    manifest = snapshot.manifest
+    config = config_of(manifest)
     generation = directory.begin(target.shards, config)
     machine = target.machine()
 
     def copy(what: tuple[PartInfo, Claim]) -> Path:
-        part, claim = what
-        claim = msgspec.structs.replace(claim, file=f"taken-{claim.identity.shard:03}.mdb")
-        copied = generation.path / claim.file
-        with open(create_file(copied), "wb") as file:
-            read_part(path / part.file, part, file)
-        if problems := judge(claim, generation.path, machine, records=target.verify).problems:
-            raise damaged(path / part.file, "; ".join(problems[:3]))
-        return copied
+        return copy_part(snapshot.path, *what, generation.path, machine, records=target.verify)
 
     with building(generation):
         files = each(copy, zip(manifest.parts, claims_of(manifest), strict=True))
@@ -92,7 +85,20 @@ def take(directory: Directory, snapshot: Snapshot, target: Target) -> tuple[Gene
     return generation, Origin(files, sum(part.entries for part in manifest.parts), position, manifest.term_runs, config)
 
 
-def _config_of(manifest: Manifest) -> DirectoryConfig:
+def copy_part(path: Path, part: PartInfo, claim: Claim, into: Path, machine: Machine, *, records: bool) -> Path:
+    """Copy a part of the snapshot at `path` into a folder that nobody else knows, and return the copy, checked; without
+    `records`, not what it holds. Raises SnapshotDamagedError, OSError."""
+    claim = msgspec.structs.replace(claim, file=f"taken-{claim.identity.shard:03}.mdb")
+    copied = into / claim.file
+    with open(create_file(copied), "wb") as file:
+        read_part(path / part.file, part, file)
+    if problems := judge(claim, into, machine, records=records).problems:
+        raise damaged(path / part.file, "; ".join(problems[:3]))
+    return copied
+
+
+def config_of(manifest: Manifest) -> DirectoryConfig:
+    """What is fixed for a state that comes from the snapshot of that manifest."""
     return DirectoryConfig(
         FORMAT,
         manifest.lineage,

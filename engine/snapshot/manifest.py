@@ -34,7 +34,7 @@ _CHECKSUM = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _BAD_ENTRY = ("fail", "reject")
 
 
-class PartInfo(msgspec.Struct, frozen=True):
+class PartInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One shard's part: its file's name, size in bytes, live records, and XXH3-128 in hex."""
 
     file: str

@@ -97,7 +97,7 @@ class HardStateFile:
     def save(self, state: HardState | None) -> None:
         """See `Engine.save_hard_state`."""
         if state is not None:
-            self._check(state)
+            check_follows(state, self.state)
         elif self.state is None:
             return
         kept = self.state if state is None else state
@@ -127,27 +127,27 @@ class HardStateFile:
             os.close(descriptor)
         slots.turn(state)
 
-    def _check(self, state: HardState) -> None:
-        """Raises HardStateError when it may not follow what is remembered."""
-        _check_form(state)
-        before = self.state
-        if before is None:
-            return
-        if state.term < before.term:
-            raise HardStateError(
-                f"term {state.term} is below term {before.term}, which was saved before",
-                hint="terms never fall: the caller has lost its own, which hard_state() tells",
-                term=state.term,
-                before=before.term,
-            )
-        if state.term == before.term and before.voted_for not in (None, state.voted_for):
-            raise HardStateError(
-                f"the vote of term {state.term} went to {before.voted_for!r}, and cannot become {state.voted_for!r}",
-                hint="a node votes once in a term, and never takes it back: ask hard_state() before voting",
-                term=state.term,
-                voted_for=state.voted_for,
-                before=before.voted_for,
-            )
+
+def check_follows(state: HardState, before: HardState | None) -> None:
+    """Raise HardStateError when `state` is none, or may not follow `before`, which is remembered."""
+    _check_form(state)
+    if before is None:
+        return
+    if state.term < before.term:
+        raise HardStateError(
+            f"term {state.term} is below term {before.term}, which was saved before",
+            hint="terms never fall: the caller has lost its own, which hard_state() tells",
+            term=state.term,
+            before=before.term,
+        )
+    if state.term == before.term and before.voted_for not in (None, state.voted_for):
+        raise HardStateError(
+            f"the vote of term {state.term} went to {before.voted_for!r}, and cannot become {state.voted_for!r}",
+            hint="a node votes once in a term, and never takes it back: ask hard_state() before voting",
+            term=state.term,
+            voted_for=state.voted_for,
+            before=before.voted_for,
+        )
 
 
 def _check_form(state: HardState) -> None:

@@ -1,0 +1,12 @@
+"""The contract without worker processes: state machines that live in this one.
+
+Files, lowest first:
+
+    records.py    records in a dict, with their keys in order, and views of them
+    snapshots.py  records to a snapshot as the engine's are, and back
+    commands.py   runs the commands of a chunk over records
+    memory.py     the whole contract over a dict
+    tracing.py    one run of a log: what each command did, in whatever order
+    elsewhere.py  a run in another process
+    rehearsal.py  all runs of a log, compared
+"""
