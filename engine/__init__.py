@@ -75,5 +75,6 @@ Files and rooms, lowest first:
     run/         one run: processes, directory, loop
     engine.py    the class people use
     verify.py    judge a stopped directory
+    machines/    examples, for people to read, import and start from
     cli/         the command line; needs the extra `cli`
 """

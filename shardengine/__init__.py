@@ -1,8 +1,8 @@
 """shardengine: a replicated state machine on all cores of a host.
 
-This is the front door: the public names, each resolved when it is first asked for, and links to the three ranks, which
-are the packages `shardengine.ipc`, `shardengine.shards` and `shardengine.engine`. A worker, and a module with a
-machine, load no more than what they name.
+This is the front door: the public names, each resolved when it is first asked for, the public submodule `machines`,
+and links to the three ranks, which are the packages `shardengine.ipc`, `shardengine.shards` and `shardengine.engine`.
+A worker, and a module with a machine, load no more than what they name.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from shardengine.shards.transaction import Tx as Tx
     from shardengine.shards.types import ApplyResult as ApplyResult
     from shardengine.shards.types import Entry as Entry
+    from shardengine.shards.types import Limits as Limits
     from shardengine.shards.types import LogId as LogId
 
 __version__ = "0.1.0"
@@ -112,6 +113,7 @@ _HOMES = {
     "shards.types": (
         "ApplyResult",
         "Entry",
+        "Limits",
         "LogId",
     ),
     "shards.machine": (
