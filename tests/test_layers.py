@@ -163,6 +163,10 @@ def test_the_front_door_holds_links_to_the_ranks_and_what_type_checkers_see_is_w
         ("from shardengine import Machine, Put, Rejected, Entry, BadEntryError", ("asyncio", "shardengine.engine")),
         ("import shardengine", ("lmdb", "msgspec", "shardengine.shards")),
         ("import shardengine.ipc.link", ("lmdb", "shardengine.shards")),
+        (
+            "import shardengine.machines.bank, shardengine.machines.queue",
+            ("asyncio", "shardengine.engine.engine", "lmdb"),
+        ),
         ("from shardengine import Engine", ("click", "rich", "uvloop", "shardengine.engine.cli")),
     ],
 )
@@ -219,7 +223,7 @@ SMALL = {
     "shards/store/env.py": "import lmdb\nfrom shardengine.shards.digest import checksum",
     "shards/store/writer.py": "import lmdb\nfrom shardengine.shards.store.env import open_environment",
     "engine/__init__.py": '"""P.\n\nFiles and rooms, lowest first:\n\n    errors.py  e\n    commit/    c\n'
-    '    run/       r\n    cli/       l\n"""',
+    '    run/       r\n    machines/  m\n    cli/       l\n"""',
     "engine/errors.py": "",
     "engine/commit/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    table.py  t\n"""',
     "engine/commit/table.py": "import msgspec\nfrom shardengine.engine.errors import E",
@@ -227,6 +231,8 @@ SMALL = {
     "engine/run/opening.py": "",
     "engine/run/shell.py": "import asyncio\ndef run(): import uvloop\nfrom shardengine.engine.commit import table\n"
     "from shardengine.shards import store",
+    "engine/machines/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    bank.py  b\n"""',
+    "engine/machines/bank.py": "from shardengine import Machine, Tx",
     "engine/cli/__init__.py": '"""P.\n\nFiles, lowest first:\n\n    common.py  c\n    app.py     a\n"""\n'
     "from shardengine.engine.cli.app import main",
     "engine/cli/common.py": "import asyncio\nimport rich.console\nfrom shardengine import Engine",
@@ -277,6 +283,11 @@ def test_a_house_in_order_has_no_violation() -> None:
             "engine/commit/table.py imports asyncio, which belongs to engine/",
         ),
         ("engine/run/shell.py", "import rich", "engine/run/shell.py imports rich, which belongs to engine/cli/"),
+        (
+            "engine/machines/bank.py",
+            "import lmdb",
+            "engine/machines/bank.py imports lmdb, which belongs to shards/store/",
+        ),
         ("engine/cli/app.py", "import lmdb", "engine/cli/app.py imports lmdb, which belongs to shards/store/"),
         (
             "shards/store/env.py",

@@ -94,6 +94,6 @@ def _take(tx: Tx, at: bytes, n: int, now: int, until: int) -> list[bytes]:
         tx.delete(at + b"d" + lease)
         tx.delete(at + b"l" + lease[8:])
     stop = min(tail, head + n - len(leases))
-    if leases or stop > head:
+    if tail:
         tx.put(at + b"h", pack(">QQQ", stop, tail, min(due, until)))
     return [lease[8:] for lease in leases] + [pack(">Q", id) for id in range(head, stop)]
