@@ -20,7 +20,8 @@ COMMANDS = (
     | st.builds(Balance, ACCOUNTS)
     | st.builds(Audit, st.lists(ACCOUNTS, min_size=1, max_size=4))
 )
-STEPS = st.lists(st.builds(Step, COMMANDS, last=st.booleans()), max_size=40)
+OPENS = st.lists(st.builds(Step, st.builds(Open, ACCOUNTS, AMOUNTS)), max_size=5)
+STEPS = st.builds(list.__add__, OPENS, st.lists(st.builds(Step, COMMANDS, last=st.booleans()), max_size=40))
 
 
 class Model:
@@ -89,6 +90,13 @@ def test_a_transfer_is_refused_with_its_reason_and_changes_nothing() -> None:
         assert (result.succeeded, result.reason) == (False, reason)
     bench.end_group()
     assert bench.records == before == {b"poor": b"5", b"rich": b"%d" % AMOUNT_MAX, b"some": b"9"}
+
+
+def test_a_transfer_to_the_same_account_changes_nothing() -> None:
+    bench = Bench(Bank)
+    bench.run(Open(b"full", AMOUNT_MAX))
+    assert bench.value(Transfer(b"full", b"full", AMOUNT_MAX)) is None
+    assert bench.value(Balance(b"full")) == AMOUNT_MAX
 
 
 def test_an_audit_of_the_most_and_the_fullest_accounts_is_a_number_that_travels() -> None:
