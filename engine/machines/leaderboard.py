@@ -64,7 +64,7 @@ class Leaderboard(Rooms):
             return _around(tx, ranks, place, command)
         if isinstance(command, Submit):
             better = pack(">QQ", WHOLE_MAX - command.score, context.index)
-            if place is not None and place[:8] <= better[:8]:
+            if place is not None and place < better:
                 return False
             tx.put(own, better)
             tx.put(ranks + better, command.player)
