@@ -78,5 +78,6 @@ Files and rooms, lowest first:
     engine.py    the class people use
     verify.py    judge a stopped directory
     adaptors/    the contract in this process, over a dict
+    machines/    examples, for people to read, import and start from
     cli/         the command line; needs the extra `cli`
 """

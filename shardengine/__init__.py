@@ -2,7 +2,8 @@
 
 This is the front door: the public names, each resolved when it is first asked for, and links to the three ranks, which
 are the packages `shardengine.ipc`, `shardengine.shards` and `shardengine.engine`. A worker, and a module with a
-machine, load no more than what they name. Public submodules, such as `shardengine.adaptors`, have a small file each.
+machine, load no more than what they name. Public submodules, `adaptors` and those of `machines`, have
+a small file each.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from shardengine.shards.transaction import Tx as Tx
     from shardengine.shards.types import ApplyResult as ApplyResult
     from shardengine.shards.types import Entry as Entry
+    from shardengine.shards.types import Limits as Limits
     from shardengine.shards.types import LogId as LogId
 
 __version__ = "0.1.0"
@@ -117,6 +119,7 @@ _HOMES = {
     "shards.types": (
         "ApplyResult",
         "Entry",
+        "Limits",
         "LogId",
     ),
     "shards.machine": (

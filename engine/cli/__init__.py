@@ -39,6 +39,7 @@ Files, lowest first:
     feed.py       chunks into an engine, several in flight, in order
     source.py     a file, unpacked and decoded, as lines
     loads.py      what was loaded before
+    commands.py   lines of JSON into commands of any machine
     records.py    lines of a file into entries
     load.py       the command `load`
     corpus.py     the running Python's standard library as a log

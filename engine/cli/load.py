@@ -33,7 +33,7 @@ from shardengine.engine.cli.common import (
 from shardengine.engine.cli.feed import Applied, Chunk, RefusedError, feed
 from shardengine.engine.cli.loads import Loads, Recognition, Stretch
 from shardengine.engine.cli.progress import Progress
-from shardengine.engine.cli.records import PARSERS, BadRecordError, Read, Records
+from shardengine.engine.cli.records import PARSERS, BadRecordError, Parser, Read, Records, parser_of
 from shardengine.engine.cli.source import Lines, Source
 from shardengine.engine.cli.streams import print_facts
 from shardengine.engine.errors import BadEntryError, StoreError, disk_error
@@ -44,7 +44,7 @@ from shardengine.shards.machine import Machine
 class Wanted:
     """What the options say about how to read."""
 
-    form: str
+    parse: Parser
     chunk_entries: int
     append: bool
     last_line: bool
@@ -88,16 +88,18 @@ def load(
     is 1. At the end of a pipe it is.
 
     tsv: KEY, a tab, VALUE; backslash-t, -n, -r and two backslashes stand for tab, newline, carriage return, backslash.
-    jsonl: {"key": ..., "value": ...} or {"op": "delete", "key": ...}; key_hex and value_hex hold other bytes.
+    jsonl: {"key": ..., "value": ...} or {"op": "delete", "key": ...}; key_hex and value_hex hold other bytes. With
+    --machine, {"op": COMMAND, FIELD: ...}: a command of that machine, its name in lower case; FIELD_hex as above.
 
     \b
     Examples:
       shardengine load words.tsv --data /var/lib/words --shards 4
       zstdcat dump.jsonl.zst | shardengine load - --format jsonl --data dump
+      shardengine load opened.jsonl --format jsonl --data bank --machine shardengine.machines.bank:Bank
     """
     config = settings(config_file, {"shards": shards})
     with _source(file) as source:
-        job = Load(source, Wanted(form, chunk, append, last_line, quiet))
+        job = Load(source, Wanted(parser_of(form, machine), chunk, append, last_line, quiet))
         stop: Stop = run(lambda: job.run(Engine(owned(data), config=config, machine=machine), data, config))
     print_facts(f"loaded into {data}", job.facts, as_json)
     stop.check(f"all lines up to {job.line} are loaded; the same command goes on from there")
@@ -180,7 +182,7 @@ class Load:
         wanted, source = self._wanted, self._source
         records = Records(
             lines,
-            PARSERS[wanted.form],
+            wanted.parse,
             before=known.prefix,
             last=last,
             chunk_entries=wanted.chunk_entries,

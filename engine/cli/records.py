@@ -7,7 +7,7 @@ tsv: `key TAB value`. In both, backslash-t, backslash-n, backslash-r and two bac
 carriage return and a backslash; any other byte stands for itself. A line may end in CR LF.
 
 jsonl: one object a line: `{"key": "a", "value": "b"}`, or `{"op": "delete", "key": "a"}`. `key_hex` and `value_hex`
-give the bytes in hexadecimal. `scan --json` prints this form.
+give the bytes in hexadecimal. `scan --json` prints this form. Of a machine with other commands: see `commands.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from shardengine import Delete, Entry, LogId, Put, encode
+from shardengine import Delete, Entry, KeyValue, LogId, Machine, Put, encode
+from shardengine.engine.cli.commands import Commands
 from shardengine.engine.cli.common import DataSaysNoError
 from shardengine.engine.cli.feed import Chunk
 from shardengine.engine.cli.loads import Mark, Prefix
@@ -219,3 +220,10 @@ def _either(name: str, text: str | UnsetType, as_hex: str | UnsetType) -> bytes 
 
 
 PARSERS: dict[str, Parser] = {"tsv": parse_tsv, "jsonl": parse_jsonl}
+
+
+def parser_of(form: str, machine: type[Machine]) -> Parser:
+    """What reads the lines of a file for `machine`."""
+    if form == "jsonl" and machine.command != KeyValue.command:
+        return Commands(machine).parse
+    return PARSERS[form]
