@@ -206,7 +206,7 @@ async def test_a_snapshot_goes_into_an_empty_directory_and_a_failure_leaves_no_f
 async def test_values_of_any_size_go_through_a_snapshot(tmp_path: Path, size: int) -> None:
     memory = started()
     await memory.apply_chunk(
-        log_of([encode(Put(b"%05d" % n, bytes([n % 251]) * size)) for n in range(5_000 // (size + 1) + 3)])
+        log_of([encode(Put(b"%05d" % n, bytes([n % 251]) * size)) for n in range(5_000 // (size + 1) + 4)])
     )
     metadata = await taken(memory, tmp_path / "0001")
     other = started()

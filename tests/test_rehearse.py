@@ -115,6 +115,13 @@ def test_what_another_process_does_otherwise_is_found(machine: type[Machine], di
     assert error.run == "in another process, with PYTHONHASHSEED=1"
 
 
+def test_commands_of_a_partition_that_change_places_are_found_by_the_digest() -> None:
+    unruly.Misplacing.made = 0
+    error = found(unruly.Misplacing, puts_of(b"a", b"a"), shards=[2], chunks=[9], **NOWHERE)
+    assert (error.differs, error.run) == ("state", "over 2 shards, in chunks of 9")
+    assert error.message.startswith("the state behind the log has the digest ")
+
+
 def test_every_process_has_the_order_of_sets_that_was_asked_for() -> None:
     assert [found(unruly.Seed, hash_seeds=[seed]).other for seed in (7, 8)] == [b"7", b"8"]
 
