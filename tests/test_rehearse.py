@@ -32,10 +32,7 @@ from shardengine import (
 )
 from shardengine.adaptors import MemoryStateMachine
 from shardengine.engine.adaptors.tracing import lanes
-from shardengine.engine.intake.split import Splitter
-from shardengine.shards.fast import normal_form
 from shardengine.shards.placement import shard_table, slot_of
-from shardengine.shards.types import Limits
 from tests import unruly
 from tests.killing import WATCHDOG_S, environment
 from tests.machines import Add, Ledger, Move, Reject, Stamp
@@ -259,15 +256,6 @@ def test_a_sound_machine_of_ones_own_passes(commands: list[Any]) -> None:
     assert rehearse(Ledger, commands, chunks=[5], **NOWHERE).entries == len(commands)
 
 
-def spans() -> bool:
-    """Whether commands may lie on several shards."""
-    splitter = Splitter(unruly.Transfers(), 1, Limits(), reject_bad=True, part_bytes_max=1 << 20)
-    form = normal_form(log_of([encode(unruly.Transfer(b"a", b"b", 1))]), 0)
-    assert form is not None
-    return not splitter.split(form).rejected
-
-
-@pytest.mark.skipif(not spans(), reason="commands lie on one shard")
 @given(
     st.lists(
         st.builds(
