@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from shardengine.engine.run.crew import Crew
 from shardengine.engine.run.durability import Durability
 from shardengine.engine.run.launch import Launch, launch_of, machine_name, made
 from shardengine.engine.run.opening import Opened, half_bytes
+from shardengine.engine.run.overtime import Overtime
 from shardengine.engine.run.processes import Workers
 from shardengine.engine.run.recovering import Recovered, open_read_store, readers_max
 from shardengine.engine.storage.files import filesystem_of, reserved_disk_holds
@@ -62,6 +63,8 @@ class Runtime:
         self.on_wake: Callable[[Any], None] = lambda waiter: None
         self.on_move: Callable[[], None] = lambda: None
         self._open = ExitStack()
+        self._overtime = Overtime(config.worker_timeout_ms / 1000)
+        self._open.callback(self._overtime.close)
         self.outcome = opened.outcome
         self.splitter = Splitter(
             made(machine),
@@ -158,6 +161,9 @@ class Runtime:
 
     def before_write(self) -> None:
         self.mark.before_write()
+
+    def watched(self) -> AbstractContextManager[None]:
+        return self._overtime.watched()
 
     def published(self, batch: Batch) -> None:
         assert self._reading or not batch.chunks

@@ -120,7 +120,7 @@ def fill_parts_in_python(
         raise ValueError("fill_parts: the data, their owners and the runs do not fit together")
     parts = {
         shard: pack(base, runs, mine, [datas[place] for place in mine])
-        for shard, mine in enumerate(places(datas, owners, SHARDS_MAX))
+        for shard, mine in enumerate(places(datas, owners, max(owners, default=0) + 1))
         if mine
     }
     if {shard: len(part) for shard, part in parts.items()} != {
