@@ -6,12 +6,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from perf.apply import run_apply
 from perf.latency import run_latency
 from perf.load import Load
 from perf.memory import run_memory
 from perf.snapshot import run_snapshot
+from perf.transactions import Plan, run_transactions
 
 _APPLY = """examples:
   python -m perf apply
@@ -41,6 +43,14 @@ _SNAPSHOT = """examples:
 The sizes are once, 4 and 16 times --entries; a few times the largest is needed on the disk.
 
 Exit code 1: a restored state was not the one at its label; there are no figures then.
+"""
+_TRANSACTIONS = """examples:
+  python -m perf transactions
+  python -m perf transactions --shards 1,2,4 --shares 0,10 --skews 0 --json transactions.json
+  python -m perf transactions --keys 2000 --entries 2000 --chunk 500 --rounds 1      # does it run at all?
+
+The commands are the bank's transfers. A share of them is between accounts on two shards, under every shard count above
+one; all others stay on one. Every shard count applies the same log. A skew of 0 is uniform, any other zipfian.
 """
 
 
@@ -74,7 +84,37 @@ def parser() -> argparse.ArgumentParser:
     snapshot.add_argument(
         "--into", type=_positive, help="shards of the other restore (default: one more than --shards)"
     )
+    transactions = commands.add_parser(
+        "transactions", help="commands over several shards", epilog=_TRANSACTIONS, formatter_class=shape
+    )
+    _add(transactions, "chunk", "window", "seed", "dir", "json", "shares", "skews", "keys")
+    _add(transactions, "shards", text="shard counts", kind=_list_of(_positive), shards="1,2")
+    _add(transactions, "entries", text="transfers of each kind, each round", entries=100_000)
+    _add(transactions, "rounds", rounds=3)
     return top
+
+
+def _list_of(kind: Callable[[str], float]) -> Callable[[str], list[Any]]:
+    """Of several, with commas in between."""
+
+    def numbers(text: str) -> list[Any]:
+        return [kind(one) for one in text.split(",")]
+
+    return numbers
+
+
+def _percent(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{number:g} is no share of 100 percent")
+    return number
+
+
+def _skew(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 10:
+        raise argparse.ArgumentTypeError(f"{number:g} is not between 0 and 10")
+    return number
 
 
 def _positive(text: str) -> int:
@@ -91,7 +131,7 @@ def _at_least_two(text: str) -> int:
     return number
 
 
-_OPTIONS: dict[str, tuple[Callable[[str], object], int | None, str]] = {
+_OPTIONS: dict[str, tuple[Callable[[str], object], int | str | None, str]] = {
     "entries": (_positive, None, "records in all"),
     "value_bytes": (_positive, 256, "length of a value"),
     "chunk": (_positive, 5000, "entries a chunk"),
@@ -100,6 +140,9 @@ _OPTIONS: dict[str, tuple[Callable[[str], object], int | None, str]] = {
     "seed": (int, 1, "of the records"),
     "rounds": (_positive, 5, "rounds"),
     "busy": (_positive, 2, "busy processes beside the second table"),
+    "shares": (_list_of(_percent), "0,1,10,50,100", "shares of commands over several shards, percent"),
+    "skews": (_list_of(_skew), "0,0.99", "how unevenly keys are drawn"),
+    "keys": (_positive, 1_000_000, "keys in all"),
     "dir": (Path, None, "where the temporary data goes (default: the system's temporary directory)"),
     "json": (Path, None, "write everything here too"),
 }
@@ -112,7 +155,7 @@ def _add(
     *names: str,
     text: str = "",
     kind: Callable[[str], object] | None = None,
-    **defaults: int,
+    **defaults: int | str,
 ) -> None:
     """Give a command the options of those names; `text`, `kind` and `defaults` are its own."""
     for name in names:
@@ -126,30 +169,43 @@ def _add(
 
 def main(arguments: Sequence[str]) -> int:
     args = parser().parse_args(arguments)
-    if args.command == "latency":
-        return run_latency(
-            shards=args.shards,
-            value_bytes=args.value_bytes,
-            rounds=args.rounds,
-            busy_processes=args.busy,
-            parent=args.dir,
-            output=args.json,
-        )
-    load = Load(args.entries, args.value_bytes, args.chunk, args.seed)
-    if args.command == "memory":
-        return run_memory(load, shards=args.shards, window=args.window, parent=args.dir, output=args.json)
-    if args.command == "snapshot":
-        return run_snapshot(
-            load,
-            shards=args.shards,
-            into=args.into or args.shards + 1,
-            rounds=args.rounds,
-            window=args.window,
-            parent=args.dir,
-            output=args.json,
-        )
+    return _COMMANDS[args.command](args)
+
+
+def _run_latency(args: argparse.Namespace) -> int:
+    return run_latency(
+        shards=args.shards,
+        value_bytes=args.value_bytes,
+        rounds=args.rounds,
+        busy_processes=args.busy,
+        parent=args.dir,
+        output=args.json,
+    )
+
+
+def _load(args: argparse.Namespace) -> Load:
+    return Load(args.entries, args.value_bytes, args.chunk, args.seed)
+
+
+def _run_memory(args: argparse.Namespace) -> int:
+    return run_memory(_load(args), shards=args.shards, window=args.window, parent=args.dir, output=args.json)
+
+
+def _run_snapshot(args: argparse.Namespace) -> int:
+    return run_snapshot(
+        _load(args),
+        shards=args.shards,
+        into=args.into or args.shards + 1,
+        rounds=args.rounds,
+        window=args.window,
+        parent=args.dir,
+        output=args.json,
+    )
+
+
+def _run_apply(args: argparse.Namespace) -> int:
     return run_apply(
-        load,
+        _load(args),
         shards=args.shards,
         rounds=args.rounds,
         window=args.window,
@@ -158,6 +214,20 @@ def main(arguments: Sequence[str]) -> int:
         parent=args.dir,
         output=args.json,
     )
+
+
+def _run_transactions(args: argparse.Namespace) -> int:
+    plan = Plan(**{name: getattr(args, name) for name in Plan.__struct_fields__})
+    return run_transactions(plan, parent=args.dir, output=args.json)
+
+
+_COMMANDS = {
+    "apply": _run_apply,
+    "latency": _run_latency,
+    "memory": _run_memory,
+    "snapshot": _run_snapshot,
+    "transactions": _run_transactions,
+}
 
 
 if __name__ == "__main__":
