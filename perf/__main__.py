@@ -11,9 +11,12 @@ from typing import Any
 from perf.apply import run_apply
 from perf.latency import run_latency
 from perf.load import Load
+from perf.machines import Plan as MachinesPlan
+from perf.machines import run_machines
 from perf.memory import run_memory
 from perf.snapshot import run_snapshot
-from perf.transactions import Plan, run_transactions
+from perf.transactions import Plan as TransactionsPlan
+from perf.transactions import run_transactions
 
 _APPLY = """examples:
   python -m perf apply
@@ -51,6 +54,13 @@ _TRANSACTIONS = """examples:
 
 The commands are the bank's transfers. A share of them is between accounts on two shards, under every shard count above
 one; all others stay on one. Every shard count applies the same log. A skew of 0 is uniform, any other zipfian.
+"""
+_MACHINES = """examples:
+  python -m perf machines
+  python -m perf machines --keys 1000000 --entries 500000 --shards 4 --json machines.json
+  python -m perf machines --keys 2000 --entries 2000 --chunk 500 --rounds 1      # does it run at all?
+
+Each example machine on this engine, on MemoryStateMachine, and over py-lmdb in one process, one transaction a chunk.
 """
 
 
@@ -91,6 +101,11 @@ def parser() -> argparse.ArgumentParser:
     _add(transactions, "shards", text="shard counts", kind=_list_of(_positive), shards="1,2")
     _add(transactions, "entries", text="transfers of each kind, each round", entries=100_000)
     _add(transactions, "rounds", rounds=3)
+    machines = commands.add_parser("machines", help="the example machines", epilog=_MACHINES, formatter_class=shape)
+    _add(machines, "chunk", "shards", "window", "seed", "dir", "json")
+    _add(machines, "keys", text="accounts, players and buckets", keys=50_000)
+    _add(machines, "entries", text="entries of each machine", entries=50_000)
+    _add(machines, "rounds", text="rounds of the three sides", rounds=3)
     return top
 
 
@@ -216,9 +231,17 @@ def _run_apply(args: argparse.Namespace) -> int:
     )
 
 
+def _plan(kind: type[Any], args: argparse.Namespace) -> Any:
+    """Its fields are options."""
+    return kind(**{name: getattr(args, name) for name in kind.__struct_fields__})
+
+
 def _run_transactions(args: argparse.Namespace) -> int:
-    plan = Plan(**{name: getattr(args, name) for name in Plan.__struct_fields__})
-    return run_transactions(plan, parent=args.dir, output=args.json)
+    return run_transactions(_plan(TransactionsPlan, args), parent=args.dir, output=args.json)
+
+
+def _run_machines(args: argparse.Namespace) -> int:
+    return run_machines(_plan(MachinesPlan, args), parent=args.dir, output=args.json)
 
 
 _COMMANDS = {
@@ -226,6 +249,7 @@ _COMMANDS = {
     "latency": _run_latency,
     "memory": _run_memory,
     "snapshot": _run_snapshot,
+    "machines": _run_machines,
     "transactions": _run_transactions,
 }
 

@@ -20,6 +20,16 @@ def show_machine(facts: dict[str, Any]) -> None:
     print(", ".join(f"{name} {value}" for name, value in facts["machine"].items()))
 
 
+def show_plan(facts: dict[str, Any], what: str) -> None:
+    """The machine, and what the figures of a command with a plan depend on."""
+    plan = facts["plan"]
+    show_machine(facts)
+    print(
+        f"{what}, chunks of {plan['chunk']:,}, {plan['window']} in flight, durability {facts['durability']}, "
+        f"median of {plan['rounds']} rounds\n"
+    )
+
+
 def show_heading(facts: dict[str, Any], last: str) -> None:
     """The machine, the load, how the engine is set, and `last`: what else the figures depend on."""
     load = facts["load"]

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import msgspec
 
 from perf.facts import machine
-from perf.report import CheckError, progress, save, show_machine
+from perf.report import CheckError, progress, save, show_plan
 from perf.sides import Spent, feed, timed
 from perf.transfers import OPENED_WITH, Accounts
 from perf.zipf import Zipf
@@ -185,11 +185,7 @@ _MEANS = ("coordinator, ns", "workers, ns", "exchanges/group", "coordinator ran"
 
 def show(facts: dict[str, Any]) -> None:
     plan = facts["plan"]
-    show_machine(facts)
-    print(
-        f"transfers between {plan['keys']:,} accounts, {plan['entries']:,} a round, chunks of {plan['chunk']:,}, "
-        f"{plan['window']} in flight, durability {facts['durability']}, median of {plan['rounds']} rounds\n"
-    )
+    show_plan(facts, f"{plan['entries']:,} transfers a round between {plan['keys']:,} accounts")
     print(_ROW.format("keys", "spanning", "shards", "entries/s", f"/ {plan['shares'][0]:g} %", *_MEANS))
     for one in facts["transactions"]:
         print(_row(one))
