@@ -67,8 +67,13 @@ Each example machine on this engine, on MemoryStateMachine, and over py-lmdb in 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m perf", description="Measure the engine beside what it stands on.")
     commands = top.add_subparsers(dest="command", required=True)
-    shape = argparse.RawDescriptionHelpFormatter
-    apply = commands.add_parser("apply", help="throughput and latency", epilog=_APPLY, formatter_class=shape)
+    for name, (add, text, examples, _) in _COMMANDS.items():
+        shape = argparse.RawDescriptionHelpFormatter
+        add(commands.add_parser(name, help=text, epilog=examples, formatter_class=shape))
+    return top
+
+
+def _add_apply(apply: argparse.ArgumentParser) -> None:
     _add(apply, *_COMMON, entries=400_000)
     _add(apply, "rounds", text="rounds of the three sides")
     apply.add_argument(
@@ -78,35 +83,40 @@ def parser() -> argparse.ArgumentParser:
         help="blocks of 100 single chunks of each kind; 0: none (default: %(default)s)",
     )
     apply.add_argument("--time-ms", action="store_true", help="also the engine with a time_ms of its own on each entry")
-    latency = commands.add_parser("latency", help="one entry at a time", epilog=_LATENCY, formatter_class=shape)
+
+
+def _add_latency(latency: argparse.ArgumentParser) -> None:
     _add(latency, "value_bytes", "dir", "json")
     _add(latency, "shards", text="worker processes, two or more", kind=_at_least_two)
     _add(latency, "rounds", text="blocks of 100 of each kind", rounds=20)
     _add(latency, "busy")
-    memory = commands.add_parser("memory", help="the coordinator's memory", epilog=_MEMORY, formatter_class=shape)
+
+
+def _add_memory(memory: argparse.ArgumentParser) -> None:
     _add(memory, *_COMMON, entries=5_000_000, value_bytes=64)
-    snapshot = commands.add_parser(
-        "snapshot", help="the barrier's pause, copy and restore", epilog=_SNAPSHOT, formatter_class=shape
-    )
+
+
+def _add_snapshot(snapshot: argparse.ArgumentParser) -> None:
     _add(snapshot, *_COMMON[1:])
     _add(snapshot, "entries", text="records of the smallest of three sizes", entries=50_000)
     _add(snapshot, "rounds", text="rounds of everything")
     snapshot.add_argument(
         "--into", type=_positive, help="shards of the other restore (default: one more than --shards)"
     )
-    transactions = commands.add_parser(
-        "transactions", help="commands over several shards", epilog=_TRANSACTIONS, formatter_class=shape
-    )
+
+
+def _add_transactions(transactions: argparse.ArgumentParser) -> None:
     _add(transactions, "chunk", "window", "seed", "dir", "json", "shares", "skews", "keys")
     _add(transactions, "shards", text="shard counts", kind=_list_of(_positive), shards="1,2")
     _add(transactions, "entries", text="transfers of each kind, each round", entries=100_000)
     _add(transactions, "rounds", rounds=3)
-    machines = commands.add_parser("machines", help="the example machines", epilog=_MACHINES, formatter_class=shape)
+
+
+def _add_machines(machines: argparse.ArgumentParser) -> None:
     _add(machines, "chunk", "shards", "window", "seed", "dir", "json")
     _add(machines, "keys", text="accounts, players and buckets", keys=50_000)
-    _add(machines, "entries", text="entries of each machine", entries=50_000)
+    _add(machines, "entries", text="entries of each machine", entries=30_000)
     _add(machines, "rounds", text="rounds of the three sides", rounds=3)
-    return top
 
 
 def _list_of(kind: Callable[[str], float]) -> Callable[[str], list[Any]]:
@@ -184,7 +194,8 @@ def _add(
 
 def main(arguments: Sequence[str]) -> int:
     args = parser().parse_args(arguments)
-    return _COMMANDS[args.command](args)
+    _, _, _, measure = _COMMANDS[args.command]
+    return measure(args)
 
 
 def _run_latency(args: argparse.Namespace) -> int:
@@ -245,13 +256,14 @@ def _run_machines(args: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "apply": _run_apply,
-    "latency": _run_latency,
-    "memory": _run_memory,
-    "snapshot": _run_snapshot,
-    "machines": _run_machines,
-    "transactions": _run_transactions,
+    "apply": (_add_apply, "throughput and latency", _APPLY, _run_apply),
+    "latency": (_add_latency, "one entry at a time", _LATENCY, _run_latency),
+    "memory": (_add_memory, "the coordinator's memory", _MEMORY, _run_memory),
+    "snapshot": (_add_snapshot, "the barrier's pause, copy and restore", _SNAPSHOT, _run_snapshot),
+    "transactions": (_add_transactions, "commands over several shards", _TRANSACTIONS, _run_transactions),
+    "machines": (_add_machines, "the example machines", _MACHINES, _run_machines),
 }
+"""Of each: what adds its options, what it measures, examples, and what runs it."""
 
 
 if __name__ == "__main__":
