@@ -47,8 +47,12 @@ class Split(NamedTuple):
         """The data of the chunk's entries, without that of those which are no shard's."""
         if not self.rejected and not self.spanning:
             return chunk.datas
-        left_out = self.rejected.keys() | {spanning.entry - chunk.first for spanning in self.spanning}
-        return [b"" if offset in left_out else data for offset, data in enumerate(chunk.datas)]
+        datas = chunk.datas.copy()
+        for spanning in self.spanning:
+            datas[spanning.entry - chunk.first] = b""
+        for offset in self.rejected:
+            datas[offset] = b""
+        return datas
 
 
 NOTHING = Split(b"", {}, {}, [])
