@@ -4,6 +4,9 @@
     python -m perf latency     one entry at a time beside a pipe, with and without polling, quiet and busy
     python -m perf memory      the coordinator's anonymous memory while a long stream goes through
     python -m perf snapshot    the barrier's pause against data size; copy, apply meanwhile, and restore
+    python -m perf transactions
+                               throughput against the share of commands over several shards
+    python -m perf machines    each example machine beside the same commands in one process
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
 the engine's digest against the one computed from a dict, the others' record counts. A figure is a median over rounds,
@@ -23,16 +26,37 @@ the time from the commit table's hold to its release; a copy is the whole call l
 process a shard that does nothing but `copyfd(compact=True)` and fsync of that shard's environment. No number is printed
 before the digests of the restored states are those of the engines at the labels.
 
+`transactions` keeps one engine for each shard count. All of them apply one log: accounts are opened, then transfers
+follow, a stretch for each share and skew, round by round. Of a share of them the two accounts lie on two shards, under
+every shard count above one; of all others they lie on one. "Coordinator ran" is the share of commands that were the
+coordinator's: those over several shards, and those behind them in the same partitions, to the end of the group. No
+number is printed before every engine's digest is that of the balances which the same transfers give in a list, and the
+accounts hold what they were opened with.
+
+What the sides of `machines` are given, all of them the same entries; what is there when the clock starts is applied
+before:
+
+    engine     as in `apply`
+    memory     `MemoryStateMachine`: the contract in one process, over a dict; it splits, runs and answers
+    py-lmdb    one process and environment: commands run in the same overlay, over a transaction of LMDB's, one a chunk,
+               which is given the last write of each key, sorted; nobody is answered, nothing could be taken back
+
 Files, lowest first:
 
-    facts.py     the machine; CPU time and memory of processes
-    load.py      records, entries and the digest they must lead to
-    report.py    heading, table and file of every command
-    peers.py     py-lmdb alone, the limit, and bare copies
-    sides.py     the engine's side of a round
-    latency.py   `python -m perf latency`
-    apply.py     `python -m perf apply`
-    memory.py    `python -m perf memory`
-    sized.py     an engine of one size, under a stream that leaves it so; the pauses of its barriers
-    snapshot.py  `python -m perf snapshot`
+    facts.py        the machine; CPU time and memory of processes
+    load.py         records, entries and the digest they must lead to
+    report.py       heading, table and file of every command
+    zipf.py         numbers of which some come up more often
+    peers.py        py-lmdb alone, the limit, and bare copies
+    sides.py        the engine's side of a round
+    transfers.py    accounts, transfers that span shards or do not, and what they lead to
+    workloads.py    what each example machine is given
+    places.py       a machine over a dict, and over py-lmdb
+    latency.py      `python -m perf latency`
+    apply.py        `python -m perf apply`
+    memory.py       `python -m perf memory`
+    sized.py        an engine of one size, under a stream that leaves it so; the pauses of its barriers
+    snapshot.py     `python -m perf snapshot`
+    transactions.py `python -m perf transactions`
+    machines.py     `python -m perf machines`
 """

@@ -6,12 +6,17 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from perf.apply import run_apply
 from perf.latency import run_latency
 from perf.load import Load
+from perf.machines import Plan as MachinesPlan
+from perf.machines import run_machines
 from perf.memory import run_memory
 from perf.snapshot import run_snapshot
+from perf.transactions import Plan as TransactionsPlan
+from perf.transactions import run_transactions
 
 _APPLY = """examples:
   python -m perf apply
@@ -42,13 +47,33 @@ The sizes are once, 4 and 16 times --entries; a few times the largest is needed 
 
 Exit code 1: a restored state was not the one at its label; there are no figures then.
 """
+_TRANSACTIONS = """examples:
+  python -m perf transactions
+  python -m perf transactions --shards 1,2,4 --shares 0,10 --skews 0 --json transactions.json
+  python -m perf transactions --keys 2000 --entries 2000 --chunk 500 --rounds 1      # does it run at all?
+
+The commands are the bank's transfers. A share of them is between accounts on two shards, under every shard count above
+one; all others stay on one. Every shard count applies the same log. A skew of 0 is uniform, any other zipfian.
+"""
+_MACHINES = """examples:
+  python -m perf machines
+  python -m perf machines --keys 1000000 --entries 500000 --shards 4 --json machines.json
+  python -m perf machines --keys 2000 --entries 2000 --chunk 500 --rounds 1      # does it run at all?
+
+Each example machine on this engine, on MemoryStateMachine, and over py-lmdb in one process, one transaction a chunk.
+"""
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m perf", description="Measure the engine beside what it stands on.")
     commands = top.add_subparsers(dest="command", required=True)
-    shape = argparse.RawDescriptionHelpFormatter
-    apply = commands.add_parser("apply", help="throughput and latency", epilog=_APPLY, formatter_class=shape)
+    for name, (add, text, examples, _) in _COMMANDS.items():
+        shape = argparse.RawDescriptionHelpFormatter
+        add(commands.add_parser(name, help=text, epilog=examples, formatter_class=shape))
+    return top
+
+
+def _add_apply(apply: argparse.ArgumentParser) -> None:
     _add(apply, *_COMMON, entries=400_000)
     _add(apply, "rounds", text="rounds of the three sides")
     apply.add_argument(
@@ -58,23 +83,63 @@ def parser() -> argparse.ArgumentParser:
         help="blocks of 100 single chunks of each kind; 0: none (default: %(default)s)",
     )
     apply.add_argument("--time-ms", action="store_true", help="also the engine with a time_ms of its own on each entry")
-    latency = commands.add_parser("latency", help="one entry at a time", epilog=_LATENCY, formatter_class=shape)
+
+
+def _add_latency(latency: argparse.ArgumentParser) -> None:
     _add(latency, "value_bytes", "dir", "json")
     _add(latency, "shards", text="worker processes, two or more", kind=_at_least_two)
     _add(latency, "rounds", text="blocks of 100 of each kind", rounds=20)
     _add(latency, "busy")
-    memory = commands.add_parser("memory", help="the coordinator's memory", epilog=_MEMORY, formatter_class=shape)
+
+
+def _add_memory(memory: argparse.ArgumentParser) -> None:
     _add(memory, *_COMMON, entries=5_000_000, value_bytes=64)
-    snapshot = commands.add_parser(
-        "snapshot", help="the barrier's pause, copy and restore", epilog=_SNAPSHOT, formatter_class=shape
-    )
+
+
+def _add_snapshot(snapshot: argparse.ArgumentParser) -> None:
     _add(snapshot, *_COMMON[1:])
     _add(snapshot, "entries", text="records of the smallest of three sizes", entries=50_000)
     _add(snapshot, "rounds", text="rounds of everything")
     snapshot.add_argument(
         "--into", type=_positive, help="shards of the other restore (default: one more than --shards)"
     )
-    return top
+
+
+def _add_transactions(transactions: argparse.ArgumentParser) -> None:
+    _add(transactions, "chunk", "window", "seed", "dir", "json", "shares", "skews", "keys")
+    _add(transactions, "shards", text="shard counts", kind=_list_of(_positive), shards="1,2")
+    _add(transactions, "entries", text="transfers of each kind, each round", entries=100_000)
+    _add(transactions, "rounds", rounds=3)
+
+
+def _add_machines(machines: argparse.ArgumentParser) -> None:
+    _add(machines, "chunk", "shards", "window", "seed", "dir", "json")
+    _add(machines, "keys", text="accounts, players and buckets", keys=50_000)
+    _add(machines, "entries", text="entries of each machine", entries=30_000)
+    _add(machines, "rounds", text="rounds of the three sides", rounds=3)
+
+
+def _list_of(kind: Callable[[str], float]) -> Callable[[str], list[Any]]:
+    """Of several, with commas in between."""
+
+    def numbers(text: str) -> list[Any]:
+        return [kind(one) for one in text.split(",")]
+
+    return numbers
+
+
+def _percent(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{number:g} is no share of 100 percent")
+    return number
+
+
+def _skew(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 10:
+        raise argparse.ArgumentTypeError(f"{number:g} is not between 0 and 10")
+    return number
 
 
 def _positive(text: str) -> int:
@@ -91,7 +156,7 @@ def _at_least_two(text: str) -> int:
     return number
 
 
-_OPTIONS: dict[str, tuple[Callable[[str], object], int | None, str]] = {
+_OPTIONS: dict[str, tuple[Callable[[str], object], int | str | None, str]] = {
     "entries": (_positive, None, "records in all"),
     "value_bytes": (_positive, 256, "length of a value"),
     "chunk": (_positive, 5000, "entries a chunk"),
@@ -100,6 +165,9 @@ _OPTIONS: dict[str, tuple[Callable[[str], object], int | None, str]] = {
     "seed": (int, 1, "of the records"),
     "rounds": (_positive, 5, "rounds"),
     "busy": (_positive, 2, "busy processes beside the second table"),
+    "shares": (_list_of(_percent), "0,1,10,50,100", "shares of commands over several shards, percent"),
+    "skews": (_list_of(_skew), "0,0.99", "how unevenly keys are drawn"),
+    "keys": (_positive, 1_000_000, "keys in all"),
     "dir": (Path, None, "where the temporary data goes (default: the system's temporary directory)"),
     "json": (Path, None, "write everything here too"),
 }
@@ -112,7 +180,7 @@ def _add(
     *names: str,
     text: str = "",
     kind: Callable[[str], object] | None = None,
-    **defaults: int,
+    **defaults: int | str,
 ) -> None:
     """Give a command the options of those names; `text`, `kind` and `defaults` are its own."""
     for name in names:
@@ -126,30 +194,44 @@ def _add(
 
 def main(arguments: Sequence[str]) -> int:
     args = parser().parse_args(arguments)
-    if args.command == "latency":
-        return run_latency(
-            shards=args.shards,
-            value_bytes=args.value_bytes,
-            rounds=args.rounds,
-            busy_processes=args.busy,
-            parent=args.dir,
-            output=args.json,
-        )
-    load = Load(args.entries, args.value_bytes, args.chunk, args.seed)
-    if args.command == "memory":
-        return run_memory(load, shards=args.shards, window=args.window, parent=args.dir, output=args.json)
-    if args.command == "snapshot":
-        return run_snapshot(
-            load,
-            shards=args.shards,
-            into=args.into or args.shards + 1,
-            rounds=args.rounds,
-            window=args.window,
-            parent=args.dir,
-            output=args.json,
-        )
+    _, _, _, measure = _COMMANDS[args.command]
+    return measure(args)
+
+
+def _run_latency(args: argparse.Namespace) -> int:
+    return run_latency(
+        shards=args.shards,
+        value_bytes=args.value_bytes,
+        rounds=args.rounds,
+        busy_processes=args.busy,
+        parent=args.dir,
+        output=args.json,
+    )
+
+
+def _load(args: argparse.Namespace) -> Load:
+    return Load(args.entries, args.value_bytes, args.chunk, args.seed)
+
+
+def _run_memory(args: argparse.Namespace) -> int:
+    return run_memory(_load(args), shards=args.shards, window=args.window, parent=args.dir, output=args.json)
+
+
+def _run_snapshot(args: argparse.Namespace) -> int:
+    return run_snapshot(
+        _load(args),
+        shards=args.shards,
+        into=args.into or args.shards + 1,
+        rounds=args.rounds,
+        window=args.window,
+        parent=args.dir,
+        output=args.json,
+    )
+
+
+def _run_apply(args: argparse.Namespace) -> int:
     return run_apply(
-        load,
+        _load(args),
         shards=args.shards,
         rounds=args.rounds,
         window=args.window,
@@ -158,6 +240,30 @@ def main(arguments: Sequence[str]) -> int:
         parent=args.dir,
         output=args.json,
     )
+
+
+def _plan(kind: type[Any], args: argparse.Namespace) -> Any:
+    """Its fields are options."""
+    return kind(**{name: getattr(args, name) for name in kind.__struct_fields__})
+
+
+def _run_transactions(args: argparse.Namespace) -> int:
+    return run_transactions(_plan(TransactionsPlan, args), parent=args.dir, output=args.json)
+
+
+def _run_machines(args: argparse.Namespace) -> int:
+    return run_machines(_plan(MachinesPlan, args), parent=args.dir, output=args.json)
+
+
+_COMMANDS = {
+    "apply": (_add_apply, "throughput and latency", _APPLY, _run_apply),
+    "latency": (_add_latency, "one entry at a time", _LATENCY, _run_latency),
+    "memory": (_add_memory, "the coordinator's memory", _MEMORY, _run_memory),
+    "snapshot": (_add_snapshot, "the barrier's pause, copy and restore", _SNAPSHOT, _run_snapshot),
+    "transactions": (_add_transactions, "commands over several shards", _TRANSACTIONS, _run_transactions),
+    "machines": (_add_machines, "the example machines", _MACHINES, _run_machines),
+}
+"""Of each: what adds its options, what it measures, examples, and what runs it."""
 
 
 if __name__ == "__main__":

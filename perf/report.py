@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,24 @@ class CheckError(Exception):
     """An answer was wrong, so there are no figures."""
 
 
+def show_machine(facts: dict[str, Any]) -> None:
+    print(", ".join(f"{name} {value}" for name, value in facts["machine"].items()))
+
+
+def show_plan(facts: dict[str, Any], what: str) -> None:
+    """The machine, and what the figures of a command with a plan depend on."""
+    plan = facts["plan"]
+    show_machine(facts)
+    print(
+        f"{what}, chunks of {plan['chunk']:,}, {plan['window']} in flight, durability {facts['durability']}, "
+        f"median of {plan['rounds']} rounds\n"
+    )
+
+
 def show_heading(facts: dict[str, Any], last: str) -> None:
     """The machine, the load, how the engine is set, and `last`: what else the figures depend on."""
     load = facts["load"]
-    print(", ".join(f"{name} {value}" for name, value in facts["machine"].items()))
+    show_machine(facts)
     print(
         f"{load['entries']:,} entries of {KEY_BYTES} + {load['value_bytes']} bytes, chunks of {load['chunk']:,}, "
         f"{facts['window']} in flight, {facts['shards']} shards, durability {facts['durability']}, {last}\n"
@@ -28,6 +43,12 @@ def show_heading(facts: dict[str, Any], last: str) -> None:
 def show_table(rows: Iterable[tuple[str, str]], width: int = 26) -> None:
     for name, value in rows:
         print(f"{name:<{width}}{value}")
+
+
+def progress(text: str) -> None:
+    """What is going on, for somebody who waits."""
+    if sys.stderr.isatty():
+        print(f"\r{text:<60}", end="\n" if not text else "", file=sys.stderr, flush=True)
 
 
 def setting(load: Load, shards: int, window: int) -> dict[str, Any]:

@@ -16,12 +16,17 @@ from perf.facts import cpu_seconds
 from shardengine import Engine, Entry
 
 
-class Applied(msgspec.Struct, frozen=True):
-    """What one run took. CPU seconds are those of the coordinator, and of all workers together."""
+class Spent(msgspec.Struct, frozen=True):
+    """What a stretch of a log took. CPU seconds are those of the coordinator, and of all workers together."""
 
     seconds: float
     coordinator_cpu: float
     worker_cpu: float
+
+
+class Applied(Spent, frozen=True):
+    """What one run took, and left."""
+
     digest: bytes
     records: int
 
@@ -37,15 +42,22 @@ async def feed(db: Engine, chunks: Iterable[list[Entry]], window: int) -> None:
         await flying.popleft()
 
 
-async def apply_all(directory: Path, chunks: list[list[Entry]], shards: int, window: int) -> Applied:
-    """Apply entries that are all made beforehand to a new engine."""
-    async with Engine(directory, shards=shards) as db:
-        pids = [worker["pid"] for worker in db.stats()["workers"]]
-        gc.collect()
-        gc.freeze()  # the load is the caller's: the collector need not walk it on the engine's time
+async def timed(db: Engine, chunks: list[list[Entry]], window: int) -> Spent:
+    """Apply entries that are all made beforehand."""
+    pids = [worker["pid"] for worker in db.stats()["workers"]]
+    gc.collect()
+    gc.freeze()  # the load is the caller's: the collector need not walk it on the engine's time
+    try:
         workers, cpu, began = sum(map(cpu_seconds, pids)), time.process_time(), time.monotonic()
         await feed(db, chunks, window)
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
-        workers = sum(map(cpu_seconds, pids)) - workers
+        return Spent(seconds, cpu, sum(map(cpu_seconds, pids)) - workers)
+    finally:
         gc.unfreeze()
-        return Applied(seconds, cpu, workers, await db.digest(), len(db))
+
+
+async def apply_all(directory: Path, chunks: list[list[Entry]], shards: int, window: int) -> Applied:
+    """Apply entries that are all made beforehand to a new engine."""
+    async with Engine(directory, shards=shards) as db:
+        spent = await timed(db, chunks, window)
+        return Applied(spent.seconds, spent.coordinator_cpu, spent.worker_cpu, await db.digest(), len(db))

@@ -37,6 +37,7 @@ _ARRAY = struct.Struct(">BI")
 _ARRAY32 = 0xDD  # https://github.com/msgpack/msgpack/blob/master/spec.md#array-format-family
 RUN_BYTES = _RUN.size
 _OFFSET_BYTES = 4
+_first = attrgetter("first")
 _decode_writes = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
 
 assert sys.byteorder == "little" and array("I").itemsize == 4, "parts are written as this machine's integers"
@@ -99,7 +100,7 @@ def unpack_runs(runs: bytes | memoryview) -> list[Run]:
 
 def run_at(runs: Sequence[Run], index: int) -> Run:
     """The one that holds for the entry `index`."""
-    return runs[bisect_right(runs, index, key=attrgetter("first")) - 1]
+    return runs[bisect_right(runs, index, key=_first) - 1] if len(runs) > 1 else runs[0]
 
 
 def runs_at(runs: bytes, base: int, offsets: Sequence[int]) -> bytes:

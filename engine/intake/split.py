@@ -8,6 +8,7 @@ whose each entry is, and how long the part of each shard gets; the parts are wri
 from __future__ import annotations
 
 from collections.abc import Set
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -46,8 +47,12 @@ class Split(NamedTuple):
         """The data of the chunk's entries, without that of those which are no shard's."""
         if not self.rejected and not self.spanning:
             return chunk.datas
-        left_out = self.rejected.keys() | {spanning.entry - chunk.first for spanning in self.spanning}
-        return [b"" if offset in left_out else data for offset, data in enumerate(chunk.datas)]
+        datas = chunk.datas.copy()
+        for spanning in self.spanning:
+            datas[spanning.entry - chunk.first] = b""
+        for offset in self.rejected:
+            datas[offset] = b""
+        return datas
 
 
 NOTHING = Split(b"", {}, {}, [])
@@ -59,6 +64,30 @@ class _Judged(NamedTuple):
     command: Any
     keys: tuple[bytes, ...]
     partitions: list[bytes]
+
+
+class _Read(NamedTuple):
+    """A chunk's commands, all of them good; the keys of each, and their partitions; and the shards of all these
+    partitions, one behind the other, one byte a shard."""
+
+    commands: list[Any]
+    keys: list[tuple[bytes, ...]]
+    partitions: list[tuple[bytes, ...]]
+    shards: bytes
+
+    def owners(self) -> tuple[bytearray, set[int]]:
+        """For each command the shard of its first partition; and which commands touch others too, by offset."""
+        over_several: set[int] = set()
+        if len(self.shards) == len(self.keys):
+            return bytearray(self.shards), over_several
+        owners, shards = bytearray(), iter(self.shards)
+        for offset, count in enumerate(map(len, self.keys)):
+            owner = next(shards)
+            owners.append(owner)
+            for shard in islice(shards, count - 1):
+                if shard != owner:
+                    over_several.add(offset)
+        return owners, over_several
 
 
 class Splitter:
@@ -96,8 +125,8 @@ class Splitter:
         """
         weighed = None if taken else self._weigh_plain(chunk)
         if weighed is None:
-            owners = None if taken else self._owners(chunk.datas)
-            split = Split(owners, {}, {}, []) if owners else self._split_each(chunk, set(taken))
+            read, held = self._read(chunk.datas), set(taken)
+            split = self._split_each(chunk, held) if read is None else self._split_read(chunk, read, held)
             lengths = layout.lengths(split.placed(chunk), split.owners, self._shards, chunk.first, chunk.runs)
         else:
             split, lengths = Split(weighed[0], {}, {}, []), weighed[1]
@@ -122,24 +151,47 @@ class Splitter:
             chunk.runs,
         )
 
-    def _owners(self, datas: list[bytes]) -> bytes | None:
-        """Each entry's shard, when every entry is a good command with one key; None when one needs a closer look."""
+    def _read(self, datas: list[bytes]) -> _Read | None:
+        """What a chunk's commands touch, when all of them are good ones; None when one needs a closer look."""
         if max(map(len, datas)) > self.limits.value_bytes_max:
             return None
         try:
             commands = list(map(self._decode, datas))
-            keys = [key for (key,) in map(self.machine.keys, commands)]
-            if set(map(type, keys)) != {bytes}:
+            keys = list(map(tuple, map(self.machine.keys, commands)))
+            named = list(chain.from_iterable(keys))
+            lengths = set(map(len, named))
+            if not all(keys) or set(map(type, named)) != {bytes}:
                 return None
-            lengths = set(map(len, keys))
             if min(lengths) < 1 or max(lengths) > self.limits.key_bytes_max:
                 return None
-            if not self._keyed_by_itself:
-                keys = list(map(self.machine.partition_key, keys))
-            table = self._table
-            return bytes([table[key_hash(key) & SLOT_MASK] for key in keys])
-        except Exception:  # a bad command or a no-op among them, or spanning ones, which _split_each names
+            if self._keyed_by_itself:
+                return _Read(commands, keys, keys, self._places(named))
+            found = list(map(self.machine.partition_key, named))
+            if set(map(type, found)) != {bytes}:
+                return None
+            one_by_one = iter(found)
+            partitions = [tuple(islice(one_by_one, count)) for count in map(len, keys)]
+            return _Read(commands, keys, partitions, self._places(found))
+        except Exception:  # a no-op among them, or a bad command, which _split_each names
             return None
+
+    def _places(self, partitions: list[bytes]) -> bytes:
+        table = self._table
+        return bytes([table[key_hash(partition) & SLOT_MASK] for partition in partitions])
+
+    def _split_read(self, chunk: Normal, read: _Read, taken: set[bytes]) -> Split:
+        """As `_split_each`, of a chunk whose commands are read."""
+        owners, over_several = read.owners()
+        if not over_several and not taken:
+            return Split(bytes(owners), {}, {}, [])
+        spanning, runs = [], layout.unpack_runs(chunk.runs)
+        for offset, partitions in enumerate(read.partitions):
+            if offset in over_several or not taken.isdisjoint(partitions):
+                taken.update(partitions)
+                command, keys, entry = read.commands[offset], read.keys[offset], chunk.first + offset
+                spanning.append(Spanning(entry, layout.run_at(runs, entry), command, keys, frozenset(partitions)))
+                owners[offset] = 0
+        return Split(bytes(owners), {}, {}, spanning)
 
     def _split_each(self, chunk: Normal, taken: set[bytes]) -> Split:
         """Look at one entry after the other. Those that touch a `taken` partition, or more shards than one, are the

@@ -1,0 +1,217 @@
+"""The commands that measure: what they are given is what they say, and a wrong answer gives no figures."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from perf import machines, places, transactions
+from perf.__main__ import main, parser
+from perf.report import CheckError
+from perf.transfers import OPENED_WITH, Accounts
+from perf.workloads import Workload, workloads
+from perf.zipf import Zipf
+from shardengine import Entry
+from shardengine.adaptors import MemoryStateMachine
+from shardengine.machines.bank import Bank, Transfer
+from shardengine.shards.placement import shard_of, slot_of
+from shardengine.shards.transaction import Tx
+
+TRANSACTIONS = ["transactions", "--keys", "500", "--entries", "300", "--chunk", "100", "--shares", "0,20", "--rounds=1"]
+MACHINES = ["machines", "--keys", "500", "--entries", "300", "--chunk", "100", "--rounds", "2"]
+
+
+# ---- what is drawn ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.5, 0.99, 2.0])
+def test_ranks_come_up_as_often_as_their_weights_say(skew: float) -> None:
+    draws, count = 100_000, 50
+    found = Counter(Zipf(count, skew, seed=3).draw(draws))
+    weights = [(rank + 1) ** -skew for rank in range(count)]
+    expected = [draws * weight / sum(weights) for weight in weights]
+    assert set(found) <= set(range(count))
+    squares = sum((found[rank] - mean) ** 2 / mean for rank, mean in enumerate(expected))
+    assert squares < 95, "chi-square with 49 degrees of freedom: beyond that once in 10,000 seeds"
+
+
+def test_a_hot_rank_of_a_million_comes_up_as_often_as_documented() -> None:
+    found = Counter(Zipf(1_000_000, 0.99, seed=1).draw(50_000))
+    assert 0.060 < found[0] / 50_000 < 0.070
+    assert len(found) > 10_000
+
+
+def test_the_same_seed_draws_the_same_and_another_one_does_not() -> None:
+    drawn = [Zipf(1000, 0.99, seed).draw(20) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.99])
+@pytest.mark.parametrize("percent", [0.0, 10.0, 100.0])
+def test_the_share_of_transfers_over_two_shards_is_what_was_asked_for(skew: float, percent: float) -> None:
+    accounts, decode = Accounts(2_000, [1, 2, 4], 5), msgspec.msgpack.Decoder(Bank.command).decode
+    entries = accounts.transfers(Zipf(2_000, skew, 5), percent, 1_000, first=7)
+    assert [entry.index for entry in entries] == list(range(7, 1_007))
+    spans = 0
+    for transfer in (decode(entry.data) for entry in entries):
+        assert isinstance(transfer, Transfer) and transfer.source != transfer.target
+        slots = slot_of(transfer.source), slot_of(transfer.target)
+        over = {len({shard_of(slot, shards) for slot in slots}) > 1 for shards in (2, 4)}
+        assert len(over) == 1, "under every shard count above one, or under none"
+        spans += over == {True}
+    assert abs(spans / 10 - percent) <= (4 if 0 < percent < 100 else 0)
+    assert sum(accounts.balances) == 2_000 * OPENED_WITH
+
+
+def test_accounts_that_cannot_lie_as_asked_for_are_an_error_and_no_endless_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("perf.transfers._TRIES", 3_000)
+    with pytest.raises(CheckError, match="no two of 1 accounts lie on one shard"):
+        Accounts(1, [2], 1).transfers(Zipf(1, 0, 1), 0, 1, first=1)
+
+
+# ---- what the machines are given -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def given() -> dict[str, Workload]:
+    return {workload.name: workload for workload in workloads(keys=2_500, entries=3_000, chunk=700, seed=1)}
+
+
+@pytest.mark.parametrize("name", ["bank", "leaderboard", "queue", "limiter"])
+async def test_what_a_machine_is_given_is_one_log_in_which_its_commands_do_something(
+    given: dict[str, Workload], name: str
+) -> None:
+    workload = given[name]
+    chunks = workload.first + workload.chunks
+    entries = list(chain.from_iterable(chunks))
+    assert [entry.index for entry in entries] == list(range(1, len(entries) + 1)) and workload.entries == 3_000
+    assert max(map(len, chunks)) == 700 and entries[0].time_ms < entries[-1].time_ms
+    async with MemoryStateMachine(workload.machine) as place:
+        outcomes = [[result.succeeded for result in await place.apply_chunk(chunk)] for chunk in chunks]
+    prepared = list(chain.from_iterable(outcomes[: len(workload.first)]))
+    assert all(prepared) and len(prepared) == (2_500 if name in ("bank", "limiter") else 0)
+    succeeded = sum(chain.from_iterable(outcomes[len(workload.first) :]))
+    assert 0 < 3_000 - succeeded < 600 if name == "limiter" else succeeded == 3_000
+
+
+def test_over_lmdb_deletions_and_rejections_count_too(given: dict[str, Workload], tmp_path: Path) -> None:
+    for name in ("queue", "limiter"):
+        workload = given[name]
+        _, digest = places.over_lmdb(tmp_path / name, workload.machine, workload.first, workload.chunks)
+        one_chunk = [list(chain.from_iterable(workload.first + workload.chunks))]
+        assert places.over_lmdb(tmp_path / f"{name}-at-once", workload.machine, [], one_chunk)[1] == digest
+
+
+# ---- the commands ----------------------------------------------------------------------------------------------------
+
+
+def test_transactions_prints_a_row_for_each_case_and_writes_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*TRANSACTIONS, "--skews", "0,0.99", "--json", str(tmp_path / "out")]) == 0
+    told, facts = capsys.readouterr().out, json.loads((tmp_path / "out").read_text())
+    cases = [(one["skew"], one["spanning_percent"], one["shards"]) for one in facts["transactions"]]
+    assert cases == [(skew, share, shards) for skew in (0, 0.99) for share in (0, 20) for shards in (1, 2)]
+    rows = [line for line in told.splitlines() if line.startswith(("uniform ", "zipfian 0.99 "))]
+    for row, one in zip(rows, facts["transactions"], strict=True):
+        assert f" {one['entries_per_second']:,.0f} " in row and f" {one['coordinator_percent']:.1f} %" in row
+        spans = one["shards"] > 1 and one["spanning_percent"] > 0
+        assert one["exchanges_per_group"] == (1 if spans else 0)
+        assert one["coordinator_percent"] > 10 if spans else one["coordinator_percent"] == 0
+        assert one["over_first_share"] == 1 or one["spanning_percent"]
+        assert one["coordinator_cpu_ns"] > 0
+    assert f"digest {facts['digest']} of all shard counts" in told and facts["machine"]["cores"] >= 1
+
+
+def test_machines_prints_a_row_for_each_and_writes_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*MACHINES, "--json", str(tmp_path / "out")]) == 0
+    told, facts = capsys.readouterr().out, json.loads((tmp_path / "out").read_text())
+    assert [one["machine"] for one in facts["machines"]] == ["bank", "leaderboard", "queue", "limiter"]
+    for one in facts["machines"]:
+        (row,) = (line for line in told.splitlines() if line.startswith(one["machine"]))
+        assert all(f" {rate:,.0f} " in row for rate in one["entries_per_second"].values()), row
+        assert {side: len(times) for side, times in one["seconds"].items()} == dict.fromkeys(machines.SIDES, 2)
+        assert one["engine_over_memory"] > 0 and one["engine_over_py_lmdb"] > 0
+
+
+def refused(arguments: list[str], directory: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said when the figures are refused."""
+    output = directory / "out"
+    assert main([*arguments, "--json", str(output), "--dir", str(directory)]) == 1
+    told = capsys.readouterr()
+    assert told.out == "" and list(directory.iterdir()) == []
+    return told.err
+
+
+def test_a_wrong_balance_gives_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Accounts.transfers
+
+    def wrong(accounts: Accounts, *arguments: Any) -> list[Entry]:
+        accounts.balances[3] += 1
+        return made(accounts, *arguments)
+
+    monkeypatch.setattr(Accounts, "transfers", wrong)
+    assert "check failed: 1 shards: digest " in refused([*TRANSACTIONS, "--skews", "0"], tmp_path, capsys)
+
+
+def test_money_that_comes_from_nowhere_gives_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transactions, "OPENED_WITH", OPENED_WITH - 1)
+    said = refused([*TRANSACTIONS, "--skews", "0", "--shards", "2"], tmp_path, capsys)
+    assert "2 shards: the accounts hold 500000000000, and were opened with 499999999500" in said
+
+
+def forgetful(write: Callable[[Any, Tx], None]) -> Callable[[Any, Tx], None]:
+    def less(txn: Any, transaction: Tx) -> None:
+        transaction.writes.pop(next(iter(transaction.writes)))
+        write(txn, transaction)
+
+    return less
+
+
+def test_a_place_that_loses_a_write_gives_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(places, "_write", forgetful(places._write))
+    assert "check failed: bank: py-lmdb ends at digest " in refused(MACHINES, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("command", ["apply", "latency", "memory", "snapshot", "transactions", "machines"])
+def test_every_command_has_examples_in_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parser().parse_args([command, "--help"])
+    told = capsys.readouterr().out
+    assert left.value.code == 0 and f"examples:\n  python -m perf {command}" in told
+    for example in (line.split("#")[0].split()[3:] for line in told.splitlines() if line.startswith("  python -m ")):
+        parser().parse_args(example)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--shares", "0,101", "101 is no share of 100 percent"),
+        ("--shares", "-1", "-1 is no share of 100 percent"),
+        ("--skews", "11", "11 is not between 0 and 10"),
+        ("--shards", "2,0", "0 is less than 1"),
+        ("--keys", "many", "invalid"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_by_name(
+    option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["transactions", option, value])
+    told = capsys.readouterr().err
+    assert left.value.code == 2 and option in told and said in told
