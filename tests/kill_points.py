@@ -98,9 +98,12 @@ def arm(fatal: int, *, group: bool, files: bool = False, exchanges: bool = False
 def exchange_points(points: Points) -> None:
     """The steps of an exchange that send nothing."""
     points.wrap(
-        Coordinator, "on_answer", lambda _, shard, answer: f"taking {type(answer).__name__} of shard {shard}", after=False
+        Coordinator,
+        "on_answer",
+        lambda _, shard, answer: f"taking {type(answer).__name__} of shard {shard}",
+        after=False,
     )
-    points.wrap(Takeover, "_attempt", lambda _, spanning: f"running entry {spanning.entry % 16}")
+    points.wrap(Takeover, "_attempt", lambda _, spanning: f"running entry {spanning.entry % 16}", after=False)
     points.wrap(Packing, "append", lambda *_: "laying writes behind the parts")
 
 
