@@ -33,6 +33,11 @@ class Points:
         self._group = group
         self._strike = strike
 
+    def again(self, fatal: int) -> None:
+        """Count from the start, and have another one be fatal."""
+        self.names.clear()
+        self._fatal = fatal
+
     def reach(self, name: str) -> None:
         self.names.append(name)
         if len(self.names) != self._fatal:
@@ -72,13 +77,21 @@ class Points:
         os.pwrite = torn  # type: ignore[assignment]
 
 
-def arm(fatal: int, *, group: bool, files: bool = False, exchanges: bool = False) -> Points:
-    """From now on this process dies at its `fatal`-th point; with `group` it takes its workers along.
+def arm(
+    fatal: int,
+    *,
+    group: bool,
+    files: bool = False,
+    exchanges: bool = False,
+    strike: Callable[[], None] | None = None,
+) -> Points:
+    """From now on this process dies at its `fatal`-th point; with `group` it takes its workers along. `strike`: what
+    happens there instead.
 
     `files` adds the steps that make a new directory's folders and rings; `exchanges` those in which the coordinator
     listens, and runs commands of its own.
     """
-    points = Points(fatal, group=group)
+    points = Points(fatal, group=group, strike=strike)
     points.wrap(Workers, "send", lambda _, shard, order: f"sending {kind_of(order)} to shard {shard}", after=False)
     points.wrap(Workers, "start", lambda _, shard: f"starting worker {shard}", after=False)
     points.wrap(DecisionFile, "write", lambda _, record: f"writing the record of group {record.position.group}")
@@ -95,19 +108,28 @@ def arm(fatal: int, *, group: bool, files: bool = False, exchanges: bool = False
     return points
 
 
+ARMED = [
+    (Workers, "send"),
+    (Workers, "start"),
+    (DecisionFile, "write"),
+    (Reads, "publish"),
+    (Path, "rename"),
+    (os, "pwrite"),
+    (Coordinator, "on_answer"),
+    (Takeover, "_attempt"),
+    (Packing, "append"),
+]
+"""What `arm` replaces, with `exchanges`."""
+
+
 def exchange_points(points: Points) -> None:
     """The steps of an exchange that send nothing."""
-    points.wrap(
-        Coordinator,
-        "on_answer",
-        lambda _, shard, answer: f"taking {type(answer).__name__} of shard {shard}",
-        after=False,
-    )
+    points.wrap(Coordinator, "on_answer", lambda _, shard, said: f"taking {kind_of(said)} of {shard}", after=False)
     points.wrap(Takeover, "_attempt", lambda _, spanning: f"running entry {spanning.entry % 16}", after=False)
     points.wrap(Packing, "append", lambda *_: "laying writes behind the parts")
 
 
-def kind_of(order: wire.Order) -> str:
+def kind_of(message: wire.Order | wire.Answer) -> str:
     """The name of a message; of a part that asks, too."""
-    asks = isinstance(order, wire.Part) and order.pause
-    return f"{'asking ' * asks}{type(order).__name__}"
+    asks = isinstance(message, wire.Part) and message.pause
+    return f"{'asking ' * asks}{type(message).__name__}"

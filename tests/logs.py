@@ -1,11 +1,11 @@
-"""The logs that engines are fed with which are killed, by name, each with its machine and the model of what they lead to.
+"""Logs for engines that are killed, by name, each with its machine, and the model of what it leads to.
 
 A log is determined by its name, a seed and a shard count: the process that is killed and the one that kills know it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from shardengine import ApplyResult, Entry, KeyValue, Machine, encode
@@ -159,6 +159,6 @@ def model_of(name: str, seed: int, shards: int) -> Model:
     return Follower(seed) if name == "plain" else Oracle(log_named(name, seed, shards))
 
 
-def told(results: list[ApplyResult]) -> list[ApplyResult]:
+def told(results: Sequence[ApplyResult]) -> list[ApplyResult]:
     """Those that say more than that the entry succeeded."""
     return [result for result in results if not result.succeeded or result.value is not None]

@@ -15,7 +15,7 @@ from tests.test_kill_points import SCOPES, count_points, run_to_death
 
 STEPS = {
     "before sending asking Part to shard 0",
-    "before taking Values of shard 1",
+    "before taking Values of 1",
     "before sending Ask to shard 1",
     "before running entry 2",
     "before running entry 3",
@@ -23,10 +23,10 @@ STEPS = {
     "after laying writes behind the parts",
     "before sending Writes to shard 0",
     "before sending Writes to shard 1",
-    "before taking Vote of shard 0",
+    "before taking Vote of 0",
     "in the middle of a record",
     "before sending Commit to shard 1",
-    "before taking Committed of shard 0",
+    "before taking Committed of 0",
     "before a publish",
     "after a publish",
 }

@@ -13,7 +13,9 @@ import pytest
 from shardengine import Engine, EngineConfig, WorkerFailedError
 from shardengine.engine.run.processes import Workers
 from shardengine.shards import wire
+from tests.feeding import Feeder, Killer, holds, rampage
 from tests.killing import seeded
+from tests.logs import Plain
 from tests.streams import Follower, entries
 
 CONFIG = EngineConfig(map_bytes=64 << 20)
