@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import traceback
 from itertools import islice
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ import msgspec
 
 from shardengine.ipc.errors import EngineError
 from shardengine.shards import wire
+from shardengine.shards.errors import ChunkFailedError
 from shardengine.shards.machine import Context, Machine, Rejected, partition_of
 from shardengine.shards.part import Run
 from shardengine.shards.transaction import Base, MissingError, Tx
@@ -18,6 +21,10 @@ from shardengine.shards.types import Limits
 _TRACEBACK_CHARS = 8000
 _COMMAND_CHARS = 1000
 _KEYS_MAX = 16
+PURE = "apply does nothing but read and write tx"
+_RESULTS = (
+    "a result is what msgpack carries: None, bool, int of 64 bits, float, str, bytes, lists, dicts, structs of these"
+)
 
 
 class ApplyError(Exception):
@@ -37,6 +44,18 @@ class Outcome(NamedTuple):
 
 
 _SUCCEEDED = Outcome()
+_NONE, _PARENT, _CHILD = "none", "parent", "child"
+_forks: dict[int, str] = {}
+"""What a fork made of this process, by the thread that runs a command in it."""
+
+
+def _note_fork(made: str) -> None:
+    thread = threading.get_ident()
+    if thread in _forks and _forks[thread] is not _CHILD:
+        _forks[thread] = made
+
+
+os.register_at_fork(after_in_parent=lambda: _note_fork(_PARENT), after_in_child=lambda: _note_fork(_CHILD))
 
 
 class Runner:
@@ -60,13 +79,34 @@ class Runner:
         try:
             transaction.declare(self._machine.keys(command))
             value = self._machine.apply(transaction, command, context)
-            return _SUCCEEDED if value is None else Outcome(portable(value))
+            if transaction.refusal is not None:
+                raise transaction.refusal  # whatever `apply` made of it
+            return _SUCCEEDED if value is None else Outcome(_result(value))
         except Rejected as rejection:
+            if transaction.refusal is not None:
+                raise ApplyError(index, self.problem(transaction.refusal, command)) from rejection
             return Outcome(reason=_reason(rejection))
         except MissingError:
             raise
         except BaseException as error:
             raise ApplyError(index, self.problem(error, command)) from error
+        finally:
+            transaction.refusal = None
+
+    def run_in_host(self, transaction: Tx, command: Any, index: int, run: Run) -> Outcome:
+        """As `run`, in a process that is no worker's. A command that forks fails, and the child ends with it: it would
+        go on with everything that the host has open."""
+        thread = threading.get_ident()
+        _forks[thread] = _NONE
+        try:
+            return self.run(transaction, command, index, run)
+        finally:
+            forked = _forks.pop(thread)
+            if forked is _CHILD:
+                os._exit(1)
+            if forked is not _NONE:
+                error = ChunkFailedError("apply forked the engine's own process", hint=PURE)
+                raise ApplyError(index, self.problem(error, command))
 
     def problem(self, error: BaseException, command: Any) -> wire.Problem:
         """What `error` of a command's `apply` becomes: with the command, its keys, and where it happened."""
@@ -117,12 +157,25 @@ def portable(value: Any) -> msgspec.Raw:
     return msgspec.Raw(encoded)
 
 
+def _result(value: Any) -> msgspec.Raw:
+    """A result as it travels. Raises ChunkFailedError for one that does not."""
+    try:
+        return portable(value)
+    except (msgspec.MsgspecError, OverflowError, RecursionError, TypeError, UnicodeError, ValueError) as error:
+        what = f"apply returned {_article(type(value).__name__)} that does not travel: {error}"
+        raise ChunkFailedError(what, hint=_RESULTS) from error
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
 def _travels(value: object) -> bool:
     try:
         portable(value)
     except (msgspec.MsgspecError, OverflowError, TypeError, UnicodeError):
         return False
-    return isinstance(value, (int, str, bytes))
+    return isinstance(value, (int, str, bytes)) or (isinstance(value, list) and all(map(_travels, value)))
 
 
 def text_of(value: object) -> str:

@@ -29,7 +29,7 @@ from shardengine.shards.errors import ChunkFailedError, ChunkTooLargeError, Stor
 from shardengine.shards.fast import sorted_puts
 from shardengine.shards.kv import plain_put_of
 from shardengine.shards.machine import Machine
-from shardengine.shards.running import ApplyError, Runner, problem_of, text_of
+from shardengine.shards.running import PURE, ApplyError, Runner, problem_of, text_of
 from shardengine.shards.transaction import Record, Tx
 from shardengine.shards.types import Limits, Position
 
@@ -334,7 +334,7 @@ class Shard:
         if self.fork is Fork.CHILD:
             raise OrphanError
         self.fork = Fork.NONE
-        error = ChunkFailedError("apply forked the worker's process", hint="apply does nothing but read and write tx")
+        error = ChunkFailedError("apply forked the worker's process", hint=PURE)
         raise ApplyError(index, self._runner.problem(error, command))
 
     def _tell(self, error: ApplyError) -> None:

@@ -7,13 +7,14 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from heapq import merge
 from itertools import groupby, islice
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from shardengine.shards.errors import BadEntryError, UndeclaredKeyError
 from shardengine.shards.types import Limits
 
 Record = tuple[bytes, bytes]
 _MANY_KEYS = 8  # from here on a set is asked faster than a sequence
+_TOLD_KEYS = 16  # of a command, in an error
 
 
 class MissingError(BaseException):
@@ -35,13 +36,17 @@ class Tx:
     """What `apply` reads and writes: entry over group over what is committed.
 
     A command may touch every key in the partitions of the keys that `keys(command)` names, and no other: whatever the
-    shard count, that raises UndeclaredKeyError.
+    shard count, that raises UndeclaredKeyError. A command that passes over what is raised here fails all the same.
 
     Invariant: `_entry` is empty between commands; `_group` holds the last write of each key in the group, None for a
-    deletion; `_ordered`, once there was a scan, its keys in order.
+    deletion; `_ordered`, once there was a scan, its keys in order; `refusal` is the first error that a command has met
+    here.
     """
 
-    __slots__ = ("_allowed", "_base", "_entry", "_get", "_group", "_limits", "_ordered", "_partition_of", "_partitions")
+    __slots__ = (
+        *("_allowed", "_base", "_entry", "_get", "_group", "_limits", "_ordered", "_partition_of", "_partitions"),
+        "refusal",
+    )
 
     def __init__(self, base: Base, limits: Limits, partition_of: Callable[[bytes], bytes] | None = None) -> None:
         """`partition_of` None: every key is a partition by itself."""
@@ -54,12 +59,14 @@ class Tx:
         self._ordered: list[bytes] | None = None
         self._allowed: Sequence[bytes] | Set[bytes] = ()
         self._partitions: Set[bytes] | None = None
+        self.refusal: Exception | None = None
 
     # ---- for machines --------------------------------------------------------------------------------------------
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of `key` as all earlier commands of the log, and this one, left it, or None."""
-        if key not in self._allowed:
+        """The value of `key` as all earlier commands of the log, and this one, left it, or None. Raises, as all of
+        these, UndeclaredKeyError for a key that is none, or lies in another partition."""
+        if type(key) is not bytes or key not in self._allowed:
             self._enter(key)
         if key in self._entry:
             return self._entry[key]
@@ -69,19 +76,15 @@ class Tx:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set `key`. Raises BadEntryError when the value is no bytes or passes the directory's limit."""
-        if key not in self._allowed:
+        if type(key) is not bytes or key not in self._allowed:
             self._enter(key)
-        if not isinstance(value, bytes) or len(value) > self._limits.value_bytes_max:
-            raise BadEntryError(
-                f"apply put a {type(value).__name__} that is no value of at most {self._limits.value_bytes_max} bytes",
-                hint="the limit is value_bytes_max, fixed when the directory was created",
-                limit=self._limits.value_bytes_max,
-            )
+        if type(value) is not bytes or len(value) > self._limits.value_bytes_max:
+            value = self._checked(value)
         self._entry[key] = value
 
     def delete(self, key: bytes) -> None:
         """Remove `key`; nothing happens when it is not there."""
-        if key not in self._allowed:
+        if type(key) is not bytes or key not in self._allowed:
             self._enter(key)
         self._entry[key] = None
 
@@ -93,9 +96,9 @@ class Tx:
         deletion since the group began: choose prefixes that only keys of the partition have.
         """
         if not isinstance(prefix, bytes):
-            raise TypeError(f"a prefix is bytes, not {type(prefix).__name__}")
+            self._refuse(TypeError(f"a prefix is bytes, not {type(prefix).__name__}"))
         if limit is not None and (type(limit) is not int or limit < 0):
-            raise ValueError(f"a limit is a number of records, or None, not {limit!r}")
+            self._refuse(ValueError(f"a limit is a number of records, or None, not {limit!r}"))
         return list(islice(self._merged(prefix, limit, reverse), limit))
 
     # ---- what may be touched -------------------------------------------------------------------------------------
@@ -103,18 +106,31 @@ class Tx:
     def _enter(self, key: bytes) -> None:
         """Raise UndeclaredKeyError unless `key`, which was not named, can be a key and lies in a named one's
         partition."""
-        where = None
-        if self._partition_of is not None and type(key) is bytes and 1 <= len(key) <= self._limits.key_bytes_max:
-            where = self._partition_of(key)
-            if where in self._own_partitions():
+        where, most = None, self._limits.key_bytes_max
+        if type(key) is not bytes or not 1 <= len(key) <= most:
+            what, hint = f"is no key: those are bytes, 1 to key_bytes_max={most} of them", "make another key"
+        else:
+            where = key if self._partition_of is None else self._partition_of(key)
+            if type(where) is not bytes:
+                self._refuse(TypeError(f"partition_key() returned {type(where).__name__}, not bytes"))
+            if self._partition_of is not None and where in self._own_partitions():
                 return
-        raise UndeclaredKeyError(
-            f"apply touched the key {reprlib.repr(key)}, which lies in no partition of a key that keys(command) names",
-            hint="name a key of every partition that a command may read or write",
-            key=key,
-            partition=key if where is None else where,
-            declared=sorted(self._allowed),
+            what = "lies in no partition of a key that keys(command) names"
+            hint = "name a key of every partition that a command may read or write"
+        told = {"declared": sorted(islice(self._allowed, _TOLD_KEYS))} | ({} if where is None else {"partition": where})
+        self._refuse(
+            UndeclaredKeyError(f"apply touched the key {reprlib.repr(key)}, which {what}", hint=hint, key=key, **told)
         )
+
+    def _checked(self, value: bytes) -> bytes:
+        """A value that is of a class of its own as what it is. Raises BadEntryError for what is none."""
+        if not isinstance(value, bytes) or len(value) > self._limits.value_bytes_max:
+            self._refuse(_bad_value(value, self._limits.value_bytes_max))
+        return bytes(value)
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        self.refusal = self.refusal or error
+        raise error
 
     def _own_partitions(self) -> Set[bytes]:
         if self._partitions is None:
@@ -202,6 +218,14 @@ class Tx:
         """As `scan`, of any partitions, record by record."""
         self._partitions = partitions
         return islice(self._merged(prefix, limit, reverse), limit)
+
+
+def _bad_value(value: object, most: int) -> BadEntryError:
+    if isinstance(value, bytes):
+        what, hint = f"a value of {len(value)} bytes", "value_bytes_max is fixed when the directory was created"
+    else:
+        what, hint = f"a value of type {type(value).__name__}", "values are bytes; delete(key) removes a key"
+    return BadEntryError(f"apply put {what}; allowed are bytes, at most {most} bytes", hint=hint, limit=most)
 
 
 def _under(ordered: list[bytes], prefix: bytes, reverse: bool) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,9 @@ class Indoors:
     # What the coordinator needs
 
     def before_write(self) -> None: ...
+    def watched(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def published(self, batch: Batch) -> None: ...
     def wake(self, waiter: Any) -> None: ...
     def moved(self) -> None: ...

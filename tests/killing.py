@@ -16,10 +16,13 @@ from types import TracebackType
 
 import msgspec
 
+from shardengine import ApplyResult
 from shardengine.engine.storage.files import Lock
 from shardengine.engine.verify import verify_directory
-from tests.kill_child import Acknowledged, Ended, Frame, Opened, Orders
-from tests.streams import Follower, chunk_ends, script_ends, term_at
+from tests import banking
+from tests.kill_child import Acknowledged, Ended, Frame, Opened, Orders, Viewed
+from tests.logs import log_named, model_of, told
+from tests.streams import term_at
 
 ROOT = Path(__file__).resolve().parent.parent
 WATCHDOG_S = 60.0
@@ -145,20 +148,25 @@ class Judge:
     """What must be true of one directory, whatever was killed: the model, and where chunks ended.
 
     Invariant: the model stands where the directory stood when it was last opened; `acknowledged` is the newest entry
-    that a caller was told of since; `_ends` tells where the chunks ended that were sent since.
+    that a caller was told of since, `_told` what they were told; `_ends` tells where the chunks ended that were sent
+    since.
     """
 
-    def __init__(self, directory: Path, shards: int, seed: int) -> None:
+    def __init__(self, directory: Path, shards: int, seed: int, log: str = "plain") -> None:
         self.directory = directory
         self.shards = shards
-        self.model = Follower(seed)
+        self.model = model_of(log, seed, shards)
         self.acknowledged = 0
         self.crashes = 0
+        self.views = 0
+        self.redone = 0
+        self._fixed = {"directory": str(directory), "shards": shards, "seed": seed, "log": log}
+        self._log = log_named(log, seed, shards)
+        self._told: list[ApplyResult] = []
         self._ends: Callable[[int], Iterator[int]] = lambda last: iter(())
 
     def orders(self, what: str, **more: object) -> Orders:
-        fixed = {"directory": str(self.directory), "shards": self.shards, "seed": self.model.seed, "what": what}
-        return msgspec.convert({**fixed, **more}, Orders)
+        return msgspec.convert({**self._fixed, "what": what, **more}, Orders)
 
     def prey(self, orders: Orders) -> Prey:
         return Prey(orders, self.directory.with_name("stderr"))
@@ -168,7 +176,9 @@ class Judge:
         index = opened.index
         assert index >= self.acknowledged, f"entry {self.acknowledged} was acknowledged, the state ends at {index}"
         assert index == self.model.index or index in self._ends(index), f"{index} is in the middle of a chunk"
-        self.model.advance(index)
+        answered = {result.index: result for result in told(self.model.advance(index))}
+        wrong_answers = [result for result in self._told if answered.get(result.index) != result]
+        assert not wrong_answers, f"not as the model answered: {wrong_answers[:3]}"
         expected = self.model.records
         wrong = {key for key in expected.keys() | opened.records if expected.get(key) != opened.records.get(key)}
         assert not wrong, f"at {index}, {len(wrong)} keys differ from the model, among them {sorted(wrong)[:5]}"
@@ -176,17 +186,20 @@ class Judge:
         assert opened.count == len(expected)
         if index:
             assert (opened.term, opened.entry_term) == (term_at(index), term_at(index))
+        self.redone += opened.outcome == "redone"
+        assert not {"asking Part", "Ask", "Writes"} & set(opened.sent), "a redo asks nobody"
         self.expect(index, orders)
 
     def expect(self, start: int, orders: Orders) -> None:
         """From `start` on the chunks of `orders` are sent."""
         self.acknowledged = max(self.acknowledged, start)
+        self._told = []
         if orders.what == "stream":
             self._ends = lambda last: takewhile(
-                lambda end: end <= last, chunk_ends(orders.sizes_seed, start, orders.largest)
+                lambda end: end <= last, self._log.ends(orders.sizes_seed, start, orders.largest)
             )
         else:
-            self._ends = lambda last: (end for ends in script_ends(start) for end in ends)
+            self._ends = lambda last: (end for ends in self._log.script(start) for end in ends)
 
     def judge(self, frames: Sequence[Frame], orders: Orders) -> Sequence[Frame]:
         """Check what a process said, from the start to its death."""
@@ -195,6 +208,10 @@ class Judge:
                 self.check(frame, orders)
             elif isinstance(frame, Acknowledged):
                 self.acknowledged = max(self.acknowledged, frame.index)
+                self._told += frame.told
+            elif isinstance(frame, Viewed):
+                banking.check(*msgspec.structs.astuple(frame))
+                self.views += 1
         return frames
 
     def crashed(self) -> None:

@@ -185,3 +185,34 @@ class Deadly(KeyValue):
 
     def __init__(self) -> None:
         os.abort()
+
+
+class Endless(_Command, frozen=True, tag=2):
+    """Loop for ever, once both keys are read; `stubborn`: past whatever is raised, a few times."""
+
+    first: bytes
+    second: bytes
+    stubborn: int
+
+
+class Looping(Machine):
+    """Commands that do not come to an end, unless they are interrupted."""
+
+    name: ClassVar[str] = "test.looping"
+    command: ClassVar[Any] = Add | Endless
+
+    def keys(self, command: Any) -> list[bytes]:
+        return [command.key] if isinstance(command, Add) else [command.first, command.second]
+
+    def apply(self, tx: Tx, command: Any, context: Context) -> Any:
+        if isinstance(command, Add):
+            return tx.put(command.key, b"%d" % command.amount)
+        tx.get(command.first), tx.get(command.second)
+        for _ in range(command.stubborn):
+            try:
+                while True:
+                    pass
+            except BaseException:  # as careless machines do
+                pass
+        while True:
+            pass

@@ -23,7 +23,7 @@ BANK = "shardengine.machines.bank:Bank"
 
 
 class Odd(msgspec.Struct, tag="odd", rename="camel"):
-    """A command that travels as a map, with fields of several kinds."""
+    """A command that travels as a map."""
 
     some_key: bytes | None
     text: str
@@ -31,17 +31,31 @@ class Odd(msgspec.Struct, tag="odd", rename="camel"):
     parts: list[bytes] = []
 
 
-class Lone(Machine):
-    """A machine with one command."""
+class Even(Odd, tag="even"):
+    """Another one, of the same fields."""
 
-    name: ClassVar[str] = "test.lone"
-    command: ClassVar[Any] = Odd
 
-    def keys(self, command: Odd) -> list[bytes]:
+class Row(Odd, tag=3, array_like=True):
+    """One that travels as an array."""
+
+
+class Oddities(Machine):
+    """A machine whose commands have fields of several kinds."""
+
+    name: ClassVar[str] = "test.oddities"
+    command: ClassVar[Any] = Odd | Even
+
+    def keys(self, command: Any) -> list[bytes]:
         return [b"k"]
 
-    def apply(self, tx: object, command: Odd, context: object) -> None:
+    def apply(self, tx: object, command: Any, context: object) -> None:
         pass
+
+
+class Rows(Oddities):
+    """One with a single command."""
+
+    command: ClassVar[Any] = Row
 
 
 def parsed(machine: type[Machine], text: str) -> Any:
@@ -58,9 +72,10 @@ def test_lists_defaults_maps_and_renamed_fields_are_understood() -> None:
     assert parsed(Bank, '{"op": "audit", "accounts": ["ä", "b"]}') == Audit(["ä".encode(), b"b"])
     assert parsed(Bank, '{"op": "audit", "accounts_hex": ["00", "ff"]}') == Audit([b"\0", b"\xff"])
     assert parsed(Queue, '{"op": "lease", "queue": "q", "consumer": "c", "ttl_ms": 5}') == Lease(b"q", b"c", 5, 1)
-    assert parsed(Lone, '{"op": "odd", "someKey": null, "text": "ä"}') == Odd(None, "ä", [1], [])
-    full = '{"op": "odd", "someKey_hex": "ff", "text": "", "limits": [], "parts": ["a"]}'
-    assert parsed(Lone, full) == Odd(b"\xff", "", [], [b"a"])
+    assert parsed(Oddities, '{"op": "odd", "someKey": null, "text": "ä"}') == Odd(None, "ä", [1], [])
+    assert parsed(Rows, '{"op": "row", "someKey": "k", "text": "", "parts": ["a"]}') == Row(b"k", "", [1], [b"a"])
+    full = '{"op": "even", "someKey_hex": "ff", "text": "", "limits": [], "parts": ["a"]}'
+    assert parsed(Oddities, full) == Even(b"\xff", "", [], [b"a"])
     assert Commands(Bank).parse(b" \r") == b""
 
 

@@ -25,7 +25,6 @@ from shardengine import (
 )
 from shardengine.engine.run.reshard import reshard
 from shardengine.engine.run.runtime import Runtime
-from shardengine.engine.storage.runmark import RunMark
 from shardengine.shards.kv import KeyValue
 from tests.conftest import halt
 from tests.directories import reboot
@@ -60,14 +59,14 @@ async def test_a_generation_is_named_only_once_its_workers_have_said_hello(
 ) -> None:
     async with Engine(tmp_path / "data", shards=3, config=CONFIG) as db:
         old = (tmp_path / "data" / "CURRENT").read_text()
-        start, named = Runtime.start, []
+        complete, named = Runtime.complete, []
 
-        def started(self: Runtime, before: RunMark | None = None) -> None:
-            start(self, before)
+        def completed(self: Runtime) -> None:
+            complete(self)
             assert self.coordinator.up == {0, 1, 2}
             named.append((tmp_path / "data" / "CURRENT").read_text())
 
-        monkeypatch.setattr(Runtime, "start", started)
+        monkeypatch.setattr(Runtime, "complete", completed)
         await db.reset()
         assert named == [old] != [(tmp_path / "data" / "CURRENT").read_text()]
 

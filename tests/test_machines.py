@@ -116,6 +116,16 @@ def test_a_command_with_a_field_too_many_is_none(kind: Kind) -> None:
             msgspec.msgpack.decode(data, type=kind.machine.command)
 
 
+@given(one=st.binary(min_size=1, max_size=200), other=st.binary(min_size=1, max_size=200))
+def test_two_boards_or_queues_are_two_partitions_and_each_is_one(one: bytes, other: bytes) -> None:
+    boards, queues = leaderboard.Leaderboard(), queue.Queue()
+    for name in (one, other):
+        (top,), (own,) = boards.keys(leaderboard.Top(name)), boards.keys(leaderboard.Remove(name, other))
+        (header,) = queues.keys(queue.Push(name, b""))
+        partitions = {boards.partition_key(top), boards.partition_key(own), queues.partition_key(header)}
+        assert partitions == {bytes([len(name)]) + name}
+
+
 @given(key=st.binary(max_size=480))
 def test_every_key_has_a_partition_also_one_that_no_command_made(key: bytes) -> None:
     for kind in KINDS.values():

@@ -20,8 +20,8 @@ COMMANDS = (
     | st.builds(Balance, ACCOUNTS)
     | st.builds(Audit, st.lists(ACCOUNTS, min_size=1, max_size=4))
 )
-OPENS = st.lists(st.builds(Step, st.builds(Open, ACCOUNTS, AMOUNTS)), max_size=5)
-STEPS = st.builds(list.__add__, OPENS, st.lists(st.builds(Step, COMMANDS, last=st.booleans()), max_size=40))
+OPENS = st.lists(st.builds(Open, ACCOUNTS, AMOUNTS).map(Step), max_size=5)
+STEPS = st.builds(list.__add__, OPENS, st.lists(st.builds(Step, COMMANDS, st.just(0), st.booleans()), max_size=40))
 
 
 class Model:

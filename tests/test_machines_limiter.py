@@ -18,7 +18,7 @@ BUCKETS = st.sampled_from([b"a", b"b"])
 TOKENS = st.integers(0, 6) | st.sampled_from([MOST - 1, MOST])
 TIMES = st.sampled_from([0, 0, 1, 7, 250, 999, 1000, 1 << 41, (1 << 64) - 1])
 COMMANDS = st.builds(Configure, BUCKETS, TOKENS, TOKENS) | st.builds(Take, BUCKETS, TOKENS)
-STEPS = st.lists(st.builds(Step, COMMANDS, TIMES, last=st.booleans()), max_size=40)
+STEPS = st.lists(st.builds(Step, COMMANDS, TIMES, st.booleans()), max_size=40)
 
 
 class Model:

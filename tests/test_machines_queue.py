@@ -15,9 +15,9 @@ from shardengine.machines.queue import Ack, Lease, Move, Push, Queue
 from tests.inprocess import REJECTED, Bench, Step
 
 CLOCK_MAX = (1 << 64) - 1
-QUEUES = st.sampled_from([b"q", b"qh", b"\x01q", bytes(200)])
+QUEUES = st.sampled_from([b"q", b"q", b"q", b"q", b"qh", b"\x01q", bytes(200)])
 CONSUMERS = st.sampled_from([b"x", b"y", bytes(200)])
-TTLS = st.sampled_from([0, 1, 2, 3, 10, (1 << 63) - 1])
+TTLS = st.sampled_from([0, 1, 1, 2, 2, 3, 10, (1 << 63) - 1])
 COUNTS = st.integers(1, 3) | st.just(100)
 COMMANDS = (
     st.builds(Push, QUEUES, st.binary(max_size=2))
@@ -25,7 +25,9 @@ COMMANDS = (
     | st.builds(Ack, QUEUES, st.integers(0, 6), CONSUMERS)
     | st.builds(Move, QUEUES, QUEUES, COUNTS)
 )
-STEPS = st.lists(st.builds(Step, COMMANDS, st.sampled_from([0, 0, 0, 1, 2, 5]), st.booleans()), max_size=60)
+FIRST = st.lists(st.builds(Push, st.just(b"q"), st.binary(max_size=2)).map(Step), max_size=5)
+LATER = st.lists(st.builds(Step, COMMANDS, st.sampled_from([0, 0, 0, 1, 2, 5]), st.booleans()), max_size=50)
+STEPS = st.builds(list.__add__, FIRST, LATER)
 
 
 @dataclass
@@ -100,6 +102,17 @@ def test_a_lease_that_ended_is_given_to_the_next_who_asks() -> None:
     assert [bench.value(Ack(b"q", number, b"z")) for number in (0, 1, 2, 0)] == [None, None, None, REJECTED]
     bench.end_group()
     assert len(bench.records) == 1
+
+
+def test_leases_that_ended_are_given_one_by_one_though_others_are_pushed_and_leased_meanwhile() -> None:
+    bench = Bench(Queue)
+    for body in (b"one", b"two", b"three"):
+        bench.run(Push(b"q", body))
+    assert bench.value(Lease(b"q", b"x", 10, 3)) == [[0, b"one"], [1, b"two"], [2, b"three"]]
+    bench.run(Push(b"q", b"four"))
+    assert bench.value(Lease(b"q", b"y", 99)) == [[3, b"four"]]
+    later = [bench.value(Lease(b"q", b"y", 99), later_ms=step) for step in (9, 1, 0, 0, 0)]
+    assert later == [[], [[0, b"one"]], [[1, b"two"]], [[2, b"three"]], []]
 
 
 def test_a_late_acknowledgement_counts_while_nobody_else_took_the_message() -> None:

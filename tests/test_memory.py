@@ -36,6 +36,7 @@ from shardengine.shards.types import Limits
 from tests.directories import puts
 from tests.machines import Add, Bloat, Fail, Ledger, Move, Reject, Stamp, Trespass
 from tests.model import Model, log_of
+from tests.unruly import Transfer, Transfers
 
 VALUE_BYTES = 64
 Told = tuple[Any, ...]
@@ -48,6 +49,15 @@ async def told(call: Awaitable[Any]) -> Told:
     except EngineError as error:
         facts = {name: value for name, value in error.facts.items() if name != "traceback"}
         return (type(error), error.message, error.hint, facts)
+
+
+def alike(engine: Told, memory: Told) -> bool:
+    """Of several entries of a chunk that fail, an engine may name a later one: a shard says no before the coordinator
+    comes to its own commands."""
+    if engine == memory:
+        return True
+    failed = [0 if answer[0] == "returned" else answer[-1].get("index", 0) for answer in (memory, engine)]
+    return 0 < failed[0] < failed[1]
 
 
 class Step(NamedTuple):
@@ -74,11 +84,13 @@ KV = (
 )
 LEDGER = (
     st.builds(Add, NUMBERS, AMOUNTS)
-    | st.builds(Move, st.just(b"a/1"), st.just(b"a/2"), AMOUNTS)
+    | st.builds(Move, NUMBERS, NUMBERS, AMOUNTS)
     | st.builds(Stamp, NUMBERS)
     | st.builds(Reject, NUMBERS, st.text(max_size=3))
     | st.builds(Bloat, NUMBERS, st.sampled_from([0, 3, VALUE_BYTES, VALUE_BYTES + 1]))
 )
+SUMS = st.sampled_from([b"a/1", b"a/2", b"b/1", b"c/1", b"d/1"])
+TRANSFERS = st.builds(Transfer, SUMS, SUMS, AMOUNTS)
 ODD = st.sampled_from(
     [
         encode(Fail(b"b")),
@@ -129,7 +141,7 @@ class Pair:
             for entry in entries:
                 assert await told(_checked(self._memory, entry.data)) == await told(_checked(self._engine, entry.data))
             answers = [await told(machine.apply_chunk(entries)) for machine in (self._engine, self._memory)]
-            assert answers[1] == answers[0]
+            assert alike(*answers)
             assert self._memory.last_applied() == self._engine.last_applied()
         engine, memory = self._engine, self._memory
         assert memory.scan_prefix(b"") == engine.scan_prefix(b"")
@@ -171,6 +183,13 @@ def test_the_built_in_machine_answers_as_in_an_engine(pair: Pair, chunks: list[C
 @given(chunks=chunks_with(LEDGER))
 @settings(max_examples=40)
 def test_a_machine_of_ones_own_answers_as_in_an_engine(pair: Pair, chunks: list[Chunk]) -> None:
+    pair.run(chunks)
+
+
+@pytest.mark.parametrize("pair", [(Transfers, 3, "reject"), (Transfers, 2, "fail")], indirect=True, ids=str)
+@given(chunks=chunks_with(TRANSFERS))
+@settings(max_examples=40)
+def test_commands_over_several_partitions_answer_as_in_an_engine(pair: Pair, chunks: list[Chunk]) -> None:
     pair.run(chunks)
 
 

@@ -117,6 +117,16 @@ async def test_damage_anywhere_is_refused_and_changes_nothing(tmp_path: Path, na
     assert other.last_applied() == LogId(3, 1)
 
 
+@pytest.mark.parametrize("beside", [b'"key_bytes_max"', b'"file"', b'"lineage"'])
+async def test_a_manifest_that_says_more_than_it_may_is_damaged(tmp_path: Path, beside: bytes) -> None:
+    memory, path = started(), tmp_path / "s"
+    metadata = await taken(memory, path)
+    manifest = (path / "manifest.json").read_bytes()
+    (path / "manifest.json").write_bytes(manifest.replace(beside, b'"more": 1, ' + beside))
+    with pytest.raises(SnapshotDamagedError, match="unknown field `more`"):
+        await memory.apply_snapshot_from_file(metadata, path)
+
+
 async def test_a_part_that_a_forger_made_whole_is_looked_at_record_by_record(tmp_path: Path) -> None:
     memory, path = started(), tmp_path / "s"
     await memory.apply_chunk(puts(1, 3))
@@ -206,7 +216,7 @@ async def test_a_snapshot_goes_into_an_empty_directory_and_a_failure_leaves_no_f
 async def test_values_of_any_size_go_through_a_snapshot(tmp_path: Path, size: int) -> None:
     memory = started()
     await memory.apply_chunk(
-        log_of([encode(Put(b"%05d" % n, bytes([n % 251]) * size)) for n in range(5_000 // (size + 1) + 3)])
+        log_of([encode(Put(b"%05d" % n, bytes([n % 251]) * size)) for n in range(5_000 // (size + 1) + 4)])
     )
     metadata = await taken(memory, tmp_path / "0001")
     other = started()

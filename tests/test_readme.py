@@ -12,13 +12,26 @@ from pathlib import Path
 
 import pytest
 
+from shardengine.shards.placement import shard_table, slot_of
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 DATA = "/tmp/shardengine-readme"
 
 
-def snippets() -> list[str]:
+def blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+
+
+def modules() -> dict[str, str]:
+    """The blocks that begin with the name of their file: what the programs on the page import."""
+    named = ((re.match(r"# (\w+\.py)\n", block), block) for block in blocks())
+    return {name[1]: block for name, block in named if name is not None}
+
+
+def snippets() -> list[str]:
+    """The programs."""
+    return [block for block in blocks() if block not in modules().values()]
 
 
 def commands() -> list[str]:
@@ -45,18 +58,46 @@ def shell(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("snippet", snippets())
-def test_every_snippet_of_the_readme_prints_what_its_comments_say(snippet: str, tmp_path: Path) -> None:
-    program = tmp_path / "snippet.py"
-    program.write_text(snippet)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+def output(snippet: str, directory: Path) -> list[str]:
+    """What a program of the README prints, beside the modules of the README."""
+    for name, text in {**modules(), "snippet.py": snippet}.items():
+        (directory / name).write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory)}
     done = subprocess.run(
-        [sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, str(directory / "snippet.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("snippet", snippets())
+def test_every_snippet_of_the_readme_prints_what_its_comments_say(snippet: str, tmp_path: Path) -> None:
     promised = re.findall(r"print\(.*\)  # (.*)$", snippet, re.M)
     assert promised
-    assert done.stdout.splitlines() == promised
+    assert output(snippet, tmp_path) == promised
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_machine_of_the_readme_says_the_same_for_any_shard_count(shards: int, tmp_path: Path) -> None:
+    (program,) = [snippet for snippet in snippets() if "from stock import" in snippet]
+    assert "shards=2" in program
+    promised = re.findall(r"print\(.*\)  # (.*)$", program, re.M)
+    assert output(program.replace("shards=2", f"shards={shards}"), tmp_path) == promised
+
+
+def test_a_command_of_that_machine_spans_shards_and_both_files_have_fewer_than_forty_lines() -> None:
+    names = set(re.findall(r'b"(oslo|rome)/', "".join(blocks())))
+    assert len(names) == 2
+    for shards in (2, 3):
+        assert len({shard_table(shards)[slot_of(name.encode())] for name in names}) == 2
+    (program,) = [snippet for snippet in snippets() if "from stock import" in snippet]
+    lines = [line for line in (modules()["stock.py"] + program).splitlines() if line.strip()]
+    assert len(lines) < 40
 
 
 def test_the_embedding_example_takes_fifteen_lines_or_fewer() -> None:

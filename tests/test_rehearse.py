@@ -32,10 +32,7 @@ from shardengine import (
 )
 from shardengine.adaptors import MemoryStateMachine
 from shardengine.engine.adaptors.tracing import lanes
-from shardengine.engine.intake.split import Splitter
-from shardengine.shards.fast import normal_form
 from shardengine.shards.placement import shard_table, slot_of
-from shardengine.shards.types import Limits
 from tests import unruly
 from tests.killing import WATCHDOG_S, environment
 from tests.machines import Add, Ledger, Move, Reject, Stamp
@@ -113,6 +110,13 @@ def test_what_another_process_does_otherwise_is_found(machine: type[Machine], di
     error = found(machine, hash_seeds=[1])
     assert (error.index, error.differs) == (1, differs)
     assert error.run == "in another process, with PYTHONHASHSEED=1"
+
+
+def test_commands_of_a_partition_that_change_places_are_found_by_the_digest() -> None:
+    unruly.Misplacing.made = 0
+    error = found(unruly.Misplacing, puts_of(b"a", b"a"), shards=[2], chunks=[9], **NOWHERE)
+    assert (error.differs, error.run) == ("state", "over 2 shards, in chunks of 9")
+    assert error.message.startswith("the state behind the log has the digest ")
 
 
 def test_every_process_has_the_order_of_sets_that_was_asked_for() -> None:
@@ -252,15 +256,6 @@ def test_a_sound_machine_of_ones_own_passes(commands: list[Any]) -> None:
     assert rehearse(Ledger, commands, chunks=[5], **NOWHERE).entries == len(commands)
 
 
-def spans() -> bool:
-    """Whether commands may lie on several shards."""
-    splitter = Splitter(unruly.Transfers(), 1, Limits(), reject_bad=True, part_bytes_max=1 << 20)
-    form = normal_form(log_of([encode(unruly.Transfer(b"a", b"b", 1))]), 0)
-    assert form is not None
-    return not splitter.split(form).rejected
-
-
-@pytest.mark.skipif(not spans(), reason="commands lie on one shard")
 @given(
     st.lists(
         st.builds(

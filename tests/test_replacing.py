@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from shardengine import Engine, LogId, SnapshotInProgressError
+from shardengine import Engine, EngineStoppedError, LogId, SnapshotInProgressError
+from shardengine.engine.run.runtime import Runtime
 from shardengine.engine.snapshot.build import build
 from shardengine.engine.storage.generations import Generation
 from tests.inside import one_turn, replacing, runtime_of
@@ -113,21 +114,75 @@ async def test_an_install_that_is_cancelled_twice_leaves_no_generation(
         await db.restore(info.path)
 
 
-async def test_a_generation_is_removed_though_no_thread_can_be_had_for_that(
+async def test_a_state_is_replaced_though_no_thread_can_be_had_once_it_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, started = threading.Thread.start, list[threading.Thread]()
 
-    def refuse_the_second(thread: threading.Thread) -> None:
+    def refuse_all_but_the_first(thread: threading.Thread) -> None:
         started.append(thread)
-        if len(started) == 2:
+        if len(started) > 1:
             raise RuntimeError("can't start new thread")
         start(thread)
 
     async with Engine(tmp_path / "data", shards=2, config=CONFIG) as db:
         await Feeder(db).feed(50)
         with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", refuse_the_second)
+            patch.setattr(threading.Thread, "start", refuse_all_but_the_first)
             await db.reset()
-        assert len(started) == 2 and db.is_empty()
+        assert len(started) > 2 and db.is_empty()
         assert generations(tmp_path / "data") == ["gen-000002"]
+
+
+class Slow:
+    """Workers of a run that are not there before the loop has had so many turns."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, turns: int) -> None:
+        self.turns = 0
+        self.asked = asyncio.Event()
+        ready = Runtime.ready
+
+        def later(runtime: Runtime) -> bool:
+            self.asked.set()
+            return ready(runtime) and self.turns >= turns
+
+        monkeypatch.setattr(Runtime, "ready", later)
+
+
+async def test_the_loop_goes_on_and_the_old_state_is_read_while_new_workers_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Engine(tmp_path / "data", shards=2, config=CONFIG) as db:
+        feeder = Feeder(db)
+        await feeder.feed(50)
+        slow = Slow(monkeypatch, turns=300)
+        reset = asyncio.create_task(db.reset())
+        await slow.asked.wait()
+        while slow.turns < 300:
+            slow.turns += 1
+            await feeder.check()
+        await reset
+        assert db.is_empty() and generations(tmp_path / "data") == ["gen-000002"]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "stopped"])
+async def test_nothing_is_left_of_new_workers_when_a_reset_ends_before_they_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    async with Engine(tmp_path / "data", shards=2, config=CONFIG) as db:
+        await Feeder(db).feed(50)
+        slow = Slow(monkeypatch, turns=1)
+        reset = asyncio.create_task(db.reset())
+        await slow.asked.wait()
+        if how == "stopped":
+            db.stop()
+        else:
+            reset.cancel()
+        with pytest.raises(EngineStoppedError if how == "stopped" else asyncio.CancelledError):
+            await reset
+        assert generations(tmp_path / "data") == ["gen-000001"]
+        if how == "cancelled":
+            await holds(db, Follower(7), 50)
+            slow.turns = 1
+            await db.reset()
+            assert db.is_empty()

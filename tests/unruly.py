@@ -154,6 +154,24 @@ class OtherPartitions(Kept):
         return b"%d" % HERE
 
 
+class Misplacing(Kept):
+    """Places keys anew every time, where it is the coordinator's of two shards: the sixth that a rehearsal makes."""
+
+    made: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        Misplacing.made += 1
+        self._misplaces = Misplacing.made == 6
+        self._calls = 0
+
+    def value(self, command: Any, context: Context) -> bytes:
+        return b"%d" % context.index
+
+    def partition_key(self, key: bytes) -> bytes:
+        self._calls += 1
+        return key if not self._misplaces else [b"2", b"0"][self._calls % 2]
+
+
 class SometimesFails(Kept):
     """Fails when a command is run again."""
 

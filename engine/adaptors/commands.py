@@ -57,7 +57,7 @@ class Commands:
     def _run(self, transaction: Tx, entry: Entry, clock: int) -> Outcome:
         run = Run(entry.index, entry.term, clock)
         try:
-            outcome = self.runner.run(transaction, self.decode(entry.data), entry.index, run)
+            outcome = self.runner.run_in_host(transaction, self.decode(entry.data), entry.index, run)
         except ApplyError as error:
             raise failure_of(error) from error.__cause__
         if outcome.reason is None:

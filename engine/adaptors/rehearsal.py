@@ -101,9 +101,9 @@ def rehearse(
     rehearsed.first(tracer)
     for count in shards:
         for chunk in chunks:
-            other = Tracer(lambda: made(machine), limits, count)
-            rehearsed.compare(f"over {count} shards, in chunks of {chunk}", other.by_shards(steps, chunk))
-            assert other.digest() == tracer.digest()
+            run, other = f"over {count} shards, in chunks of {chunk}", Tracer(lambda: made(machine), limits, count)
+            rehearsed.compare(run, other.by_shards(steps, chunk))
+            _check_digest(run, tracer.digest(), other.digest())
     for seed in hash_seeds if steps else ():
         found = traced_elsewhere(Task(name, limits, steps), seed, timeout_s)
         rehearsed.compare(f"in another process, with PYTHONHASHSEED={seed}", found)
@@ -118,6 +118,19 @@ def _check_ways(shards: Sequence[int], chunks: Sequence[int]) -> None:
                 raise ConfigError(
                     f"{name} holds {number!r}", hint=f"name numbers from 1 to {limit}", key=name, value=number
                 )
+
+
+def _check_digest(run: str, first: bytes, other: bytes) -> None:
+    """All commands did the same: the states differ when those of one partition were run in another order."""
+    if first != other:
+        raise RehearsalError(
+            f"the state behind the log has the digest {first.hex()} {LOG_ORDER}, and {other.hex()} {run}",
+            hint="partition_key does not place a key alike for every shard: it may depend on its argument only",
+            differs="state",
+            run=run,
+            first=first,
+            other=other,
+        )
 
 
 def _log_of(commands: Iterable[Any]) -> list[Entry]:

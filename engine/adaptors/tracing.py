@@ -114,7 +114,7 @@ def _attempt(lane: Commands, records: Records, step: Step, command: Any) -> Trac
 
 def _outcome(lane: Commands, records: Records, step: Step, command: Any) -> Trace:
     transaction = lane.runner.transaction(records)
-    outcome = lane.runner.run(transaction, command, step.index, Run(step.index, step.term, step.clock))
+    outcome = lane.runner.run_in_host(transaction, command, step.index, Run(step.index, step.term, step.clock))
     if outcome.reason is None:
         transaction.settle()
     return _trace(lane, step, command, outcome, transaction)

@@ -66,7 +66,7 @@ class Coordinator:
         self.failure: EngineError | None = None
         self.pinning = Pinning(packing.shards, commit, tail.kept_runs)
         self.flushing = Flushing(packing.shards, commit)
-        self._exchanging = Exchanging(commit, packing, splitter)
+        self._exchanging = Exchanging(host, commit, packing, splitter)
         if commit.open is not None:
             redo = Batch([], packing.half_of(record), record.position, record.participants)
             self.in_flight.batches[commit.open.number] = redo

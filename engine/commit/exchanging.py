@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from shardengine.engine.commit import actions
 from shardengine.engine.commit.actions import Action
+from shardengine.engine.commit.host import Host, OvertimeError
 from shardengine.engine.commit.inflight import OURS, Batch
 from shardengine.engine.commit.packing import Packed, Packing
 from shardengine.engine.commit.table import Commit
@@ -22,7 +23,8 @@ from shardengine.shards.running import ApplyError, problem_of
 class Exchanging:
     """The coordinator's own commands of every group that has some."""
 
-    def __init__(self, commit: Commit, packing: Packing, splitter: Splitter) -> None:
+    def __init__(self, host: Host, commit: Commit, packing: Packing, splitter: Splitter) -> None:
+        self._host = host
         self._commit = commit
         self._packing = packing
         self._splitter = splitter
@@ -52,13 +54,14 @@ class Exchanging:
         takeover = batch.takeover
         assert takeover is not None
         try:
-            lacking = takeover.run()
+            with self._host.watched():
+                lacking = takeover.run()
             if lacking:
                 return self._commit.asked(group, lacking)
             batch.extents = self._packing.append(batch.half, batch.extents, takeover.writes())
         except ApplyError as error:
             batch.noes[OURS] = (error.index, error.problem)
-        except EngineError as error:
+        except (EngineError, OvertimeError) as error:
             batch.noes[OURS] = (None, problem_of(error))
         except OSError as error:
             batch.noes[OURS] = (None, problem_of(disk_error("a ring cannot be written", error)))

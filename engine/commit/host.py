@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from shardengine.engine.commit.inflight import Batch
 from shardengine.engine.errors import EngineError
 from shardengine.shards import wire
+
+
+class OvertimeError(BaseException):
+    """A command that runs in the engine's own process is not done in time. It is raised through `apply`, past all
+    handlers of errors."""
+
+    limit_ms = 0
+
+    def __str__(self) -> str:
+        where = "in the engine's own process, where commands over several shards run"
+        return f"apply took more than worker_timeout_ms={self.limit_ms} {where}"
 
 
 class Host(Protocol):
@@ -15,6 +27,9 @@ class Host(Protocol):
     def before_write(self) -> None:
         """The first byte of a group is about to be written. May wait for the disk. Raises what forbids to write: the
         group's first chunk fails with it."""
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Commands of the machine run inside; raises OvertimeError in them when they take too long."""
 
     def published(self, batch: Batch) -> None:
         """`batch` is committed on every shard: show it to readers. Its results are given out next."""

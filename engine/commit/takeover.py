@@ -177,7 +177,7 @@ class Takeover:
         self._told.missing = False
         outcome, failed = None, None
         try:
-            outcome = self._runner.run(self._transaction, spanning.command, spanning.entry, spanning.run)
+            outcome = self._runner.run_in_host(self._transaction, spanning.command, spanning.entry, spanning.run)
         except (MissingError, ApplyError) as error:
             failed = error
         if self._told.missing:  # whatever `apply` made of it

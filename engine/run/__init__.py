@@ -10,6 +10,7 @@ Files, lowest first:
     recovering.py  decision file, rings and positions, judged
     durability.py  the run's mark, anchors and flushes; what is durable is the mark's to say, in storage/
     crew.py        workers as they come and go under a coordinator
+    overtime.py    commands that run in this process end in time
     runtime.py     one run: everything between start and stop
     facts.py       what `stats` says
     reshard.py     convert a stopped directory to another shard count

@@ -106,6 +106,13 @@ class Crew:
         for descriptor, shard in self.watched().items():
             self.off_link(shard, descriptor)
 
+    def wait(self, timeout_ms: int) -> None:
+        """Wait until a link has something, or the time is up. Any thread, while this one waits for it."""
+        poller = select.poll()
+        for descriptor in self.watched():
+            poller.register(descriptor, select.POLLIN)
+        poller.poll(timeout_ms)
+
     def poll(self, timeout_ms: int) -> None:
         """Wait until a link has something, or the time is up, and take it."""
         poller, shards = select.poll(), self.watched()

@@ -5,6 +5,7 @@ before anything is started.
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import sys
@@ -102,13 +103,47 @@ def made(machine: type[Machine]) -> Machine:
 def check_machine(machine: type[Machine]) -> None:
     """Raise MachineImportError when that is no machine."""
     if not (isinstance(machine, type) and issubclass(machine, Machine)) or machine.__abstractmethods__:
-        raise MachineImportError(f"{machine!r} is no class that implements Machine", hint="pass the class itself")
+        lacking = sorted(getattr(machine, "__abstractmethods__", ())) if isinstance(machine, type) else []
+        hint = f"define {' and '.join(lacking)}" if lacking else "pass a class that derives from Machine, itself"
+        raise MachineImportError(f"{machine!r} is no class that implements Machine", hint=hint)
     known = {name: getattr(machine, name, None) for name in ("name", "version", "command")}
     if not isinstance(known["name"], str) or not isinstance(known["version"], int) or known["command"] is None:
         raise MachineImportError(
             f"{machine.__qualname__} has name={known['name']!r}, version={known['version']!r}, "
             f"command={known['command']!r}",
             hint="a machine's class names a str, an int, and its commands' type",
+        )
+    _check_methods(machine)
+    _check_commands(machine)
+
+
+def _check_methods(machine: type[Machine]) -> None:
+    """`apply` answers when it is called, with what happened."""
+    for kind, found in (
+        ("a coroutine", inspect.iscoroutinefunction(machine.apply)),
+        ("a generator", inspect.isgeneratorfunction(machine.apply) or inspect.isasyncgenfunction(machine.apply)),
+    ):
+        if found:
+            raise MachineImportError(
+                f"{machine.__qualname__}.apply is {kind}", hint="write it as a plain function: it waits for nothing"
+            )
+
+
+def _check_commands(machine: type[Machine]) -> None:
+    """Its type is one that data can be decoded to."""
+    try:
+        msgspec.msgpack.Decoder(machine.command)
+        found = msgspec.inspect.type_info(machine.command)
+        kinds = found.types if isinstance(found, msgspec.inspect.UnionType) else (found,)
+        foreign = [kind.cls.__qualname__ for kind in kinds if isinstance(kind, msgspec.inspect.CustomType)]
+        said = f"msgspec does not decode {', '.join(foreign)}" if foreign else ""
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    if said:
+        raise MachineImportError(
+            f"{machine.__qualname__}.command is no type of commands: {said}",
+            hint="make each command a msgspec.Struct, and command one of them, or a union of tagged ones (tag=True)",
+            machine=machine.__qualname__,
         )
 
 

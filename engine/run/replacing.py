@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +29,7 @@ from shardengine.engine.errors import DirectoryChangedError, EngineStoppedError,
 from shardengine.engine.run.busy import Busy
 from shardengine.engine.run.compacting import compacted
 from shardengine.engine.run.opening import half_bytes
-from shardengine.engine.run.runtime import Runtime
+from shardengine.engine.run.runtime import TICK_MS, Runtime
 from shardengine.engine.run.shell import Shell
 from shardengine.engine.snapshot.build import Origin, Snapshot, Target, build, take
 from shardengine.engine.snapshot.keeper import Snapshots
@@ -121,7 +122,7 @@ class Replacing:
                 self._check_runs(old)
                 generation = await self._shell.tasks.in_thread(lambda: built(undo))
                 self._check_runs(old)
-                new = self._started(old, generation, undo)
+                new = await self._started(old, generation, undo)
                 unsynced = self._flip(old, generation)
                 undo.pop_all()
                 self._hand_over(old, new, unsynced)
@@ -135,13 +136,19 @@ class Replacing:
         if self._shell.runtime is not runtime:
             raise EngineStoppedError("the engine stopped before the new state was built")
 
-    def _started(self, old: Runtime, generation: Generation, undo: ExitStack) -> Runtime:
-        """Start: a run over `generation`, beside the old one. Blocks until its workers are ready."""
+    async def _started(self, old: Runtime, generation: Generation, undo: ExitStack) -> Runtime:
+        """Start: a run over `generation`, beside the old one. Its workers are waited for in a thread, which only looks
+        whether their links have something."""
         opened = dataclasses.replace(old.opened, generation=generation)
         new = Runtime(opened, self._machine, self._config, old.launch)
-        new.start(old.mark)
-        undo.callback(new.reads.close)
-        undo.callback(new.abandon)
+        new.begin(old.mark)
+        undo.callback(new.drop)
+        deadline = time.monotonic() + self._config.start_timeout_ms / 1000
+        while not new.ready() and time.monotonic() < deadline:
+            await self._beside(lambda: new.crew.wait(TICK_MS))
+            self._check_runs(old)
+            new.step()
+        new.complete()
         return new
 
     def _flip(self, old: Runtime, generation: Generation) -> SyncError | None:
@@ -168,12 +175,24 @@ class Replacing:
 
     async def _retire(self, generation: Generation | None) -> None:
         """Retire: remove the generation that nobody reads or writes any more."""
-        if generation is None:
-            return
+        if generation is not None:
+            await self._beside(generation.remove)
+
+    async def _beside(self, work: Callable[[], None]) -> None:
+        """Do `work` in a thread; or here, when none can be had."""
+        done = False
+
+        def worked() -> None:
+            nonlocal done
+            done = True
+            work()
+
         try:
-            await self._shell.tasks.in_thread(generation.remove)
-        except StoreError:  # no thread can be had
-            generation.remove()
+            await self._shell.tasks.in_thread(worked)
+        except StoreError:
+            if done:
+                raise
+            work()
 
     def _target(self, runtime: Runtime) -> Target:
         """As many shards as before."""

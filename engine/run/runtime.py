@@ -10,8 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from shardengine.engine.commit.coordinator import Coordinator
@@ -29,6 +28,7 @@ from shardengine.engine.run.crew import Crew
 from shardengine.engine.run.durability import Durability
 from shardengine.engine.run.launch import Launch, launch_of, machine_name, made
 from shardengine.engine.run.opening import Opened, half_bytes
+from shardengine.engine.run.overtime import Overtime
 from shardengine.engine.run.processes import Workers
 from shardengine.engine.run.recovering import Recovered, open_read_store, readers_max
 from shardengine.engine.storage.files import filesystem_of, reserved_disk_holds
@@ -62,6 +62,8 @@ class Runtime:
         self.on_wake: Callable[[Any], None] = lambda waiter: None
         self.on_move: Callable[[], None] = lambda: None
         self._open = ExitStack()
+        self._overtime = Overtime(config.worker_timeout_ms / 1000)
+        self._open.callback(self._overtime.close)
         self.outcome = opened.outcome
         self.splitter = Splitter(
             made(machine),
@@ -159,6 +161,9 @@ class Runtime:
     def before_write(self) -> None:
         self.mark.before_write()
 
+    def watched(self) -> AbstractContextManager[None]:
+        return self._overtime.watched()
+
     def published(self, batch: Batch) -> None:
         assert self._reading or not batch.chunks
         if self._reading:
@@ -176,12 +181,20 @@ class Runtime:
 
     # ---- start ---------------------------------------------------------------------------------------------------
 
-    def start(self, before: RunMark | None = None) -> None:
-        """Judge what is on the disk, start the workers, redo what is decided, open the readers' side. Blocks.
+    def start(self) -> None:
+        """Judge what is on the disk, start the workers, redo what is decided, open the readers' side. Blocks. What is
+        raised leaves no process, no descriptor, and the files as they were."""
+        self.begin()
+        try:
+            self.pump(self.ready, self.config.start_timeout_ms)
+            self.complete()
+        except BaseException:
+            self.drop()
+            raise
 
-        `before` is the mark of the same run over the generation that this one is to replace. Whatever is raised leaves
-        no process and no descriptor, and the files as they were.
-        """
+    def begin(self, before: RunMark | None = None) -> None:
+        """Judge what is on the disk, and have the workers start. `before` is the mark of the same run over the
+        generation that this one is to replace. Raises as `start`."""
         try:
             self.filesystem, maps_hold = self._look_at_filesystem()
             standing = Recovered(self._generation, self._machine.version, self.config, through_map=maps_hold)
@@ -189,14 +202,29 @@ class Runtime:
             self.splitter.part_bytes_max = min(ring.half_bytes for ring in standing.rings) // 2
             self.durability = Durability(self.opened, self.config.durability, lambda: self.last_applied, before)
             self._start_workers(standing)
-            self._open_reads(standing.recovery.position)
-            self._adopt_mark()
-            self._remember_version()
         except BaseException:
-            if self._reading:
-                self.reads.close()
-            self._open.close()
+            self.drop()
             raise
+
+    def ready(self) -> bool:
+        """Every worker has come, and what was decided is redone. Raises the failure that keeps it from that."""
+        if self.coordinator.failure is not None:
+            raise self.coordinator.failure.again()
+        return len(self.coordinator.up) == self.shards and self.coordinator.idle
+
+    def complete(self) -> None:
+        """Open the readers' side, once it is `ready`; raises when it is not. Whatever is raised, `drop` it then."""
+        if not self.ready():
+            raise self._not_ready()
+        self._open_reads(self.coordinator.applied)
+        self._adopt_mark()
+        self._remember_version()
+
+    def drop(self) -> None:
+        """End what `begin` began."""
+        if self._reading:
+            self.reads.close()
+        self._open.close()
 
     def _look_at_filesystem(self) -> tuple[str, bool]:
         """What the directory lies on, and whether disk that is reserved there stays so."""
@@ -235,15 +263,6 @@ class Runtime:
             self.outcome = "redone"
         for shard in range(self.shards):
             self.crew.start(shard)
-        ready = self.pump(
-            lambda: len(self.coordinator.up) == self.shards and self.coordinator.idle, self.config.start_timeout_ms
-        )
-        if not ready:
-            raise self._not_ready()
-
-    @property
-    def _log_path(self) -> Path:
-        return self.opened.directory.path / "worker.log"
 
     def _spec(self, shard: int) -> WorkerSpec:
         return WorkerSpec(
@@ -264,7 +283,7 @@ class Runtime:
         if missing:
             return WorkerFailedError(
                 f"workers of shards {missing} were not ready after {self.config.start_timeout_ms} ms",
-                hint=f"raise start_timeout_ms, or see {self._log_path}",
+                hint=f"raise start_timeout_ms, or see {self.opened.directory.path / 'worker.log'}",
                 shards=missing,
             )
         return self.timed_out("a decided group could not be committed", "start_timeout_ms")
@@ -334,6 +353,11 @@ class Runtime:
             return False
         return True
 
+    def step(self, timeout_ms: int = 0) -> None:
+        """Take what the workers said, waiting up to `timeout_ms` for the first of it, and let time pass."""
+        self.crew.poll(timeout_ms)
+        self.tick()
+
     def pump(self, until: Callable[[], bool], timeout_ms: int) -> bool:
         """Drive the engine, blocking, until `until()` (True), or a failure, which is raised, or the time is up."""
         deadline = time.monotonic() + timeout_ms / 1000
@@ -342,8 +366,7 @@ class Runtime:
                 raise self.coordinator.failure.again()
             if time.monotonic() > deadline:
                 return False
-            self.crew.poll(TICK_MS)
-            self.tick()
+            self.step(TICK_MS)
         return True
 
     # ---- stop ----------------------------------------------------------------------------------------------------

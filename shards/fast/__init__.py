@@ -34,12 +34,12 @@ COMPILED = False
 if os.environ.get(SWITCH) != "off":
     try:
         import shardengine.shards.fast._puts as compiled
-    except ImportError:
-        if os.environ.get(SWITCH) == "require":
-            raise
-    else:
+
         weigh_puts, fill_parts, sorted_puts = compiled.weigh_puts, compiled.fill_parts, compiled.sorted_puts
         COMPILED = True
+    except (ImportError, AttributeError):  # it was not built, or is left from an older version
+        if os.environ.get(SWITCH) == "require":
+            raise
 
 
 def normal_form(entries: Sequence[Entry], clock: int) -> Normal | None:

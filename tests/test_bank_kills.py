@@ -1,0 +1,126 @@
+"""A bank of 10,000 accounts while workers, or everything, are killed: no view ever shows money made or lost, and every
+result, every balance and the digest are those of the memory machine, for every shard count."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from shardengine import Engine, EngineConfig
+from shardengine.machines.bank import Bank
+from shardengine.shards import wire
+from tests.banking import ACCOUNTS, Banking, check, look, look_and_check
+from tests.feeding import Feeder, Killer, holds, rampage
+from tests.kill_child import Acknowledged, Opened, Orders, Viewed
+from tests.killing import WATCHDOG_S, Judge, Prey, seeded
+from tests.logs import Oracle
+from tests.taking import restarts
+from tests.test_kill_everything import START_S, STARTS_KILLED, spin
+
+CONFIG = EngineConfig(map_bytes=64 << 20)
+PERCENTS = pytest.mark.parametrize("percent", [0, 10, 100])
+
+
+class Looker:
+    """Looks at views, new ones and some that it has kept for a while."""
+
+    def __init__(self, db: Engine, rng: random.Random) -> None:
+        self.views = 0
+        self._db = db
+        self._rng = rng
+
+    async def run(self) -> None:
+        while True:
+            with self._db.view() as kept:
+                for _ in range(self._rng.randrange(3)):
+                    await self._pause()
+                    look_and_check(self._db, self._rng)
+                    self.views += 1
+                check(kept.revision, *look(kept, self._rng))
+                self.views += 1
+            await self._pause()
+
+    async def _pause(self) -> None:
+        for _ in range(self._rng.randrange(30)):
+            await asyncio.sleep(0)
+
+
+@PERCENTS
+@pytest.mark.parametrize(("shards", "kills"), [(1, 15), (2, 19), (3, 18), (8, 15)])
+async def test_workers_of_a_bank_are_killed_at_random_moments_and_no_money_is_lost(
+    tmp_path: Path, shards: int, kills: int, percent: int
+) -> None:
+    rng = seeded()
+    log = Banking(rng.randrange(1, 1 << 30), shards, percent)
+    async with Engine(tmp_path / "data", shards=shards, machine=Bank, config=CONFIG) as db:
+        feeder = Feeder(db, log, Oracle(log), log.seed)
+        orders: list[type[wire.Order]] = [wire.Part, wire.Commit]
+        if percent and shards > 1:
+            orders.append(wire.Writes)
+        killer, looker = Killer(db, feeder, rng, orders), Looker(db, random.Random(log.seed))
+        looking = asyncio.create_task(looker.run())
+        await rampage(killer, feeder, kills)
+        if looking.done():
+            await looking
+        looking.cancel()
+        await holds(db, feeder)
+        assert len(db) == ACCOUNTS and looker.views > kills
+        assert restarts(db) == killer.kills >= kills
+
+
+@PERCENTS
+@pytest.mark.parametrize(("shards", "rounds"), [(1, 20), (2, 12), (2, 13), (3, 9), (3, 8), (8, 6)])
+def test_a_bank_is_killed_as_a_whole_at_random_moments_and_no_money_is_lost(
+    tmp_path: Path, shards: int, rounds: int, percent: int
+) -> None:
+    rng = seeded()
+    seed = rng.randrange(1, 1 << 30)
+    judge = Judge(tmp_path / "data", shards, seed, f"bank {percent}")
+    for number in range(rounds):
+        window, largest = rng.choice([(1, 8), (1, 64), (3, 16), (6, 64), (8, 200)])
+        name = f"{seed}/{number}"
+        orders = judge.orders("stream", views=True, sizes_seed=name, window=window, largest=largest)
+        with judge.prey(orders) as prey:
+            if number and rng.random() < STARTS_KILLED:
+                judge.judge(list(prey.frames(time.monotonic() + rng.random() * START_S)), orders)
+            else:
+                live(prey, judge, orders, rng)
+            prey.kill_everything()
+            judge.judge(prey.rest(), orders)
+            assert prey.process.wait(WATCHDOG_S) == -signal.SIGKILL, prey.errors()
+        judge.crashed()
+    judge.finish()
+    assert judge.model.index > ACCOUNTS and judge.views > rounds
+
+
+def live(prey: Prey, judge: Judge, orders: Orders, rng: random.Random) -> None:
+    """Let it open its directory, and apply some chunks; the accounts at least."""
+    left = rng.choice([0, 1, rng.randrange(30)]) + 5 * (judge.acknowledged < ACCOUNTS)
+    for frame in prey.frames():
+        judge.judge([frame], orders)
+        assert isinstance(frame, (Opened, Acknowledged, Viewed)), frame
+        left -= isinstance(frame, Acknowledged)
+        if left <= 0:
+            break
+    spin(rng)
+
+
+@PERCENTS
+async def test_a_bank_answers_the_same_for_every_shard_count(tmp_path: Path, percent: int) -> None:
+    log = Banking(seeded().randrange(1, 1 << 30), 8, percent)
+    model = Oracle(log)
+    ends = [2500, 5000, 7500, 10_000, 10_500, 10_501, 11_500, 13_000]
+    expected = [model.advance(end) for end in ends]
+    assert any(not result.succeeded for results in expected for result in results)
+    for shards in (1, 2, 3, 8):
+        async with Engine(tmp_path / f"{shards}", shards=shards, machine=Bank, config=CONFIG) as db:
+            starts = [0, *ends]
+            chunks = [log.entries(first + 1, last) for first, last in zip(starts, ends, strict=False)]
+            calls = [asyncio.create_task(db.apply_chunk(chunk)) for chunk in chunks]
+            assert [list(results) for results in await asyncio.gather(*calls)] == expected
+            assert (await db.digest(), dict(db.scan_prefix(b"").entries)) == (model.digest(), model.records)
