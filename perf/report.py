@@ -48,7 +48,7 @@ def show_table(rows: Iterable[tuple[str, str]], width: int = 26) -> None:
 def progress(text: str) -> None:
     """What is going on, for somebody who waits."""
     if sys.stderr.isatty():
-        print(f"\r{text:<60}", end="\n" if not text else "", file=sys.stderr, flush=True)
+        print(f"\r{text:<60}", end="" if text else "\r", file=sys.stderr, flush=True)
 
 
 def setting(load: Load, shards: int, window: int) -> dict[str, Any]:

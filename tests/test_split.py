@@ -139,11 +139,23 @@ def test_a_partition_that_is_no_bytes_is_refused_whatever_else_is_in_the_chunk(l
         assert caught.value.index == 6 + len(datas)
 
 
+@pytest.mark.parametrize("name", [b"", b"abcd", b"t0", b"x0", b"y0", b"z0"])
+def test_one_bad_key_rejects_its_entry_alone_and_no_part_gets_it(name: bytes) -> None:
+    for names in ([name], [b"a0", name], [name, b"b0"]):
+        split, form = splitter(Lettered, 1), form_of([encode(Names(each)) for each in ([b"a0"], names, [b"b0", b"c0"])])
+        found = split.split(form)
+        assert found == long_way(split, form, frozenset()) and found.rejected.keys() == {1}
+        assert found.placed(form) == [form.datas[0], b"", form.datas[2]]
+
+
 def test_what_spans_takes_its_partitions_for_those_behind_it_and_for_none_before() -> None:
     split = splitter(Plain, 2)
     keys = [b"%c%d" % (letter, digit) for letter in b"abcdef" for digit in (0, 1)]
     here, there = ([key for key in keys if split.place(key) == shard] for shard in (0, 1))
     commands = [[here[0]], [here[0], there[0]], [here[0]], [here[0], here[1]], [here[1]], [here[2]], [there[0]]]
-    found = split.split(form_of([encode(Names(names)) for names in commands]))
+    form = form_of([encode(Names(names)) for names in commands])
+    found = split.split(form)
     assert [spanning.entry - 7 for spanning in found.spanning] == [1, 2, 3, 4, 6]
     assert (found.owners[0], found.owners[5]) == (0, 0) and found.lengths.keys() == {0}
+    left_out = [data for data, placed in zip(form.datas, found.placed(form), strict=True) if not placed]
+    assert left_out == [form.datas[at] for at in (1, 2, 3, 4, 6)]

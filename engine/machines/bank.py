@@ -57,13 +57,9 @@ class Bank(Machine):
     command = Open | Transfer | Balance | Audit
 
     def keys(self, command: Open | Transfer | Balance | Audit) -> list[bytes]:
-        match command:
-            case Transfer(source, target):
-                return [source, target]
-            case Audit(accounts):
-                return accounts
-            case Open(account) | Balance(account):
-                return [account]
+        if isinstance(command, Transfer):
+            return [command.source, command.target]
+        return command.accounts if isinstance(command, Audit) else [command.account]
 
     def apply(self, tx: Tx, command: Open | Transfer | Balance | Audit, context: Context) -> int | None:
         match command:
