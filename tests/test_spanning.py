@@ -209,7 +209,7 @@ def test_a_command_that_is_run_again_is_as_it_was_whatever_apply_has_made_of_it(
 def test_a_group_takes_no_more_commands_than_its_shards_may_answer() -> None:
     with indoors(Ledger, 2) as house:
         one, other = letters(house)
-        moves = [encode(Move(one + b"/%d" % (n % 9), other + b"/1", 0)) for n in range(2_000)]
+        moves = [encode(Move(one + b"/%d" % n, other + b"/%d" % n, 0)) for n in range(2_000)]
         house.accept(chunks_of(log_of(moves), 20))
         house.run()
         assert house.coordinator.applied.index == 2_000
