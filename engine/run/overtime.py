@@ -14,6 +14,7 @@ from shardengine.engine.commit.host import OvertimeError
 
 _LOOKS = 8  # at the time, while a limit runs
 _RAISED_MAX = 5  # times, should `apply` pass over it
+_STEPS = 1_000_000  # more than it takes until what is raised comes
 
 
 class Overtime:
@@ -53,10 +54,14 @@ class Overtime:
                     pass
 
     def _end(self) -> None:
-        """Nobody is watched any more, and what is raised and did not come yet does not come."""
+        """Nobody is watched any more. What was raised and did not come yet comes here: to take it back would leave the
+        thread with a mark that something is to come, at which Python 3.11 stands still as soon as it is profiled."""
         with self._changing:
-            _raise_in(self._thread, None)
             self._since = None
+        if self._raised:
+            _raise_in(self._thread, self._error)
+            for _ in range(_STEPS):
+                pass
 
     def _watch(self) -> None:
         while self._watching.wait() and not self._closed.wait(self._limit_s / _LOOKS):
@@ -73,7 +78,6 @@ class Overtime:
         self._watching.set()
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Have `error` raised in a thread at its next step; None: what was to be raised is not."""
-    raised = None if error is None else ctypes.py_object(error)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    """Have `error` raised in a thread at its next step, instead of what is to be raised there already."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
