@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from shardengine import (
@@ -25,7 +24,8 @@ from shardengine import (
 )
 from shardengine.adaptors import MemoryStateMachine
 from shardengine.shards.placement import shard_of, slot_of
-from tests.wrong import NAMES, RESULTS, TOUCHES, Do, Doer, Namer, WithArguments
+from tests.commands import cli
+from tests.wrong import NAMES, RESULTS, TOUCHES, Do, Doer, Namer, Untagged, WithArguments
 
 OWN, OTHER = (
     b"a/2",
@@ -83,7 +83,7 @@ TOUCHED = {
 
 
 def test_every_wrong_is_judged() -> None:
-    assert (ANSWERS.keys(), TOUCHED.keys()) == (RESULTS.keys(), TOUCHES.keys())
+    assert (set(ANSWERS), set(TOUCHED)) == (set(RESULTS), set(TOUCHES))
 
 
 @pytest.mark.parametrize("b", [OWN, OTHER])
@@ -135,6 +135,16 @@ async def test_a_fork_in_the_engines_own_process_fails_its_chunk_and_the_child_e
         assert (await db.apply_chunk([entry("", OTHER)]))[0].succeeded
 
 
+@pytest.mark.parametrize("key", ["a/1", 1, None])
+async def test_a_read_of_what_is_no_key_is_told_so(tmp_path: Path, key: Any) -> None:
+    async with Engine(tmp_path, shards=2, machine=Doer) as db, MemoryStateMachine(Doer) as memory:
+        for read in (db.get, memory.get, lambda key: db.get_multi([key]), lambda key: memory.get_multi([key])):
+            with pytest.raises(TypeError, match=f"a key is bytes, not {type(key).__name__}"):
+                read(key)
+        with db.view() as view, pytest.raises(TypeError, match="a key is bytes"):
+            view.get(key)
+
+
 # ---- keys ------------------------------------------------------------------------------------------------------------
 
 BAD_NAMES = {
@@ -171,14 +181,6 @@ async def test_what_keys_does_wrong_makes_a_bad_entry_and_any_iterable_of_bytes_
 # ---- the class -------------------------------------------------------------------------------------------------------
 
 
-class One(msgspec.Struct):
-    key: bytes
-
-
-class Two(msgspec.Struct):
-    key: bytes
-
-
 class Plain:
     pass
 
@@ -212,8 +214,8 @@ def doer(**attributes: Any) -> type[Machine]:
     return type("Made", (Doer,), attributes)
 
 
-CLASSES = {
-    "untagged": (doer(command=One | Two), "Made.command is no type of commands: .* must be tagged"),
+CLASSES: dict[str, tuple[Any, str]] = {
+    "untagged": (Untagged, "Untagged.command is no type of commands: .* must be tagged"),
     "plain": (doer(command=Plain), "msgspec does not decode Plain"),
     "one plain": (doer(command=Do | Plain), "no type of commands"),
     "text": (doer(command="Do"), "Made.command is no type of commands"),
@@ -225,7 +227,7 @@ CLASSES = {
     "coroutine": (Later, "Later.apply is a coroutine .*plain function"),
     "generator": (Steps, "Steps.apply is a generator .*plain function"),
 }
-NOT_FOUND = {
+NOT_FOUND: dict[str, tuple[Any, str]] = {
     "main": (doer(__module__="__main__"), "workers cannot import .* top level of an importable module"),
     "local": (local(), "workers cannot import .* top level of an importable module"),
 }
@@ -245,3 +247,9 @@ def test_a_class_that_is_no_machine_is_refused_when_the_engine_is_made(tmp_path:
 def test_a_class_that_takes_arguments_is_refused_at_start(tmp_path: Path) -> None:
     with pytest.raises(MachineImportError, match=r"WithArguments cannot be made: TypeError.*takes no arguments"):
         Engine(tmp_path, shards=2, machine=WithArguments).start()
+
+
+def test_the_command_line_refuses_a_class_that_is_no_machine_as_wrong_use(tmp_path: Path) -> None:
+    done = cli("load", "-", "--data", str(tmp_path / "data"), "--format", "jsonl", "--machine", "tests.wrong:Untagged")
+    assert done.code == 2 and "must be tagged" in " ".join(done.err.split())
+    assert not (tmp_path / "data").exists()

@@ -141,3 +141,15 @@ class Namer(Machine):
 class WithArguments(Doer):
     def __init__(self, what: str) -> None:
         pass
+
+
+class One(msgspec.Struct):
+    key: bytes
+
+
+class Two(msgspec.Struct):
+    key: bytes
+
+
+class Untagged(Doer):
+    command: ClassVar[Any] = One | Two
