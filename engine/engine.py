@@ -258,7 +258,7 @@ class Engine:
             for part in cut.digest_slices():
                 total += part
                 await one_turn()
-                self._owner.check()
+                self._readside.check()
             return (total % DIGEST_MODULUS).to_bytes(16, "big")
         finally:
             cut.hand_back()

@@ -66,7 +66,7 @@ class Tx:
     def get(self, key: bytes) -> bytes | None:
         """The value of `key` as all earlier commands of the log, and this one, left it, or None. Raises, as all of
         these, UndeclaredKeyError for a key that is none, or lies in another partition."""
-        if key not in self._allowed:
+        if type(key) is not bytes or key not in self._allowed:
             self._enter(key)
         if key in self._entry:
             return self._entry[key]
@@ -76,15 +76,15 @@ class Tx:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set `key`. Raises BadEntryError when the value is no bytes or passes the directory's limit."""
-        if key not in self._allowed:
+        if type(key) is not bytes or key not in self._allowed:
             self._enter(key)
-        if not isinstance(value, bytes) or len(value) > self._limits.value_bytes_max:
-            self._refuse(_bad_value(value, self._limits.value_bytes_max))
+        if type(value) is not bytes or len(value) > self._limits.value_bytes_max:
+            value = self._checked(value)
         self._entry[key] = value
 
     def delete(self, key: bytes) -> None:
         """Remove `key`; nothing happens when it is not there."""
-        if key not in self._allowed:
+        if type(key) is not bytes or key not in self._allowed:
             self._enter(key)
         self._entry[key] = None
 
@@ -121,6 +121,12 @@ class Tx:
         self._refuse(
             UndeclaredKeyError(f"apply touched the key {reprlib.repr(key)}, which {what}", hint=hint, key=key, **told)
         )
+
+    def _checked(self, value: bytes) -> bytes:
+        """A value that is of a class of its own as what it is. Raises BadEntryError for what is none."""
+        if not isinstance(value, bytes) or len(value) > self._limits.value_bytes_max:
+            self._refuse(_bad_value(value, self._limits.value_bytes_max))
+        return bytes(value)
 
     def _refuse(self, error: Exception) -> NoReturn:
         self.refusal = self.refusal or error

@@ -111,6 +111,29 @@ def test_a_transaction_refuses_keys_that_were_not_declared() -> None:
     assert tx.writes == {}
 
 
+class Bytes(bytes):
+    """Bytes, of a class of their own."""
+
+
+@pytest.mark.parametrize("kind", [memoryview, bytearray, Bytes, str])
+def test_what_equals_a_key_and_is_none_is_refused(kind: Any) -> None:
+    tx = Tx(Records(), Limits(), lambda key: key[:1])
+    tx.declare([b"a"])
+    key: Any = "a" if kind is str else kind(b"a")
+    touches: list[Callable[[], object]] = [lambda: tx.get(key), lambda: tx.put(key, b""), lambda: tx.delete(key)]
+    for touch in touches:
+        with pytest.raises(UndeclaredKeyError, match="is no key"):
+            touch()
+    assert tx.writes == {}
+
+
+def test_a_value_of_a_class_of_its_own_is_kept_as_bytes() -> None:
+    tx = Tx(Records(), Limits())
+    tx.declare([b"a"])
+    tx.put(b"a", Bytes(b"value"))
+    assert type(tx.get(b"a")) is bytes
+
+
 @pytest.mark.parametrize("value", [bytes(11), "text", None, 7])
 def test_a_transaction_refuses_what_is_no_value(value: Any) -> None:
     tx = Tx(Records(), Limits(value_bytes_max=10))

@@ -97,12 +97,10 @@ def test_a_stop_leaves_nothing_open_that_a_new_engine_on_the_path_could_stumble_
     new.stop()
 
 
-def test_what_a_thread_still_reads_as_the_engine_stops_stays_open_until_it_has_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A copy out of an environment that is closed under it would end the process."""
-    begun, go_on, copied = threading.Event(), threading.Event(), []
-    copy = Reads.copy
+def slowly(
+    copy: Callable[[Reads, int, int], None], begun: threading.Event, go_on: threading.Event, copied: list[int]
+) -> Callable[[Reads, int, int], None]:
+    """A copy that says when it has begun, waits, and notes which shard it was of."""
 
     def slow(self: Reads, shard: int, descriptor: int) -> None:
         begun.set()
@@ -110,11 +108,22 @@ def test_what_a_thread_still_reads_as_the_engine_stops_stays_open_until_it_has_e
         copy(self, shard, descriptor)
         copied.append(shard)
 
+    return slow
+
+
+def test_what_a_thread_still_reads_as_the_engine_stops_stays_open_until_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy out of an environment that is closed under it would end the process."""
+    begun, go_on, copied = threading.Event(), threading.Event(), list[int]()
+    slow = slowly(Reads.copy, begun, go_on, copied)
+
     async def main() -> Engine:
         db = Engine(tmp_path / "db", shards=1, config=EngineConfig(stop_timeout_ms=1))
         db.start()
         await db.apply_chunk(puts(1, 10))
-        view = db.view()
+        view, digest = db.view(), db.digest()
+        digest.send(None)
         monkeypatch.setattr(Reads, "copy", slow)
         compacting = asyncio.ensure_future(db.compact())
         while not begun.is_set():
@@ -124,8 +133,9 @@ def test_what_a_thread_still_reads_as_the_engine_stops_stays_open_until_it_has_e
         db.close_storage()
         with pytest.raises(EngineStoppedError):
             db.get(b"k1")
-        with pytest.raises(ViewClosedError):
-            view.get(b"k1")
+        for ended in (lambda: view.get(b"k1"), lambda: digest.send(None)):
+            with pytest.raises(ViewClosedError):
+                ended()
         go_on.set()
         with pytest.raises(EngineStoppedError):
             await compacting

@@ -8,7 +8,13 @@ import weakref
 from pathlib import Path
 
 from shardengine.engine.config import EngineConfig
-from shardengine.engine.errors import EngineError, EngineStateError, EngineStoppedError, TooManyViewsError
+from shardengine.engine.errors import (
+    EngineError,
+    EngineStateError,
+    EngineStoppedError,
+    TooManyViewsError,
+    ViewClosedError,
+)
 from shardengine.engine.read.cut import Reads
 from shardengine.engine.read.view import View
 from shardengine.engine.run.owner import Owner
@@ -43,6 +49,12 @@ class ReadSide:
             self._owner.check()
             raise self.refusal
         return self.reads
+
+    def check(self) -> None:
+        """For who began to read before. Raises ViewClosedError when the engine was stopped since, or as `now`."""
+        self._owner.check()
+        if self._refusal is not None:
+            raise ViewClosedError("what was begun to be read cannot be read on: its engine was stopped")
 
     @property
     def refusal(self) -> EngineError:

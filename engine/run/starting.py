@@ -59,6 +59,7 @@ def start_run(
     """See `Engine.start`. Whatever is raised leaves nothing running, and the directory unlocked."""
     try:
         launch = launch_of(config.interpreter)
+        hard.judge()  # before anything is converted, or set aside
         first: Opened | None = None
         if reshard and config.shards is not None:
             first = convert(path, config.shards, machine, config)

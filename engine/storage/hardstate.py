@@ -38,8 +38,9 @@ _decode = msgspec.msgpack.Decoder(HardState).decode
 class HardStateFile:
     """The file of one data directory, as of its last `start`.
 
-    Invariant: the disk has `state`, or there is none and never was. What a save that failed has left on it is newer,
-    and nobody was told that it counts: the next save writes over that, not over `state`.
+    Invariant: the disk has `state`, or there is no file: one that somebody removed is as if there never was any. What a
+    save that failed has left on it is newer, and nobody was told that it counts: the next save writes over that, not
+    over `state`.
     """
 
     def __init__(self, directory: Path) -> None:
