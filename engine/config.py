@@ -119,7 +119,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     worker_timeout_ms: _TimeMs = 30_000
     """How long a worker may owe an answer before it is killed and replaced, milliseconds. While it waits for the disk,
-    in a flush or in a commit of mode "power", it says that it is alive, and has `flush_timeout_ms`."""
+    in a flush or in a commit of mode "power", it says that it is alive, and has `flush_timeout_ms`. Commands over
+    several shards, which run in this process, may take as long before they are interrupted; the loop waits for them."""
 
     flush_timeout_ms: _TimeMs = 600_000
     """How long a flush, or a commit in mode "power", may take, milliseconds: writing all of a large state to a

@@ -78,8 +78,8 @@ class Indoors:
     # What the coordinator needs
 
     def before_write(self) -> None: ...
-    def watched(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def watched(self) -> AbstractContextManager[Callable[[], BaseException | None]]:
+        return nullcontext(lambda: None)
 
     def published(self, batch: Batch) -> None: ...
     def wake(self, waiter: Any) -> None: ...

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -195,24 +197,48 @@ class Endless(_Command, frozen=True, tag=2):
     stubborn: int
 
 
+class Cut(_Command, frozen=True, tag=3):
+    """Count up at both keys: "slow", in some 0.3 s; "quick", at once; else loop for ever, and when that is cut off,
+    "put" something, "reject", or "return" as if nothing had been."""
+
+    first: bytes
+    second: bytes
+    how: str
+
+
 class Looping(Machine):
     """Commands that do not come to an end, unless they are interrupted."""
 
     name: ClassVar[str] = "test.looping"
-    command: ClassVar[Any] = Add | Endless
+    command: ClassVar[Any] = Add | Endless | Cut
 
     def keys(self, command: Any) -> list[bytes]:
         return [command.key] if isinstance(command, Add) else [command.first, command.second]
 
     def apply(self, tx: Tx, command: Any, context: Context) -> Any:
-        if isinstance(command, Add):
-            return tx.put(command.key, b"%d" % command.amount)
-        tx.get(command.first), tx.get(command.second)
-        for _ in range(command.stubborn):
-            try:
+        match command:
+            case Add(key, amount):
+                tx.put(key, b"%d" % amount)
+            case Endless(first, second, stubborn):
+                tx.get(first), tx.get(second)
+                for _ in range(stubborn):
+                    _cut_off()
                 while True:
                     pass
-            except BaseException:  # as careless machines do
-                pass
+            case Cut(first, second, how):
+                until = time.process_time() + (0.3 if how == "slow" else 0)
+                while time.process_time() < until:
+                    pass
+                if how not in ("slow", "quick"):
+                    _cut_off()
+                if how == "reject":
+                    raise Rejected("cut off")
+                for key in (first, second) if how != "return" else ():
+                    tx.put(key, b"%d" % (int(tx.get(key) or b"0") + 1))
+
+
+def _cut_off() -> None:
+    """Loop until something is raised, and pass over it, as careless machines do."""
+    with suppress(BaseException):
         while True:
             pass

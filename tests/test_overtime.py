@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from shardengine.engine.commit.host import OvertimeError
 from shardengine.engine.run.overtime import Overtime
 from shardengine.shards.placement import shard_of, slot_of
 from tests.killing import WATCHDOG_S, environment
-from tests.machines import Add, Endless, Looping
+from tests.machines import Add, Cut, Endless, Looping
 from tests.model import log_of
 
 CONFIG = EngineConfig(worker_timeout_ms=1_000)
@@ -25,7 +26,7 @@ def key(shard: int) -> bytes:
     return next(name for name in (b"%d" % n for n in range(1_000)) if shard_of(slot_of(name), 2) == shard)
 
 
-@pytest.mark.parametrize("stubborn", [0, 2])
+@pytest.mark.parametrize("stubborn", [0, 2, 10])
 async def test_a_command_over_two_shards_that_loops_fails_its_chunk_by_name(tmp_path: Path, stubborn: int) -> None:
     async with Engine(tmp_path / "db", shards=2, machine=Looping, config=CONFIG) as db:
         chunk = [Add(key(0), 1), Endless(key(0), key(1), stubborn), Add(key(1), 1)]
@@ -39,6 +40,39 @@ async def test_a_command_over_two_shards_that_loops_fails_its_chunk_by_name(tmp_
         if thread.name == "shardengine overtime":
             thread.join(60)
             assert not thread.is_alive()
+
+
+async def test_a_command_that_makes_something_of_its_interruption_fails_all_the_same(tmp_path: Path) -> None:
+    """Else it would be the clock that decides what it leaves."""
+    async with Engine(tmp_path / "db", shards=2, machine=Looping, config=CONFIG) as db:
+        for how in ("put", "reject", "return"):
+            chunk = [encode(Cut(key(0), key(1), how))]
+            with pytest.raises(ChunkFailedError, match="worker_timeout_ms=1000") as caught:
+                await db.apply_chunk(log_of(chunk))
+            assert caught.value.index == 1 and db.is_empty()
+
+
+async def test_commands_that_are_slow_together_only_are_tried_again_chunk_by_chunk(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "db", shards=2, machine=Looping, config=CONFIG) as db:
+        chunks = [[Entry(index, 1, encode(Cut(key(0), key(1), "slow")))] for index in range(1, 7)]
+        results = await asyncio.gather(*map(db.apply_chunk, chunks))
+        assert all(result.succeeded for (result,) in results)
+        assert db.get(key(0)) == b"6"
+
+
+async def test_where_no_thread_can_be_had_commands_run_unwatched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with Engine(tmp_path / "db", shards=2, machine=Looping, config=CONFIG) as db:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            (result,) = await db.apply_chunk(log_of([encode(Cut(key(0), key(1), "quick"))]))
+            assert result.succeeded
+        with pytest.raises(ChunkFailedError, match="worker_timeout_ms=1000"):
+            await db.apply_chunk([Entry(2, 1, encode(Endless(key(0), key(1), 0)))])
 
 
 def loop(seconds: float) -> int:

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardengine import ChunkFailedError, ChunkTooLargeError, Entry, Machine, encode
+from shardengine import ChunkFailedError, ChunkTooLargeError, Context, Entry, Machine, Tx, encode
 from shardengine.shards import wire
 from tests.indoors import Indoors, outcomes
 from tests.machines import Add, Bloat, Ledger, Move
@@ -71,7 +72,8 @@ def test_a_chunk_whose_command_fails_leaves_no_trace_and_names_a_command_that_do
         if expected is None:
             with pytest.raises(ChunkFailedError, match=r"entry [0-9]+ failed its chunk: ValueError: after") as caught:
                 house.apply(log_of(map(encode, commands)))
-            assert 1 <= caught.value.index <= len(commands)
+            blamed = commands[caught.value.index - 1]
+            assert "fail" in [what for what, _ in blamed.steps]
             assert house.records == {}
             assert house.apply(log_of([encode(Wander([b"a0"], [("get", 0)]))])) == [[None]]
         else:
@@ -163,3 +165,96 @@ def test_values_that_pass_a_half_fail_their_chunk_with_the_limit() -> None:
             house.apply(log_of(moves, first=3))
         assert caught.value.limit == 1 << 14
         assert house.apply(log_of([encode(Move(other + b"/3", other + b"/1", 0))], first=3)) == [None]
+
+
+class Pop(msgspec.Struct, array_like=True, tag=1):
+    names: list[bytes]
+
+
+class Popper(Machine):
+    """Changes its command while it runs, which is its own affair: a key is a letter, its partition, and a digit."""
+
+    name = "test.popper"
+    command = Pop
+
+    def keys(self, command: Pop) -> list[bytes]:
+        return command.names
+
+    def partition_key(self, key: bytes) -> bytes:
+        return key[:1]
+
+    def apply(self, tx: Tx, command: Pop, context: Context) -> None:
+        last = command.names.pop()
+        tx.get(command.names[0][:1] + b"9")
+        tx.put(last, tx.get(last) or b"" + b"x")
+        if last.endswith(b"!"):
+            raise ValueError("told to fail")
+
+
+def test_a_command_that_is_run_again_is_as_it_was_whatever_apply_has_made_of_it() -> None:
+    contents = []
+    for shards in (1, 2):
+        with indoors(Popper, shards) as house, indoors(Popper, 2) as two:
+            one, other = letters(two)
+            names = [[one + b"1", other + b"1", one + b"2"], [other + b"1", one + b"3"], [one + b"1", other + b"!"]]
+            *good, bad = house.accept([log_of([encode(Pop(each))], index) for index, each in enumerate(names, 1)])
+            house.run()
+            assert [outcomes(delivery) for delivery in good] == [[None], [None]]
+            with pytest.raises(ChunkFailedError):
+                bad.results()
+            contents.append(house.records)
+    assert contents[0] == contents[1] and len(contents[0]) == 2
+
+
+def test_a_group_takes_no_more_commands_than_its_shards_may_answer() -> None:
+    with indoors(Ledger, 2) as house:
+        one, other = letters(house)
+        moves = [encode(Move(one + b"/%d" % (n % 9), other + b"/1", 0)) for n in range(2_000)]
+        house.accept(chunks_of(log_of(moves), 20))
+        house.run()
+        assert house.coordinator.applied.index == 2_000
+        assert not [order for _, order in house.sent if isinstance(order, wire.Abort)]
+        assert len({order.position.group for _, order in house.sent if isinstance(order, wire.Part)}) < 20
+
+
+class Stopping(Ledger):
+    """Ctrl-C comes while its commands run."""
+
+    def apply(self, tx: Tx, command: Any, context: Context) -> Any:
+        if isinstance(command, Move) and command.amount == 7:
+            raise KeyboardInterrupt
+        return super().apply(tx, command, context)
+
+
+def test_an_interrupt_of_the_program_comes_out_and_blames_no_entry() -> None:
+    with indoors(Stopping, 2) as house:
+        one, other = letters(house)
+        (delivery,) = house.accept([log_of([encode(Move(one + b"/1", other + b"/1", 7))])])
+        with pytest.raises(KeyboardInterrupt):
+            house.run()
+        house.run()
+        with pytest.raises(ChunkFailedError, match="KeyboardInterrupt") as caught:
+            delivery.results()
+        assert "index" not in caught.value.facts
+        assert house.apply(log_of([encode(Move(one + b"/1", other + b"/1", 0))])) == [None]
+
+
+class Fickle(Ledger):
+    """A machine whose `partition_key` does not take a key that one of its commands makes."""
+
+    def partition_key(self, key: bytes) -> bytes:
+        if key.endswith(b"made"):
+            raise LookupError("no such place")
+        return super().partition_key(key)
+
+    def apply(self, tx: Tx, command: Any, context: Context) -> Any:
+        tx.get(command.source + b"made") if isinstance(command, Move) else None
+        return super().apply(tx, command, context)
+
+
+def test_a_machine_that_fails_outside_of_apply_fails_its_chunk_and_not_the_engine() -> None:
+    with indoors(Fickle, 2) as house:
+        one, other = letters(house)
+        with pytest.raises(ChunkFailedError, match="no such place"):
+            house.apply(log_of([encode(Move(one + b"/1", other + b"/1", 0))]))
+        assert house.apply(log_of([encode(Add(one + b"/1", 3))])) == [3]

@@ -90,6 +90,8 @@ def test_every_wrong_is_judged() -> None:
 async def test_what_apply_does_wrong_fails_its_chunk_by_name_wherever_it_runs(tmp_path: Path, b: bytes) -> None:
     async with Engine(tmp_path, shards=2, machine=Doer) as db:
         for what, said in ANSWERS.items():
+            if what == "interrupt" and b == OTHER:
+                continue  # in the engine's own process that is somebody's Ctrl-C
             error = await failure(db, f"answer: {what}", b)
             assert said in error.message, what
             assert "does not travel" not in said or "msgpack carries" in error.hint

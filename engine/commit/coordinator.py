@@ -10,7 +10,7 @@ parts into the rings' free halves and submits it; answers come in; `_publish` sh
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 from shardengine.engine.commit import actions
@@ -155,7 +155,7 @@ class Coordinator:
 
     # ---- actions of the tables -----------------------------------------------------------------------------------
 
-    def _run(self, asked: Sequence[Action]) -> None:
+    def _run(self, asked: Iterable[Action]) -> None:
         """Carry out what a table says. It has changed its state already: what fails here fails the engine, and from
         there on nobody listens to the tables."""
         try:

@@ -5,7 +5,7 @@ Its rings apart, it does no I/O. What is to be done next, it returns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from shardengine.engine.commit import actions
 from shardengine.engine.commit.actions import Action
@@ -14,7 +14,7 @@ from shardengine.engine.commit.inflight import OURS, Batch
 from shardengine.engine.commit.packing import Packed, Packing
 from shardengine.engine.commit.table import Commit
 from shardengine.engine.commit.takeover import Takeover
-from shardengine.engine.errors import EngineError, disk_error
+from shardengine.engine.errors import disk_error
 from shardengine.engine.intake.split import Splitter
 from shardengine.shards import wire
 from shardengine.shards.running import ApplyError, problem_of
@@ -38,8 +38,7 @@ class Exchanging:
         """What is to be run for a group that is packed."""
         if not packed.spanning:
             return None
-        splitter = self._splitter
-        return Takeover(splitter.machine, splitter.limits, splitter.place, packed.spanning, self._packing.half_bytes)
+        return Takeover(self._splitter, packed.spanning, self._packing.half_bytes)
 
     def take(self, shard: int, answer: wire.Values, batch: Batch | None) -> Sequence[Action]:
         """A shard has answered. `batch` is its group, None when that was cancelled."""
@@ -49,26 +48,38 @@ class Exchanging:
             batch.takeover.take(shard, answer)
         return asked
 
-    def run(self, group: int, batch: Batch) -> Sequence[Action]:
-        """Run its commands, as far as they come."""
+    def run(self, group: int, batch: Batch) -> Iterable[Action]:
+        """Run its commands, as far as they come. Raises KeyboardInterrupt, behind all that is to be done, when that is
+        what ended one."""
         takeover = batch.takeover
         assert takeover is not None
         try:
-            with self._host.watched():
-                lacking = takeover.run()
+            with self._host.watched() as interruption:
+                lacking = takeover.run(interruption)
             if lacking:
                 return self._commit.asked(group, lacking)
             batch.extents = self._packing.append(batch.half, batch.extents, takeover.writes())
         except ApplyError as error:
-            batch.noes[OURS] = (error.index, error.problem)
-        except (EngineError, OvertimeError) as error:
-            batch.noes[OURS] = (None, problem_of(error))
+            return self._failed(group, batch, error)
         except OSError as error:
             batch.noes[OURS] = (None, problem_of(disk_error("a ring cannot be written", error)))
+        except (Exception, OvertimeError) as error:  # a machine's partition_key, for one, and we do not know whose
+            batch.noes[OURS] = (None, problem_of(error))
         if OURS in batch.noes:
             return self._commit.refused(group)
         batch.results[OURS] = takeover.results
         return self._commit.computed(group)
+
+    def _failed(self, group: int, batch: Batch, error: ApplyError) -> Iterable[Action]:
+        """A command failed. Where it was interrupted, the others of its group may have had all the time: they are tried
+        again, chunk by chunk, before one of them is blamed."""
+        together = isinstance(error.__cause__, OvertimeError) and len(batch.chunks) > 1
+        interrupted = isinstance(error.__cause__, KeyboardInterrupt)
+        batch.noes[OURS] = (None if together or interrupted else error.index, error.problem)
+        yield from self._commit.refused(group)
+        if interrupted:
+            assert error.__cause__ is not None
+            raise error.__cause__
 
 
 def order_of(action: actions.SendPart | actions.SendAsk | actions.SendWrites, batch: Batch) -> wire.Order:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -28,8 +29,9 @@ class Host(Protocol):
         """The first byte of a group is about to be written. May wait for the disk. Raises what forbids to write: the
         group's first chunk fails with it."""
 
-    def watched(self) -> AbstractContextManager[None]:
-        """Commands of the machine run inside; raises OvertimeError in them when they take too long."""
+    def watched(self) -> AbstractContextManager[Callable[[], BaseException | None]]:
+        """Commands of the machine run inside; raises OvertimeError in them when they take too long. What is entered
+        tells whether it was, since it was asked last."""
 
     def published(self, batch: Batch) -> None:
         """`batch` is committed on every shard: show it to readers. Its results are given out next."""

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from shardengine.engine.commit.decision import Record
+from shardengine.engine.commit.takeover import asked_bytes
 from shardengine.engine.errors import ChunkTooLargeError
 from shardengine.engine.intake.chunks import Chunk
 from shardengine.engine.intake.split import Spanning, Split, Splitter
@@ -62,12 +63,14 @@ class Packing:
         places: dict[int, tuple[int, int]] = {}
         self._written[half] = places
         taken: set[bytes] = set()
-        size = 0
+        size = asked = 0
         for chunk in queue:
             size += chunk.bytes
-            if packed.chunks and (chunk.alone or size > self._group_bytes_max or not self._fits(chunk, half)):
-                break
             split = self._splitter.split(chunk.form, taken) if taken else chunk.split
+            asked += asked_bytes(split.spanning)
+            too_much = size > self._group_bytes_max or asked > self.half_bytes // 2
+            if packed.chunks and (chunk.alone or too_much or not self._fits(chunk, half)):
+                break
             self._write(chunk, split, half, places)
             packed.chunks.append(chunk)
             packed.spanning.extend(split.spanning)

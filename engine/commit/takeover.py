@@ -8,24 +8,25 @@ partition with one that waits go on meanwhile, so what is lacking is asked for t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
 
-from shardengine.engine.intake.split import Spanning
+from shardengine.engine.intake.split import Spanning, Splitter
 from shardengine.shards import wire
 from shardengine.shards.errors import ChunkTooLargeError
-from shardengine.shards.machine import Machine, partition_of
 from shardengine.shards.part import pack_writes
 from shardengine.shards.running import ApplyError, Runner
 from shardengine.shards.transaction import MissingError, Record
-from shardengine.shards.types import Limits
 
 _ITEM_BYTES = 64  # what a key that is asked for costs beside its bytes, at least
-Place = Callable[[bytes], int]
-"""The shard of a partition."""
+
+
+def asked_bytes(commands: Iterable[Spanning]) -> int:
+    """What the keys that commands name cost, of those bytes that a group may ask for: their values come on top."""
+    return sum(_ITEM_BYTES + len(key) for command in commands for key in command.keys)
 
 
 class _Lacking:
@@ -48,9 +49,8 @@ class _Told:
     Invariant: `missing` is set once something was looked for that nobody has answered yet; it is in `lacking` then.
     """
 
-    def __init__(self, place: Place, partition_of: Callable[[bytes], bytes] | None, bytes_max: int) -> None:
-        self._place = place
-        self._partition_of = partition_of
+    def __init__(self, splitter: Splitter, bytes_max: int) -> None:
+        self._splitter = splitter
         self._bytes_max = self._bytes_left = bytes_max
         self._values: dict[bytes, bytes | None] = {}
         self._ranges: dict[tuple[int, _Range], wire.Found] = {}
@@ -67,7 +67,7 @@ class _Told:
     def scan(self, prefix: bytes, partitions: Set[bytes], limit: int | None, reverse: bool) -> Iterator[Record]:
         by_shard: dict[int, set[bytes]] = {}
         for partition in partitions:
-            by_shard.setdefault(self._place(partition), set()).add(partition)
+            by_shard.setdefault(self._splitter.place(partition), set()).add(partition)
         ranges = {shard: _Range(prefix, frozenset(held), reverse) for shard, held in by_shard.items()}
         unknown = [shard for shard, range_ in ranges.items() if (shard, range_) not in self._ranges]
         for shard in unknown:
@@ -93,8 +93,7 @@ class _Told:
 
     def want(self, key: bytes) -> None:
         """Have `key` asked for."""
-        of = self._partition_of
-        self._of(self._place(key if of is None else of(key))).keys[key] = None
+        self._of(self._splitter.owner(key)).keys[key] = None
 
     def take(self, shard: int, question: wire.Question, answer: wire.Values) -> None:
         """Know what a shard has answered."""
@@ -122,17 +121,13 @@ class _Told:
 class Takeover:
     """The coordinator's commands of one group, from the first question to what they write."""
 
-    def __init__(
-        self, machine: Machine, limits: Limits, place: Place, commands: list[Spanning], bytes_max: int
-    ) -> None:
-        of = partition_of(machine)
-        self._runner = Runner(machine, limits)
-        self._place = place
-        self._partition_of = of
-        self._told = _Told(place, of, bytes_max)
+    def __init__(self, splitter: Splitter, commands: list[Spanning], bytes_max: int) -> None:
+        self._runner = Runner(splitter.machine, splitter.limits)
+        self._splitter = splitter
+        self._told = _Told(splitter, bytes_max)
         self._transaction = self._runner.transaction(self._told)
         self._left = commands
-        self._failed: ApplyError | None = None
+        self._failed: tuple[int, wire.Problem] | None = None
         self._round = 0
         self.results = wire.PartResults({}, {})
         self.questions: dict[int, wire.Question] = {}
@@ -142,26 +137,24 @@ class Takeover:
                 self._told.want(key)
         self._ask()
 
-    @property
-    def commands(self) -> int:
-        """How many are left to run."""
-        return len(self._left)
-
     def take(self, shard: int, answer: wire.Values) -> None:
         """Know what a shard has answered."""
         self._told.take(shard, self.questions[shard], answer)
 
-    def run(self) -> frozenset[int]:
+    def run(self, interruption: Callable[[], BaseException | None]) -> frozenset[int]:
         """Run what can be run. Returns the shards that have to be asked, the `questions` for them are ready; none: all
-        is done. Raises ApplyError of the first entry that fails, when those before it are done, or ChunkTooLargeError
-        when the shards answered too much."""
+        is done. `interruption` is what interrupted the last command: it fails, whatever it made of it.
+
+        Raises ApplyError of the first entry that fails, when those before it are done, and of one that was interrupted
+        at once; ChunkTooLargeError when the shards answered too much.
+        """
         self._told.check()
         waiting: list[Spanning] = []
         held: set[bytes] = set()
         for spanning in self._left:
-            if self._failed is not None and spanning.entry > (self._failed.index or 0):
+            if self._failed is not None and spanning.entry > self._failed[0]:
                 break
-            if not held.isdisjoint(spanning.partitions) or not self._attempt(spanning):
+            if not held.isdisjoint(spanning.partitions) or not self._attempt(spanning, interruption):
                 held |= spanning.partitions
                 waiting.append(spanning)
         self._left = waiting
@@ -169,24 +162,28 @@ class Takeover:
             self._ask()
             return frozenset(self.questions)
         if self._failed is not None:
-            raise self._failed
+            raise ApplyError(*self._failed)
         return frozenset()
 
-    def _attempt(self, spanning: Spanning) -> bool:
+    def _attempt(self, spanning: Spanning, interruption: Callable[[], BaseException | None]) -> bool:
         """Run one. False: something has to be asked for first."""
         self._told.missing = False
-        outcome, failed = None, None
+        command, outcome = self._splitter.decode(spanning.data), None
         try:
-            outcome = self._runner.run_in_host(self._transaction, spanning.command, spanning.entry, spanning.run)
-        except (MissingError, ApplyError) as error:
-            failed = error
+            outcome = self._runner.run_in_host(self._transaction, command, spanning.entry, spanning.run)
+        except MissingError:
+            pass
+        except ApplyError as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):
+                raise
+            self._failed = self._failed if self._told.missing else (spanning.entry, error.problem)
+        if (interrupted := interruption()) is not None:
+            raise ApplyError(spanning.entry, self._runner.problem(interrupted, command)) from interrupted
         if self._told.missing:  # whatever `apply` made of it
             self._transaction.drop()
             return False
         if outcome is None:
-            assert isinstance(failed, ApplyError)
             self._transaction.drop()
-            self._failed = failed
         elif outcome.reason is not None:
             self._transaction.drop()
             self.results.rejected[spanning.entry] = outcome.reason
@@ -215,7 +212,6 @@ class Takeover:
     def writes(self) -> dict[int, bytes]:
         """By shard, the last write of every key, as it lies in a ring."""
         found: dict[int, dict[bytes, bytes | None]] = {}
-        of = self._partition_of
         for key, value in self._transaction.writes.items():
-            found.setdefault(self._place(key if of is None else of(key)), {})[key] = value
+            found.setdefault(self._splitter.owner(key), {})[key] = value
         return {shard: pack_writes(writes) for shard, writes in found.items()}

@@ -24,11 +24,12 @@ from shardengine.shards.types import Limits
 
 
 class Spanning(NamedTuple):
-    """A command that is the coordinator's: of the entry at `entry`, which stands in `run`."""
+    """A command that is the coordinator's: of the entry at `entry`, which stands in `run`. It is decoded anew each time
+    it is run, as on a shard: `apply` may have changed it."""
 
     entry: int
     run: layout.Run
-    command: Any
+    data: bytes
     keys: tuple[bytes, ...]
     partitions: frozenset[bytes]
 
@@ -59,18 +60,16 @@ NOTHING = Split(b"", {}, {}, [])
 
 
 class _Judged(NamedTuple):
-    """A good command, and where it belongs."""
+    """What a good command touches."""
 
-    command: Any
     keys: tuple[bytes, ...]
     partitions: list[bytes]
 
 
 class _Read(NamedTuple):
-    """A chunk's commands, all of them good; the keys of each, and their partitions; and the shards of all these
+    """Of a chunk's commands, all of them good, the keys of each, and their partitions; and the shards of all these
     partitions, one behind the other, one byte a shard."""
 
-    commands: list[Any]
     keys: list[tuple[bytes, ...]]
     partitions: list[tuple[bytes, ...]]
     shards: bytes
@@ -100,7 +99,7 @@ class Splitter:
         self.part_bytes_max = part_bytes_max
         self._shards = shards
         self._table = shard_table(shards)
-        self._decode = msgspec.msgpack.Decoder(machine.command).decode
+        self.decode = msgspec.msgpack.Decoder(machine.command).decode
         self._keyed_by_itself = type(machine).partition_key is Machine.partition_key
         self._plain_put = plain_put_of(machine) if COMPILED else None
 
@@ -156,8 +155,7 @@ class Splitter:
         if max(map(len, datas)) > self.limits.value_bytes_max:
             return None
         try:
-            commands = list(map(self._decode, datas))
-            keys = list(map(tuple, map(self.machine.keys, commands)))
+            keys = list(map(tuple, map(self.machine.keys, map(self.decode, datas))))
             named = list(chain.from_iterable(keys))
             lengths = set(map(len, named))
             if not all(keys) or set(map(type, named)) != {bytes}:
@@ -165,13 +163,13 @@ class Splitter:
             if min(lengths) < 1 or max(lengths) > self.limits.key_bytes_max:
                 return None
             if self._keyed_by_itself:
-                return _Read(commands, keys, keys, self._places(named))
+                return _Read(keys, keys, self._places(named))
             found = list(map(self.machine.partition_key, named))
             if set(map(type, found)) != {bytes}:
                 return None
             one_by_one = iter(found)
             partitions = [tuple(islice(one_by_one, count)) for count in map(len, keys)]
-            return _Read(commands, keys, partitions, self._places(found))
+            return _Read(keys, partitions, self._places(found))
         except Exception:  # a no-op among them, or a bad command, which _split_each names
             return None
 
@@ -188,22 +186,23 @@ class Splitter:
         for offset, partitions in enumerate(read.partitions):
             if offset in over_several or not taken.isdisjoint(partitions):
                 taken.update(partitions)
-                command, keys, entry = read.commands[offset], read.keys[offset], chunk.first + offset
-                spanning.append(Spanning(entry, layout.run_at(runs, entry), command, keys, frozenset(partitions)))
+                data, keys, entry = chunk.datas[offset], read.keys[offset], chunk.first + offset
+                spanning.append(Spanning(entry, layout.run_at(runs, entry), data, keys, frozenset(partitions)))
                 owners[offset] = 0
         return Split(bytes(owners), {}, {}, spanning)
 
     def _split_each(self, chunk: Normal, taken: set[bytes]) -> Split:
         """Look at one entry after the other. Those that touch a `taken` partition, or more shards than one, are the
         coordinator's, and what they touch is taken from there on."""
-        split = Split(bytes(len(chunk.datas)), {}, {}, [])
-        owners, runs = bytearray(split.owners), layout.unpack_runs(chunk.runs)
+        owners, runs = bytearray(len(chunk.datas)), layout.unpack_runs(chunk.runs)
+        rejected: dict[int, str] = {}
+        spanning: list[Spanning] = []
         for offset, data in enumerate(chunk.datas):
             judged = self._judge(data) if data else None
             if isinstance(judged, str):
                 if not self._reject_bad:
                     raise _bad(chunk.first + offset, judged)
-                split.rejected[offset] = judged
+                rejected[offset] = judged
             elif judged is not None:
                 shards = set(map(self.place, judged.partitions))
                 if len(shards) == 1 and taken.isdisjoint(judged.partitions):
@@ -212,13 +211,13 @@ class Splitter:
                 taken.update(judged.partitions)
                 entry = chunk.first + offset
                 run = layout.run_at(runs, entry)
-                split.spanning.append(Spanning(entry, run, judged.command, judged.keys, frozenset(judged.partitions)))
-        return split._replace(owners=bytes(owners))
+                spanning.append(Spanning(entry, run, data, judged.keys, frozenset(judged.partitions)))
+        return Split(bytes(owners), {}, rejected, spanning)
 
     def _judge(self, data: bytes) -> _Judged | str:
         """A command and what it touches, or why it is a bad one."""
         try:
-            command: Any = self._decode(data)
+            command: Any = self.decode(data)
         except (msgspec.MsgspecError, TypeError) as error:
             return f"data is no command of {self.machine.name}: {error}"
         try:
@@ -240,7 +239,7 @@ class Splitter:
             if type(partition) is not bytes:
                 return f"partition_key() returned {type(partition).__name__}, not bytes"
         reason = self.machine.check(command, self.limits) if size > self.limits.value_bytes_max else None
-        return _Judged(command, keys, partitions) if reason is None else reason
+        return _Judged(keys, partitions) if reason is None else reason
 
     def _too_large(self, shard: int, size: int, chunk: Normal) -> ChunkTooLargeError:
         return ChunkTooLargeError(

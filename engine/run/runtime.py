@@ -46,8 +46,9 @@ log = logging.getLogger("shardengine")
 class Runtime:
     """Everything that exists while an engine runs.
 
-    `start` adds what is made from the files: `durability`, `workers`, `coordinator`, `crew`, `reads`. It is the
-    coordinator's host; `on_wake` is called with a waiter that may go on, `on_move` when the coordinator has moved.
+    `begin` adds what is made from the files: `durability`, `workers`, `coordinator`, `crew`; `complete` adds `reads`.
+    It is the coordinator's host; `on_wake` is called with a waiter that may go on, `on_move` when the coordinator has
+    moved.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Runtime:
     def before_write(self) -> None:
         self.mark.before_write()
 
-    def watched(self) -> AbstractContextManager[None]:
+    def watched(self) -> AbstractContextManager[Callable[[], BaseException | None]]:
         return self._overtime.watched()
 
     def published(self, batch: Batch) -> None:

@@ -19,7 +19,7 @@ from shardengine.ipc.files import FILE_MODE, NotPlainError, allocate, open_plain
 from shardengine.shards.errors import StoreDamagedError, StoreError, StoreFullError, StoreMismatchError
 from shardengine.shards.types import Position
 
-FORMAT = 2
+FORMAT = 3
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 BadKey = lmdb.BadValsizeError
 POSITION = b"position"
