@@ -45,7 +45,8 @@ class StoreMismatchError(StoreError):
 
 
 class MachineImportError(EngineError):
-    """A worker process cannot import the machine class: it lives in `__main__`, in a function, or nowhere."""
+    """A class that is no machine (what it lacks is said), or that worker processes cannot import or make: it lives in
+    `__main__`, in a function, or nowhere, or takes arguments."""
 
 
 class MachineMismatchError(EngineError):

@@ -65,7 +65,8 @@ class Machine(ABC):
         """Run one command. Returns its result, anything msgpack can carry (None costs nothing).
 
         Raises Rejected to refuse it. Any other exception fails the whole chunk, on every shard. It may be run more
-        than once, from its start, and what it wrote is kept once; an exception that `tx` raises is to be let through.
+        than once, from its start, and what it wrote is kept once. An exception of `tx` is to be let through; it
+        fails the chunk in any case.
         """
 
     def partition_key(self, key: bytes) -> bytes:

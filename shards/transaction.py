@@ -117,7 +117,7 @@ class Tx:
                 return
             what = "lies in no partition of a key that keys(command) names"
             hint = "name a key of every partition that a command may read or write"
-        told = {"declared": sorted(islice(self._allowed, _TOLD_KEYS))} | ({} if where is None else {"partition": where})
+        told = {"declared": sorted(self._allowed)[:_TOLD_KEYS]} | ({} if where is None else {"partition": where})
         self._refuse(
             UndeclaredKeyError(f"apply touched the key {reprlib.repr(key)}, which {what}", hint=hint, key=key, **told)
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from shardengine import ChunkFailedError, Engine, EngineConfig, Entry, encode
 from shardengine.engine.commit.host import OvertimeError
 from shardengine.engine.run.overtime import Overtime
 from shardengine.shards.placement import shard_of, slot_of
+from tests.killing import WATCHDOG_S, environment
 from tests.machines import Add, Cut, Endless, Looping
 from tests.model import log_of
 
@@ -92,6 +95,31 @@ def test_what_ends_in_time_is_not_interrupted_then_or_later() -> None:
         loop(0.2)
     finally:
         overtime.close()
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_thread_that_was_watched_can_be_profiled(seconds: int) -> None:
+    program = (
+        "import sys\n"
+        "from tests.test_overtime import Overtime, OvertimeError, loop\n"
+        "overtime = Overtime(0.05)\n"
+        "try:\n"
+        f"    with overtime.watched(): loop({seconds})\n"
+        "except OvertimeError: print('interrupted')\n"
+        "overtime.close()\n"
+        "sys.setprofile(lambda *event: None)\n"
+        "loop(0.01)\n"
+        "print('done')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=WATCHDOG_S,
+        check=False,
+    )
+    assert (done.stdout.split(), done.stderr) == (["interrupted", "done"] if seconds else ["done"], "")
 
 
 def test_what_ends_at_the_very_limit_is_interrupted_inside_or_not_at_all() -> None:

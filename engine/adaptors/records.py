@@ -35,7 +35,10 @@ class Records:
 
     def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None. Raises TypeError when it is no bytes."""
-        return self._data.get(key if type(key) is bytes else bytes(memoryview(key)))
+        try:
+            return self._data.get(key if type(key) is bytes else bytes(memoryview(key)))
+        except TypeError:
+            raise TypeError(f"a key is bytes, not {type(key).__name__}") from None
 
     def scan(self, prefix: bytes, partitions: Set[bytes], limit: int | None, reverse: bool) -> Iterator[Record]:
         """See `transaction.Base`: of all partitions."""

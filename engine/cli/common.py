@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 import click
 
-from shardengine import Engine, EngineError, KeyValue, Machine
+from shardengine import Engine, EngineError, KeyValue, Machine, MachineImportError
 from shardengine.engine.cli.streams import say
 from shardengine.engine.config import DATA_VARIABLE, EngineConfig, resolve_config
+from shardengine.engine.run.launch import check_machine
 from shardengine.engine.storage.generations import Directory, DirectoryConfig
 
 DONE, DATA_SAYS_NO, WRONG_USE, COULD_NOT = 0, 1, 2, 3
@@ -67,6 +68,10 @@ class MachineType(click.ParamType):  # type: ignore[type-arg]  # not generic in 
             self.fail(f"{value!r} cannot be imported: {type(error).__name__}: {error}", param, ctx)
         if not (isinstance(found, type) and issubclass(found, Machine)):
             self.fail(f"{value!r} is no Machine", param, ctx)
+        try:
+            check_machine(found)
+        except MachineImportError as error:
+            self.fail(str(error), param, ctx)
         return found
 
 

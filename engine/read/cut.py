@@ -49,6 +49,10 @@ class Cut:
             return self.shards[self._owner(key)].get(key)
         except BadKey:
             return None  # no record can have such a key
+        except Exception as error:  # a machine's partition_key may raise anything of what is no key
+            if isinstance(key, (bytes, bytearray, memoryview)):
+                raise
+            raise TypeError(f"a key is bytes, not {type(key).__name__}") from error
 
     def get_multi(self, keys: Iterable[bytes]) -> list[bytes | None]:
         return [self.get(key) for key in keys]

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from shardengine.engine.commit.host import OvertimeError
 
 _LOOKS = 8  # while a limit runs
+_STEPS = 1_000_000  # more than it takes until what is raised comes
 
 
 class Overtime:
@@ -56,10 +57,15 @@ class Overtime:
                     pass
 
     def _end(self) -> None:
-        """Nobody is watched any more, and what is raised and did not come yet does not come."""
+        """Nobody is watched any more. What was raised and did not come yet comes here: to take it back would leave the
+        thread with a mark that something is to come, at which Python 3.11 stands still as soon as it is profiled."""
         with self._changing:
-            _raise_in(self._thread, None)
             self._watched = False
+            raised = self._looks > _LOOKS
+        if raised:
+            _raise_in(self._thread, self._error)
+            for _ in range(_STEPS):
+                pass
 
     def _interruption(self) -> BaseException | None:
         raised, self._raised = self._raised, 0
@@ -81,7 +87,6 @@ class Overtime:
         self._watching.set()
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Have `error` raised in a thread at its next step; None: what was to be raised is not."""
-    raised = None if error is None else ctypes.py_object(error)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    """Have `error` raised in a thread at its next step, instead of what is to be raised there already."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
