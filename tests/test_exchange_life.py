@@ -24,13 +24,16 @@ from shardengine import (
     EngineConfig,
     Entry,
     LogId,
+    Machine,
+    SnapshotError,
     encode,
 )
 from shardengine.adaptors import MemoryStateMachine
 from shardengine.engine.run.crew import Crew
 from shardengine.shards import wire
 from tests.conftest import halt
-from tests.directories import mark_of
+from tests.directories import folder_in, mark_of
+from tests.dying import ENVIRONMENT, DyingWanderer
 from tests.inside import one_turn, runtime_of
 from tests.logs import Oracle, Wandering, log_named
 from tests.taking import restarts
@@ -39,7 +42,9 @@ from tests.wander import Wander, Wanderer
 CONFIG = EngineConfig(map_bytes=64 << 20)
 IMPATIENT = EngineConfig(map_bytes=64 << 20, worker_timeout_ms=3000)
 BEFORE, AFTER = Wandering.PERIOD - 1, Wandering.PERIOD + 3
-"""Where the group that pauses begins, and ends."""
+"""Where the group that pauses begins, and ends; one that asks for more."""
+NAMED = Wandering.PERIOD + 6, Wandering.PERIOD + 9
+"""And one whose commands name all they need."""
 
 
 def pid_of(db: Engine, shard: int) -> int:
@@ -47,15 +52,17 @@ def pid_of(db: Engine, shard: int) -> int:
     return pid
 
 
-def awaited(db: Engine, of: int, kind: type[wire.Answer]) -> asyncio.Event:
-    """Set once the worker of the shard `of` has said something of this kind, and the coordinator has listened."""
+def awaited(db: Engine, of: int, kind: type[wire.Answer], times: int = 1) -> asyncio.Event:
+    """Set once workers of the shard `of` have said so many things of this kind, and the coordinator has listened."""
     runtime = runtime_of(db)
     assert runtime is not None
-    original, heard = runtime.coordinator.on_answer, asyncio.Event()
+    original, heard, said = runtime.coordinator.on_answer, asyncio.Event(), list[wire.Answer]()
 
     def on_answer(shard: int, answer: wire.Answer) -> None:
         original(shard, answer)
         if shard == of and isinstance(answer, kind):
+            said.append(answer)
+        if len(said) == times:
             heard.set()
 
     runtime.coordinator.on_answer = on_answer  # type: ignore[method-assign]
@@ -65,9 +72,10 @@ def awaited(db: Engine, of: int, kind: type[wire.Answer]) -> asyncio.Event:
 class Paused:
     """An engine in an exchange: shard 0 has answered, the worker of shard 1 is stopped."""
 
-    def __init__(self, db: Engine, call: asyncio.Task[Any]) -> None:
+    def __init__(self, db: Engine, call: asyncio.Task[Any], group: tuple[int, int]) -> None:
         self.db = db
         self.call = call
+        self.before, self.after = group
         self.stopped = pid_of(db, 1)
 
     def go_on(self) -> None:
@@ -75,10 +83,8 @@ class Paused:
 
     async def ends_well(self) -> None:
         """The group is applied as in one place."""
-        model = model_at(BEFORE)
-        assert list(await self.call) == model.advance(AFTER)
-        assert self.db.last_applied().index == AFTER
-        await self.holds(AFTER)
+        assert list(await self.call) == model_at(self.before).advance(self.after)
+        await self.holds(self.after)
 
     async def holds(self, index: int) -> None:
         """What can be read is the state at `index`."""
@@ -95,15 +101,20 @@ def model_at(index: int) -> Oracle:
 
 
 @asynccontextmanager
-async def paused(path: Path, config: EngineConfig = CONFIG) -> AsyncIterator[Paused]:
+async def paused(
+    path: Path,
+    config: EngineConfig = CONFIG,
+    machine: type[Machine] = Wanderer,
+    group: tuple[int, int] = (BEFORE, AFTER),
+) -> AsyncIterator[Paused]:
     log = log_named("wander", 0, 2)
-    async with Engine(path, shards=2, machine=Wanderer, config=config) as db:
-        await db.apply_chunk(log.entries(1, BEFORE))
+    async with Engine(path, shards=2, machine=machine, config=config) as db:
+        await db.apply_chunk(log.entries(1, group[0]))
         answered = awaited(db, 0, wire.Values)
         halt(pid_of(db, 1))
-        call = asyncio.create_task(db.apply_chunk(log.entries(BEFORE + 1, AFTER)))
+        call = asyncio.create_task(db.apply_chunk(log.entries(group[0] + 1, group[1])))
         await answered.wait()
-        yield Paused(db, call)
+        yield Paused(db, call, group)
 
 
 @pytest.mark.parametrize("label", [None, LogId(AFTER, 1)], ids=["now", "behind the group"])
@@ -123,6 +134,37 @@ async def test_a_snapshot_during_an_exchange_is_a_published_state_and_no_other(
         memory.start()
         await memory.apply_snapshot_from_file(metadata, tmp_path / "taken")
         assert await memory.digest() == model_at(metadata.last_included.index).digest()
+
+
+async def test_a_worker_that_dies_during_a_pin_and_an_exchange_costs_the_snapshot_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    async with paused(tmp_path / "data") as house:
+        taking = asyncio.create_task(house.db.generate_snapshot_data(tmp_path / "taken"))
+        await one_turn()
+        os.kill(house.stopped, signal.SIGKILL)
+        with pytest.raises(SnapshotError, match="died"):
+            await taking
+        await house.ends_well()
+        assert restarts(house.db) == 1 and not (tmp_path / "taken").exists()
+        await house.db.generate_snapshot_data(tmp_path / "taken", LogId(AFTER, 1))
+
+
+async def test_a_vote_in_an_exchange_dies_with_its_worker_and_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = folder_in(monkeypatch, ENVIRONMENT, tmp_path / "faults")
+    async with paused(tmp_path / "data", machine=DyingWanderer, group=NAMED) as house:
+        waiting = pid_of(house.db, 0)
+        halt(waiting)
+        (faults / "after Vote of shard-001").write_text("x")
+        again = awaited(house.db, 1, wire.Vote, times=2)
+        house.go_on()
+        await again.wait()
+        await house.holds(house.before)
+        os.kill(waiting, signal.SIGCONT)
+        await house.ends_well()
+        assert restarts(house.db) == 1
 
 
 async def test_reads_during_an_exchange_are_of_what_is_published(tmp_path: Path) -> None:
@@ -170,7 +212,7 @@ async def test_a_worker_that_hangs_before_it_answers_is_replaced_and_asked_again
 
 
 async def test_a_worker_that_hangs_while_it_pauses_is_replaced_once_it_owes_a_vote(tmp_path: Path) -> None:
-    async with paused(tmp_path / "data", IMPATIENT) as house:
+    async with paused(tmp_path / "data", IMPATIENT, group=NAMED) as house:
         first = pid_of(house.db, 0)
         halt(first)
         house.go_on()
