@@ -2,7 +2,7 @@
 
 `DYING` in the environment names a directory. A worker dies at the step whose name a file there has; it removes the file
 first, so that it dies once, unless the name ends in `-always`. Of a group with an exchange the step's name says which
-shard it is, and the file holds a letter for each time that it is reached.
+shard it is, and the file holds a letter for each time that it is reached: `x`, it dies, or `.`, it does not.
 """
 
 from __future__ import annotations
@@ -148,14 +148,15 @@ def _said(original: Callable[[Link, bytes], None]) -> Callable[[Link, bytes], No
 
 
 def count_down(step: str) -> None:
-    """Die if this step was chosen, and has been reached as often as was said."""
+    """Die if this step was chosen, and this is one of the times."""
     file = Path(os.environ[ENVIRONMENT], f"{step} of {DyingWanderer.place}")
     try:
-        left = file.read_text()[1:]
+        times = file.read_text()
     except FileNotFoundError:
         return
-    if left:
-        file.write_text(left)
-        return
-    file.unlink()
-    os.kill(os.getpid(), signal.SIGKILL)
+    if times[1:]:
+        file.write_text(times[1:])
+    else:
+        file.unlink()
+    if times[0] == "x":
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -63,13 +63,13 @@ class Wandering:
     def __init__(self, shards: int) -> None:
         places = {shard_of(slot_of(bytes([letter])), shards): bytes([letter]) for letter in LETTERS}
         assert len(places) == shards
-        self._names = [places[shard] + b"0" for shard in range(shards)]
+        self.names = [places[shard] + b"0" for shard in range(shards)]
 
     def entries(self, first: int, last: int) -> list[Entry]:
         return [Entry(index, term_at(index), encode(self._command_at(index))) for index in range(first, last + 1)]
 
     def _command_at(self, index: int) -> Wander:
-        names = self._names
+        names = self.names
         own, other = [names[index % len(names)]], [names[(index + 1) % len(names)]]
         match index % self.PERIOD:
             case 2 | 5 as place:

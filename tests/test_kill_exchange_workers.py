@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shardengine import ApplyResult, Engine, EngineConfig
+from shardengine import ApplyResult, Engine, EngineConfig, WorkerFailedError
 from tests.directories import folder_in
 from tests.dying import ENVIRONMENT, EXCHANGE_STEPS, DyingWanderer
 from tests.inside import runtime_of
@@ -51,7 +51,7 @@ def files_for(kind: str, shard: int) -> dict[str, str]:
     """By step, how often it is reached before the worker of `shard` dies there: by the group that is open, or by the
     one that is staged behind it, which is asked nothing more."""
     steps = [step for step in EXCHANGE_STEPS if kind != "staged" or "Values 1" not in step]
-    return {f"{step} of shard-{shard:03}": "xx" if kind == "staged" else "x" for step in steps}
+    return {f"{step} of shard-{shard:03}": ".x" if kind == "staged" else "x" for step in steps}
 
 
 @pytest.mark.parametrize("kind", ["alone", "with a group behind it", "staged"])
@@ -75,6 +75,50 @@ async def test_a_worker_that_dies_at_any_step_of_an_exchange_answers_all_the_sam
             assert not (faults / name).exists(), f"it did not come to {name}"
             assert restarts(db) == died, name
         await script.holds()
+
+
+KILLERS = pytest.mark.parametrize("step", ["before Values 0", "after write"])
+
+
+@KILLERS
+async def test_a_group_that_kills_its_worker_again_and_again_in_an_exchange_is_applied_chunk_by_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    faults = folder_in(monkeypatch, ENVIRONMENT, tmp_path / "faults")
+    async with Engine(tmp_path / "data", shards=2, machine=DyingWanderer, config=CONFIG) as db:
+        script = Script(db, 2)
+        groups = db.stats()["groups"]
+        deaths = 3 + (step == "before Values 0")  # the first is held for the group before: its Committed was not said
+        (faults / f"{step} of shard-001").write_text(
+            ".." + deaths * "x"
+        )  # not the first two, but those that go together
+        await script.apply([16 + 3, 2 * 16 + 3, 3 * 16 + 3, 4 * 16 + 3])
+        assert restarts(db) == deaths and db.stats()["groups"] == groups + 5, "taken back, and sent one by one"
+        await script.holds()
+
+
+@KILLERS
+async def test_a_chunk_that_kills_its_worker_again_and_again_in_an_exchange_stops_the_engine_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    faults = folder_in(monkeypatch, ENVIRONMENT, tmp_path / "faults")
+    db = Engine(tmp_path / "data", shards=2, machine=DyingWanderer, config=CONFIG)
+    db.start()
+    log = Wandering(2)
+    await db.apply_chunk(log.entries(1, 15))
+    (faults / f"{step} of shard-001").write_text("xxx")
+    with pytest.raises(WorkerFailedError, match="entries 16 to 19 killed the worker of shard 1") as caught:
+        await db.apply_chunk(log.entries(16, 19))
+    assert (caught.value.index, caught.value.shard) == (16, 1)
+    assert db.last_applied().index == 15 and len(db) > 0
+    with pytest.raises(WorkerFailedError):
+        db.stop()
+    db.close_storage()
+    async with Engine(tmp_path / "data", machine=DyingWanderer, config=CONFIG) as again:
+        model = Oracle(log)
+        model.advance(15)
+        assert await again.digest() == model.digest()
+        assert list(await again.apply_chunk(log.entries(16, 19))) == model.advance(19)
 
 
 @pytest.mark.parametrize("part", range(SLICES))
