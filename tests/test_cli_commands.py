@@ -70,7 +70,7 @@ class Sums(Oddities):
 class Extended(KeyValue):
     """Key-value commands, and another."""
 
-    command: ClassVar[Any] = Put | Odd
+    command: ClassVar[Any] = Put | Row
 
 
 class Rows(Oddities):
@@ -151,8 +151,8 @@ def test_tsv_is_refused_by_name_for_a_machine_without_a_put_and_is_not_its_defau
     assert (ran.code, "tsv makes key-value commands only, and shardengine.queue has none" in ran.err) == (2, True)
     assert not (tmp_path / "queue").exists()
     assert cli(*queue, stdin='{"op": "push", "queue": "q", "body": "b"}\n').code == 0
-    odd = parser_of("jsonl", Extended)(b'{"op": "odd", "someKey": "k", "text": ""}')
-    assert msgspec.msgpack.decode(odd, type=Extended.command) == Odd(b"k", "")
+    row = parser_of("jsonl", Extended)(b'{"op": "row", "someKey": "k", "text": ""}')
+    assert msgspec.msgpack.decode(row, type=Extended.command) == Row(b"k", "")
 
 
 def test_a_bank_is_opened_and_read_from_the_command_line(tmp_path: Path) -> None:
