@@ -88,7 +88,7 @@ def test_a_rejection_is_told_with_its_reason() -> None:
 
 
 def test_results_go_to_a_file_in_the_order_of_the_log_and_the_summary_where_it_was(tmp_path: Path) -> None:
-    lines = ['{"op": "submit", "board": "b", "player_hex": "ff", "score": %d}\n' % n for n in (5, 3, 8)]
+    lines = [f'{{"op": "submit", "board": "b", "player_hex": "ff", "score": {n}}}\n' for n in (5, 3, 8)]
     text = "".join([*lines, "\n", '{"op": "top", "board": "b"}\n', '{"op": "around", "board": "b", "player": "x"}\n'])
     args = ("load", "-", "--data", tmp_path / "d", "--shards", 2, *BOARD, "--results", tmp_path / "r", "--chunk", 2)
     ran = cli(*args, "--json", stdin=text)
