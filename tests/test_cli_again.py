@@ -212,7 +212,8 @@ def test_load_appends_another_file_goes_on_with_a_grown_one_and_says_which(tmp_p
     assert (third.facts["skipped"], third.facts["records"], third.facts["index"]) == (10, 2, 42)
     assert third.err == "its first 10 lines were loaded before; went on behind them\n"
     again = cli("load", a, "--data", data, "--json")
-    assert (again.facts["records"], again.err) == (0, "its 12 lines were loaded before; nothing to do\n")
+    said = "its 12 lines were loaded before; nothing to do (--append loads them once more)\n"
+    assert (again.facts["records"], again.err) == (0, said)
     assert cli("load", a, "--data", data, "--quiet").err == ""
     whole = cli("load", a, "--data", data, "--append", "--json")
     assert (whole.facts["skipped"], whole.facts["records"], whole.facts["index"]) == (0, 12, 54)

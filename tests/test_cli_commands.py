@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardengine import KeyValue, Machine, encode
+from shardengine import KeyValue, Machine, Put, encode
 from shardengine.engine.cli.commands import Commands
 from shardengine.engine.cli.records import parse_jsonl, parse_tsv, parser_of
 from shardengine.machines.bank import Audit, Bank, Open, Transfer
@@ -19,6 +19,7 @@ from shardengine.machines.queue import Lease, Queue
 from tests.commands import cli
 from tests.machines import Other
 
+QUEUE = "shardengine.machines.queue:Queue"
 BANK = "shardengine.machines.bank:Bank"
 
 
@@ -52,6 +53,26 @@ class Oddities(Machine):
         pass
 
 
+class Calc(msgspec.Struct, tag="calc"):
+    """A command with fields whose names mean something else in a line."""
+
+    op: str = "+"
+    key: bytes = b""
+    key_hex: str = ""
+
+
+class Sums(Oddities):
+    """One whose command has a field called `op`."""
+
+    command: ClassVar[Any] = Calc | Odd
+
+
+class Extended(KeyValue):
+    """Key-value commands, and another."""
+
+    command: ClassVar[Any] = Put | Row
+
+
 class Rows(Oddities):
     """One with a single command."""
 
@@ -79,9 +100,22 @@ def test_lists_defaults_maps_and_renamed_fields_are_understood() -> None:
     assert Commands(Bank).parse(b" \r") == b""
 
 
+def test_a_pair_is_a_command_whatever_its_fields_are_called() -> None:
+    assert parsed(Bank, '["open", {"account_hex": "ff", "amount": 1}]') == Open(b"\xff", 1)
+    assert parsed(Sums, '["calc", {"op": "calc", "key": "k", "key_hex": "no"}]') == Calc("calc", b"k", "no")
+    assert parsed(Sums, '["calc", {}]') == Calc()
+    assert parsed(Sums, '{"op": "odd", "someKey": "k", "text": ""}') == Odd(b"k", "")
+    for line in ('{"op": "calc"}', '{"op": "calc", "key": "k"}'):
+        with pytest.raises(ValueError, match=r'calc has a field `op` of its own: write \["calc", \{"op": \.\.\.\}\]'):
+            Commands(Sums).parse(line.encode())
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
+        ('["close", {}]', "no `op` that is one of: open, "),
+        ('["open", {"op": "open", "account": "a", "amount": 1}]', "open has no `op`"),
+        ('["open", {"account": "a", "amount": 1}, 1]', "a command is a JSON object"),
         ("{}", "no `op` that is one of: open, transfer, balance, audit"),
         ('{"op": ["open"]}', "no `op` that is one of"),
         ('{"op": "Open", "account": "a", "amount": 1}', "no `op` that is one of"),
@@ -108,7 +142,17 @@ def test_a_line_that_is_no_command_is_refused_with_the_reason(line: str, problem
 
 def test_the_key_value_machine_keeps_its_form_under_every_name() -> None:
     assert parser_of("jsonl", KeyValue) is parser_of("jsonl", Other) is parse_jsonl
-    assert parser_of("tsv", Bank) is parse_tsv
+    assert parser_of(None, KeyValue) is parser_of("tsv", Extended) is parser_of(None, Other) is parse_tsv
+
+
+def test_tsv_is_refused_by_name_for_a_machine_without_a_put_and_is_not_its_default(tmp_path: Path) -> None:
+    queue = ("load", "-", "--data", tmp_path / "queue", "--shards", 1, "--machine", QUEUE)
+    ran = cli(*queue, "--format", "tsv", stdin="q\tbody\n")
+    assert (ran.code, "tsv makes key-value commands only, and shardengine.queue has none" in ran.err) == (2, True)
+    assert not (tmp_path / "queue").exists()
+    assert cli(*queue, stdin='{"op": "push", "queue": "q", "body": "b"}\n').code == 0
+    row = parser_of("jsonl", Extended)(b'{"op": "row", "someKey": "k", "text": ""}')
+    assert msgspec.msgpack.decode(row, type=Extended.command) == Row(b"k", "")
 
 
 def test_a_bank_is_opened_and_read_from_the_command_line(tmp_path: Path) -> None:
@@ -128,11 +172,9 @@ def test_a_bank_is_opened_and_read_from_the_command_line(tmp_path: Path) -> None
     assert cli("verify", tmp_path / "bank", "--machine", BANK).code == 0
 
 
-@pytest.mark.parametrize("form", ["tsv", "jsonl"])
-def test_a_bad_line_of_a_machine_is_named_and_what_came_before_is_loaded(tmp_path: Path, form: str) -> None:
+def test_a_bad_line_of_a_machine_is_named_and_what_came_before_is_loaded(tmp_path: Path) -> None:
     bank = ("--data", tmp_path / "bank", "--machine", BANK)
-    text = "\nalice\t70\n" if form == "tsv" else '\n{"op": "open", "account": "alice"}\n'
-    ran = cli("load", "-", *bank, "--shards", 1, "--format", form, stdin=text)
+    ran = cli("load", "-", *bank, "--shards", 1, stdin='\n{"op": "open", "account": "alice"}\n')
     assert (ran.code, "error: line 2: " in ran.err) == (1, True)
     assert cli("stats", *bank, "--json").facts["last_applied"]["index"] == 1
 

@@ -25,7 +25,7 @@ Draw = Callable[[Random], Any]
 
 
 class Kind(NamedTuple):
-    """A machine, and where its commands, each of one partition, come from."""
+    """A machine, and where its commands come from."""
 
     machine: type[Machine]
     commands: tuple[Draw, ...]
@@ -47,6 +47,8 @@ KINDS = {
             lambda draw: bank.Balance(name(draw)),
             lambda draw: bank.Audit([name(draw)]),
             lambda draw: bank.Transfer(own := name(draw), own, few(draw)),
+            lambda draw: bank.Transfer(name(draw), name(draw), few(draw)),
+            lambda draw: bank.Audit([name(draw) for _ in range(few(draw))]),
         ),
     ),
     "leaderboard": Kind(
@@ -72,6 +74,7 @@ KINDS = {
             lambda draw: queue.Lease(name(draw), name(draw), few(draw), few(draw)),
             lambda draw: queue.Ack(name(draw), few(draw), name(draw)),
             lambda draw: queue.Move(own := name(draw), own, few(draw)),
+            lambda draw: queue.Move(name(draw), name(draw), few(draw)),
         ),
     ),
 }
@@ -82,7 +85,7 @@ def steps_of(kind: Kind, seed: int, length: int) -> list[Step]:
     return [Step(draw.choice(kind.commands)(draw), draw.choice([0, 0, 1, 5])) for _ in range(length)]
 
 
-@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("shards", [1, 2, 3])
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 async def test_an_engine_of_any_shard_count_gives_what_the_machine_gives_by_itself(
     tmp_path: Path, kind: Kind, shards: int

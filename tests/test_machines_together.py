@@ -8,23 +8,13 @@ import pytest
 
 from shardengine import ApplyResult, Engine, rehearse
 from shardengine.adaptors import MemoryStateMachine
-from shardengine.machines import bank, queue
 from tests.inprocess import entries_of
 from tests.model import chunks_of
-from tests.test_machines import KINDS, Draw, Kind, few, name, steps_of
-
-SPANNING: dict[str, tuple[Draw, ...]] = {
-    "bank": (
-        lambda draw: bank.Transfer(name(draw), name(draw), few(draw)),
-        lambda draw: bank.Audit([name(draw), name(draw), name(draw)]),
-    ),
-    "queue": (lambda draw: queue.Move(name(draw), name(draw), few(draw)),),
-}
-WIDE = {key: Kind(kind.machine, kind.commands + SPANNING.get(key, ())) for key, kind in KINDS.items()}
+from tests.test_machines import KINDS, Kind, steps_of
 
 
 @pytest.mark.parametrize("shards", [1, 2, 5])
-@pytest.mark.parametrize("kind", WIDE.values(), ids=WIDE)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 async def test_an_engine_answers_as_memory_does(tmp_path: Path, kind: Kind, shards: int) -> None:
     entries = entries_of(steps_of(kind, seed=shards, length=1_500))
     async with MemoryStateMachine(kind.machine) as memory, Engine(tmp_path, shards=shards, machine=kind.machine) as db:
@@ -38,7 +28,7 @@ async def test_an_engine_answers_as_memory_does(tmp_path: Path, kind: Kind, shar
         assert await db.digest() == await memory.digest()
 
 
-@pytest.mark.parametrize("kind", WIDE.values(), ids=WIDE)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_rehearsal_finds_nothing(kind: Kind) -> None:
     entries = entries_of(steps_of(kind, seed=7, length=300))
     report = rehearse(kind.machine, entries, chunks=[7, 100], hash_seeds=[1])

@@ -41,6 +41,7 @@ Files, lowest first:
     loads.py      what was loaded before
     commands.py   lines of JSON into commands of any machine
     records.py    lines of a file into entries
+    results.py    what became of entries, as lines of JSON
     load.py       the command `load`
     corpus.py     the running Python's standard library as a log
     demo.py       the command `demo`

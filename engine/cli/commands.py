@@ -1,7 +1,10 @@
 """Lines of JSON into commands of any machine.
 
 One object a line: `op` is the command's name in lower case, every other member a field of it. What the command wants as
-bytes is given as text, or in hexadecimal with `_hex` behind the field's name; in a list, each item is.
+bytes is given as text, or in hexadecimal with `_hex` behind the field's name; in a list, each item is. A name that ends
+in `_hex` by itself is that field and no other's hexadecimal.
+
+A command may also be a pair, `[NAME, {FIELD: ...}]`. One with a field `op` of its own has to be.
 """
 
 from __future__ import annotations
@@ -29,11 +32,7 @@ class Commands:
         """A line without its newline to the data of an entry; raises ValueError with what is wrong."""
         if not line.strip():
             return b""
-        members = _members(line)
-        op = members.pop("op", None)
-        kind = self._kinds.get(op) if isinstance(op, str) else None
-        if kind is None:
-            raise ValueError(f"no `op` that is one of: {', '.join(self._kinds)}")
+        kind, op, members = self._told(line)
         values = _values(kind, members)
         if members:
             raise ValueError(f"{op} has no `{next(iter(members))}`")
@@ -44,15 +43,29 @@ class Commands:
             raise ValueError(f"no {op}: {error}") from None
         return data
 
+    def _told(self, line: bytes) -> tuple[inspect.StructType, str, dict[str, Any]]:
+        """What the line names: a command, by which name, and the members that are fields of it."""
+        found = _json(line)
+        match found:
+            case [op, dict(members)]:
+                pass
+            case dict(members):
+                op = members.pop("op", None)
+            case _:
+                raise ValueError("a command is a JSON object")
+        kind = self._kinds.get(op) if isinstance(op, str) else None
+        if kind is None:
+            raise ValueError(f"no `op` that is one of: {', '.join(self._kinds)}")
+        if isinstance(found, dict) and any(field.encode_name == "op" for field in kind.fields):
+            raise ValueError(f'{op} has a field `op` of its own: write ["{op}", {{"op": ...}}]')
+        return kind, op, members
 
-def _members(line: bytes) -> dict[str, Any]:
+
+def _json(line: bytes) -> Any:
     try:
-        found = json.loads(line.decode(), object_pairs_hook=_once)
+        return json.loads(line.decode(), object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("JSON of too many levels") from None
-    if not isinstance(found, dict):
-        raise ValueError("a command is a JSON object")
-    return found
 
 
 def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -67,11 +80,13 @@ def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
 def _values(kind: inspect.StructType, members: dict[str, Any]) -> dict[str, Any]:
     """The fields of a command, by name, taken out of `members`."""
     values: dict[str, Any] = {}
+    taken = {field.encode_name for field in kind.fields}
     for field in kind.fields:
         name, as_hex = field.encode_name, f"{field.encode_name}_hex"
-        if name in members and as_hex in members and _wants_bytes(field.type):
+        hexed = as_hex in members and as_hex not in taken and _wants_bytes(field.type)
+        if name in members and hexed:
             raise ValueError(f"both `{name}` and `{as_hex}`")
-        if _wants_bytes(field.type) and as_hex in members:
+        if hexed:
             values[name] = _each(members.pop(as_hex), bytes.fromhex)
         elif name in members:
             value = members.pop(name)

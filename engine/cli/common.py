@@ -195,14 +195,18 @@ class StoppedError(Exception):
 
 
 class Stop:
-    """Whether a signal asked for the end, and which."""
+    """Whether something asked for the end: a signal, and which, or the work itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_stop: Callable[[], None] = lambda: None) -> None:
         self.signal: signal.Signals | None = None
+        self.asked = False
+        self._on_stop = on_stop
 
-    @property
-    def asked(self) -> bool:
-        return self.signal is not None
+    def end(self, number: signal.Signals | None = None) -> None:
+        """Ask for the end; for a signal's sake, or because going on makes no sense."""
+        self.signal = self.signal or number
+        self.asked = True
+        self._on_stop()
 
     def check(self, hint: str = "") -> None:
         """Raise StoppedError if a signal came."""
@@ -212,18 +216,17 @@ class Stop:
 
 @contextmanager
 def stopping_on_signals(on_stop: Callable[[], None] = lambda: None) -> Iterator[Stop]:
-    """Inside a running loop: the first SIGINT, SIGTERM or SIGHUP only sets `Stop`; a second one acts as usual."""
+    """Inside a running loop: the first SIGINT, SIGTERM or SIGHUP only ends `Stop`; a second one acts as usual."""
     loop = asyncio.get_running_loop()
-    stop = Stop()
+    stop = Stop(on_stop)
 
     def restore() -> None:
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
 
     def handle(number: signal.Signals) -> None:
-        stop.signal = number
         restore()
-        on_stop()
+        stop.end(number)
 
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, handle, number)

@@ -177,7 +177,7 @@ class Demo:
         label = f"{shards} shards" if shards > 1 else "1 shard"
         with Progress(label, self._corpus.entries, quiet=self._quiet) as progress:
 
-            def note(chunk: Chunk, results: Sequence[ApplyResult]) -> None:
+            async def note(chunk: Chunk, results: Sequence[ApplyResult]) -> None:
                 progress.update(len(results), chunk.position)
                 applied(chunk)
 

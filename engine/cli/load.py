@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,11 +36,14 @@ from shardengine.engine.cli.common import (
 from shardengine.engine.cli.feed import Applied, Chunk, RefusedError, feed
 from shardengine.engine.cli.loads import Loads, Recognition, Stretch
 from shardengine.engine.cli.progress import Progress
-from shardengine.engine.cli.records import PARSERS, BadRecordError, Parser, Read, Records, parser_of
+from shardengine.engine.cli.records import PARSERS, BadRecordError, Clock, Parser, Read, Records, parser_of
+from shardengine.engine.cli.results import Results, results_to
 from shardengine.engine.cli.source import Lines, Source
 from shardengine.engine.cli.streams import print_facts
 from shardengine.engine.errors import BadEntryError, StoreError, disk_error
+from shardengine.ipc.errors import hint_for
 from shardengine.shards.machine import Machine
+from shardengine.shards.types import U64_MAX
 
 
 @dataclass(frozen=True)
@@ -45,20 +51,55 @@ class Wanted:
     """What the options say about how to read."""
 
     parse: Parser
+    clock: Clock
     chunk_entries: int
     append: bool
     last_line: bool
     quiet: bool
 
 
+class TimeType(click.ParamType):  # type: ignore[type-arg]  # not generic in every release
+    """`none`, `now`, or milliseconds: the clock that gives every entry its time."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Clock:
+        if callable(value):
+            return value  # type: ignore[no-any-return]  # a clock, as from here
+        if value == "now":
+            return lambda: time.time_ns() // 1_000_000
+        number = 0 if value == "none" else int(value) if value.isascii() and value.isdigit() else -1
+        if not 0 <= number <= U64_MAX:
+            self.fail(f"{value!r} is neither now, none, nor a number of 64 bits", param, ctx)
+        return lambda: number
+
+
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @data_option(text="The engine's directory; created when missing.")
 @shards_option
-@click.option("--format", "form", type=click.Choice(list(PARSERS)), default="tsv", show_default=True, help="Of FILE.")
+@click.option(
+    "--format", "form", type=click.Choice(list(PARSERS)), help="Of FILE.  [default: tsv; jsonl if --machine has no Put]"
+)
 @click.option("--chunk", type=click.IntRange(1, 1_000_000), default=5000, show_default=True, help="Entries a chunk.")
 @click.option("--append", is_flag=True, help="Load all of FILE behind the log, also what was loaded before.")
 @click.option("--last-line", is_flag=True, help="Take the last line of a file although no newline ends it.")
+@click.option(
+    "--results",
+    "results_file",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    metavar="FILE",
+    help="Write what every entry answers to the end of FILE, or to standard output for -.",
+)
+@click.option(
+    "--time-ms",
+    "clock",
+    type=TimeType(),
+    default="none",
+    show_default=True,
+    metavar="now|none|N",
+    help="The time of every entry: the system clock's when its line is read, none, or N milliseconds since 1970.",
+)
 @machine_option
 @quiet_option
 @config_option
@@ -71,6 +112,8 @@ def load(
     chunk: int,
     append: bool,
     last_line: bool,
+    results_file: Path | None,
+    clock: Clock,
     machine: type[Machine],
     quiet: bool,
     config_file: Path | None,
@@ -89,22 +132,42 @@ def load(
 
     tsv: KEY, a tab, VALUE; backslash-t, -n, -r and two backslashes stand for tab, newline, carriage return, backslash.
     jsonl: {"key": ..., "value": ...} or {"op": "delete", "key": ...}; key_hex and value_hex hold other bytes. With
-    --machine, {"op": COMMAND, FIELD: ...}: a command of that machine, its name in lower case; FIELD_hex as above.
+    --machine, {"op": COMMAND, FIELD: ...}: a command of that machine, its name in lower case; FIELD_hex as above. One
+    with a field of its own that is called op is [COMMAND, {FIELD: ...}].
+
+    --results writes an object a line for every entry, in order: {"index": ..., "value": ...}, where value_hex has all
+    text in hexadecimal since some is no UTF-8, or {"index": ..., "rejected": REASON}. They come as entries are applied,
+    and end with the last that was, also after Ctrl-C. With - the summary goes to standard error. What is typed at a
+    terminal is always put behind; a query that comes through a pipe, and was asked before, needs --append.
+
+    --time-ms moves the log clock, which ends leases and refills buckets. It never goes back.
 
     \b
     Examples:
       shardengine load words.tsv --data /var/lib/words --shards 4
       zstdcat dump.jsonl.zst | shardengine load - --format jsonl --data dump
-      shardengine load opened.jsonl --format jsonl --data bank --machine shardengine.machines.bank:Bank
+      shardengine load opened.jsonl --data bank --machine shardengine.machines.bank:Bank --results answers.jsonl
+      shardengine load - --data jobs --machine shardengine.machines.queue:Queue --time-ms now --results -
     """
     config = settings(config_file, {"shards": shards})
-    with _source(file) as source:
-        job = Load(source, Wanted(parser_of(form, machine), chunk, append, last_line, quiet))
+    try:
+        wanted = Wanted(parser_of(form, machine), clock, chunk, append, last_line, quiet)
+    except ValueError as error:
+        raise click.UsageError(f"--format {error}") from None
+    with _source(file) as source, results_to(results_file, source.found) as results:
+        job = Load(source, wanted, results)
         stop: Stop = run(lambda: job.run(Engine(owned(data), config=config, machine=machine), data, config))
-    print_facts(f"loaded into {data}", job.facts, as_json)
-    stop.check(f"all lines up to {job.line} are loaded; the same command goes on from there")
-    job.check_end()
+    _summarise(data, job.facts, as_json, aside=str(results_file) == "-")
+    job.check_end(stop)
     return DONE
+
+
+def _summarise(data: Path, facts: dict[str, Any], as_json: bool, *, aside: bool) -> None:
+    """`aside`: on standard error, where it is a remark."""
+    if not aside:
+        print_facts(f"loaded into {data}", facts, as_json)
+    else:
+        remark(json.dumps(facts) if as_json else ", ".join(f"{name} {value}" for name, value in facts.items()))
 
 
 @contextmanager
@@ -124,9 +187,10 @@ def _source(file: Path) -> Iterator[Source]:
 class Load:
     """One run of the command: what it reads, how it reads it, and what became of it (`facts`, and `line`)."""
 
-    def __init__(self, source: Source, wanted: Wanted) -> None:
+    def __init__(self, source: Source, wanted: Wanted, results: Results | None) -> None:
         self._source = source
         self._wanted = wanted
+        self._results = results
         self._left_out = False
         self._rejected = 0
         self.line = 0
@@ -146,15 +210,19 @@ class Load:
     async def _feed(self, db: Engine, lines: Lines, loads: Loads, chunk_bytes: int, stop: Stop) -> None:
         last = db.last_applied()
         before = last.index
-        with Progress("load", self._source.bytes_total, quiet=self._wanted.quiet) as progress:
-            known = await asyncio.to_thread(_recognise, lines, [] if self._wanted.append else loads.stretches)
+        shown = self._results is not None and self._results.is_terminal
+        with Progress("load", self._source.bytes_total, quiet=self._wanted.quiet or shown) as progress:
+            behind = self._wanted.append or self._source.is_terminal
+            known = await asyncio.to_thread(_recognise, lines, [] if behind else loads.stretches)
             loads.begin(known.head)
             progress.begin(self._source.bytes_read)
             records = self._records(lines, known, last, chunk_bytes)
 
-            def applied(chunk: Chunk, results: Sequence[ApplyResult]) -> None:
+            async def applied(chunk: Chunk, results: Sequence[ApplyResult]) -> None:
                 self._rejected += sum(not result.succeeded for result in results)
                 progress.update(len(results), chunk.position)
+                if self._results is not None and not await self._results.write(results):
+                    stop.end(signal.SIGPIPE if isinstance(self._results.error, BrokenPipeError) else None)
 
             try:
                 await _send(db, records, loads, applied, stop)
@@ -187,20 +255,29 @@ class Load:
             last=last,
             chunk_entries=wanted.chunk_entries,
             chunk_bytes=chunk_bytes,
+            clock=wanted.clock,
         )
         records.open_end_taken = wanted.last_line or not source.is_file or bool(source.packing)
         return records
 
     def _remark(self, skipped: int, before: int, index: int) -> None:
         if skipped and index == before:
-            remark(f"its {skipped:,} lines were loaded before; nothing to do")
+            remark(f"its {skipped:,} lines were loaded before; nothing to do (--append loads them once more)")
         elif skipped:
             remark(f"its first {skipped:,} lines were loaded before; went on behind them")
         elif before and index > before:
             remark(f"put behind the log, which ended at index {before:,}")
 
-    def check_end(self) -> None:
-        """Raise DataSaysNoError if a last line was left out."""
+    def check_end(self, stop: Stop) -> None:
+        """Raise what ended the load early: StoppedError for a signal, StoreError for results that could not be written.
+        Raise DataSaysNoError if a last line was left out."""
+        reached = f"all lines up to {self.line} are loaded; the same command goes on from there"
+        lost = self._results is not None and self._results.error
+        if self._results is not None and lost:
+            if not isinstance(lost, BrokenPipeError):
+                raise StoreError(self._results.told(), hint=f"{hint_for(lost)}; {reached}")
+            reached = f"{self._results.told()}; {reached}"
+        stop.check(reached)
         if self._left_out:
             raise DataSaysNoError(
                 f"line {self.line + 1} has no newline at its end: it may still be written, and is not loaded",
@@ -222,7 +299,7 @@ async def _send(db: Engine, records: Records, loads: Loads, applied: Applied, st
     try:
         await feed(db, _noted(records, loads), applied, stop)
     except RefusedError as refused:
-        await _keep_what_was_right(db, refused, records, loads)
+        await _keep_what_was_right(db, refused, records, loads, applied)
 
 
 def _stopped_at(line: int, error: OSError | StoreError) -> StoreError:
@@ -239,7 +316,9 @@ def _noted(records: Records, loads: Loads) -> Iterator[Chunk]:
         yield chunk
 
 
-async def _keep_what_was_right(db: Engine, refused: RefusedError, records: Records, loads: Loads) -> None:
+async def _keep_what_was_right(
+    db: Engine, refused: RefusedError, records: Records, loads: Loads, applied: Applied
+) -> None:
     """A record that the engine refuses ends the load; the ones before it in its chunk are loaded."""
     error, chunk = refused.error, refused.chunk
     index = error.facts.get("index") if isinstance(error, BadEntryError) else None
@@ -248,5 +327,5 @@ async def _keep_what_was_right(db: Engine, refused: RefusedError, records: Recor
     assert isinstance(chunk, Read)
     if right := [entry for entry in chunk.entries if entry.index < index]:
         loads.note(chunk.mark(len(right)))
-        await db.apply_chunk(right)
+        await applied(Chunk(right, chunk.position), await db.apply_chunk(right))
     raise BadRecordError(index - records.entries_behind, error.facts.get("reason", error.message)) from error

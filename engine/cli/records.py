@@ -17,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -34,6 +34,9 @@ TERM = 1
 
 Parser = Callable[[bytes], bytes]
 """A line without its newline to the data of an entry; raises ValueError with what is wrong."""
+
+Clock = Callable[[], int]
+"""Milliseconds since the epoch, or 0."""
 
 
 class BadRecordError(DataSaysNoError):
@@ -65,9 +68,17 @@ class Records:
     """What is left of an input as chunks. Iterate once."""
 
     def __init__(
-        self, lines: Lines, parse: Parser, *, before: Prefix, last: LogId, chunk_entries: int, chunk_bytes: int
+        self,
+        lines: Lines,
+        parse: Parser,
+        *,
+        before: Prefix,
+        last: LogId,
+        chunk_entries: int,
+        chunk_bytes: int,
+        clock: Clock = lambda: 0,
     ) -> None:
-        """`before` was read already; the log ends at `last`."""
+        """`before` was read already; the log ends at `last`; `clock` is asked for each entry's time."""
         self.line = before.line
         """Lines read so far."""
         self.entries_behind = last.index - before.line
@@ -79,6 +90,7 @@ class Records:
         self._prefix = before.copy()
         self._lines = lines
         self._parse = parse
+        self._clock = clock
         self._chunk_entries = chunk_entries
         self._chunk_bytes = chunk_bytes
 
@@ -94,7 +106,7 @@ class Records:
                 raise data
             if data is None:
                 continue
-            entries.append(Entry(self.entries_behind + self.line, self._term, data))
+            entries.append(Entry(self.entries_behind + self.line, self._term, data, self._clock()))
             lines.append(line)
             size += len(data)
             if len(entries) >= self._chunk_entries:
@@ -222,8 +234,19 @@ def _either(name: str, text: str | UnsetType, as_hex: str | UnsetType) -> bytes 
 PARSERS: dict[str, Parser] = {"tsv": parse_tsv, "jsonl": parse_jsonl}
 
 
-def parser_of(form: str, machine: type[Machine]) -> Parser:
-    """What reads the lines of a file for `machine`."""
+def parser_of(form: str | None, machine: type[Machine]) -> Parser:
+    """What reads the lines of a file for `machine`. Without a `form` they are tsv if it has a Put, else jsonl.
+
+    Raises ValueError for tsv where it has none.
+    """
+    if form == "tsv" and not _has_put(machine):
+        raise ValueError(f"tsv makes key-value commands only, and {machine.name} has none; use --format jsonl")
+    if form is None:
+        form = "tsv" if _has_put(machine) else "jsonl"
     if form == "jsonl" and machine.command != KeyValue.command:
         return Commands(machine).parse
     return PARSERS[form]
+
+
+def _has_put(machine: type[Machine]) -> bool:
+    return Put in (get_args(machine.command) or (machine.command,))

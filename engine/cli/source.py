@@ -120,6 +120,14 @@ class Source:
         os.close(self._wake_receive)
         os.close(self._wake_send)
 
+    @property
+    def found(self) -> os.stat_result:
+        return os.fstat(self._fd)
+
+    @property
+    def is_terminal(self) -> bool:
+        return os.isatty(self._fd)
+
     def interrupt(self) -> None:
         self.interrupted = True
         os.write(self._wake_send, b"!")
