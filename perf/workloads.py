@@ -14,7 +14,7 @@ from shardengine.machines import bank, leaderboard, limiter, queue
 
 _BEGAN_MS = 1_700_000_000_000
 _PER_MS = 20  # entries between two ticks of the log clock
-_PER_ROOM = 1_000  # of the keys, players of a board; and as many queues as boards
+_PER_BOARD = 1_000  # of the keys, players of a board; and as many queues as boards
 
 Commands = Iterator[Any]
 
@@ -47,11 +47,11 @@ def _transfers(rng: random.Random, keys: int) -> tuple[Iterable[Any], Commands]:
 
 
 def _submits(rng: random.Random, keys: int) -> tuple[Iterable[Any], Commands]:
-    boards = [b"board-%06d" % number for number in range(-(-keys // _PER_ROOM))]
+    boards = [b"board-%06d" % number for number in range(-(-keys // _PER_BOARD))]
 
     def commands() -> Commands:
         while True:
-            board, player = rng.choice(boards), b"player-%06d" % rng.randrange(_PER_ROOM)
+            board, player = rng.choice(boards), b"player-%06d" % rng.randrange(_PER_BOARD)
             lot = rng.random()
             if lot < 0.9:
                 yield leaderboard.Submit(board, player, rng.randrange(1 << 32))
@@ -63,7 +63,7 @@ def _submits(rng: random.Random, keys: int) -> tuple[Iterable[Any], Commands]:
 
 def _leases(rng: random.Random, keys: int) -> tuple[Iterable[Any], Commands]:
     """No lease ends before it is acknowledged, so what each command finds is known here."""
-    queues = [b"queue-%06d" % number for number in range(-(-keys // _PER_ROOM))]
+    queues = [b"queue-%06d" % number for number in range(-(-keys // _PER_BOARD))]
     waiting = dict.fromkeys(queues, 0)
     leased: dict[bytes, deque[int]] = {name: deque() for name in queues}
     heads = dict.fromkeys(queues, 0)

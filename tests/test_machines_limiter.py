@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shardengine.machines.limiter import Configure, Limiter, Take
@@ -31,7 +31,7 @@ class Model:
         there = None
         if command.bucket in self.buckets:
             capacity, refill, tokens, before = self.buckets[command.bucket]
-            there = tokens if before == 0 else min(Fraction(capacity), tokens + Fraction(refill * (now - before), 1000))
+            there = min(Fraction(capacity), tokens + Fraction(refill * (now - before), 1000))
             self.buckets[command.bucket] = (capacity, refill, there, now)
         if isinstance(command, Configure):
             there = Fraction(command.capacity) if there is None else min(there, Fraction(command.capacity))
@@ -54,6 +54,7 @@ def capped(steps: list[Step]) -> list[Step]:
     return found
 
 
+@example(steps=[Step(Configure(b"a", 10, 1)), Step(Take(b"a", 10)), *(Step(Take(b"a"), 1000) for _ in range(3))])
 @given(steps=STEPS.map(capped))
 def test_the_limiter_is_the_model_of_fractions(steps: list[Step]) -> None:
     Bench(Limiter).agrees(Model(), steps)
@@ -70,13 +71,29 @@ def test_a_token_a_second_is_a_token_a_second_however_often_somebody_looks() -> 
     assert bench.value(Take(b"b", 3), later_ms=10_000) == 0
 
 
-def test_without_a_clock_nothing_refills_and_the_first_time_stamp_brings_nothing() -> None:
+def test_without_a_clock_nothing_refills_and_the_first_time_stamp_is_a_step_from_0() -> None:
     bench = Bench(Limiter)
-    assert bench.value(Configure(b"b", 10, 1000)) == 10
-    assert bench.value(Take(b"b", 10)) == 0
-    assert bench.value(Take(b"b")) == REJECTED
-    assert bench.value(Take(b"b", 0), later_ms=1 << 41) == 0
-    assert bench.value(Take(b"b", 0), later_ms=4) == 4
+    for bucket, refill in ((b"b", 1000), (b"never", 0)):
+        assert bench.value(Configure(bucket, 10, refill)) == 10
+        assert bench.value(Take(bucket, 10)) == 0
+        assert bench.value(Take(bucket)) == REJECTED
+    assert bench.value(Take(b"b", 6), later_ms=4) == REJECTED
+    assert bench.value(Take(b"b", 2)) == 2
+    assert bench.value(Take(b"b", 0), later_ms=1 << 41) == 10
+    assert bench.value(Take(b"never", 0)) == 0
+
+
+@given(looks=st.lists(st.integers(1, 400), max_size=9), began=st.sampled_from([0, 1, 1 << 41]))
+def test_a_bucket_fills_alike_whether_commands_were_refused_meanwhile_or_none_came(
+    looks: list[int], began: int
+) -> None:
+    asked, quiet = Bench(Limiter), Bench(Limiter)
+    for bench in (asked, quiet):
+        bench.run(Configure(b"b", 5, 1), later_ms=began)
+        bench.run(Take(b"b", 5))
+    assert [asked.value(Take(b"b", 5), later_ms=later) for later in looks] == [REJECTED] * len(looks)
+    left = asked.value(Take(b"b", 0), later_ms=1000)
+    assert left == quiet.value(Take(b"b", 0), later_ms=1000 + sum(looks)) == 1 + sum(looks) // 1000
 
 
 def test_a_new_size_keeps_what_is_there_as_far_as_it_holds_it() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardengine import Limits, Tx
-from shardengine.machines.queue import Ack, Lease, Move, Push, Queue
+from shardengine.machines.queue import LOT_BYTES, Ack, Lease, Move, Push, Queue
 from tests.inprocess import REJECTED, Bench, Step
 
 CLOCK_MAX = (1 << 64) - 1
@@ -19,13 +21,14 @@ QUEUES = st.sampled_from([b"q", b"q", b"q", b"q", b"qh", b"\x01q", bytes(200)])
 CONSUMERS = st.sampled_from([b"x", b"y", bytes(200)])
 TTLS = st.sampled_from([0, 1, 1, 2, 2, 3, 10, (1 << 63) - 1])
 COUNTS = st.integers(1, 3) | st.just(100)
+BODIES = st.binary(max_size=2) | st.sampled_from([bytes(LOT_BYTES // 2), bytes(LOT_BYTES - 1), bytes(LOT_BYTES)])
 COMMANDS = (
-    st.builds(Push, QUEUES, st.binary(max_size=2))
+    st.builds(Push, QUEUES, BODIES)
     | st.builds(Lease, QUEUES, CONSUMERS, TTLS, COUNTS)
     | st.builds(Ack, QUEUES, st.integers(0, 6), CONSUMERS)
     | st.builds(Move, QUEUES, QUEUES, COUNTS)
 )
-FIRST = st.lists(st.builds(Push, st.just(b"q"), st.binary(max_size=2)).map(Step), max_size=5)
+FIRST = st.lists(st.builds(Push, st.just(b"q"), BODIES).map(Step), max_size=5)
 LATER = st.lists(st.builds(Step, COMMANDS, st.sampled_from([0, 0, 0, 1, 2, 5]), st.booleans()), max_size=50)
 STEPS = st.builds(list.__add__, FIRST, LATER)
 
@@ -51,7 +54,7 @@ class Model:
         if isinstance(command, Ack):
             return self._ack(command)
         source = command.source if isinstance(command, Move) else command.queue
-        taken = self._ready(source, now)[: command.n]
+        taken = self._lot(self._ready(source, now)[: command.n])
         if isinstance(command, Lease):
             for message in taken:
                 message.holder, message.deadline = command.consumer, min(now + command.ttl_ms, CLOCK_MAX)
@@ -74,6 +77,10 @@ class Model:
                 self.queues[command.queue].remove(message)
                 return None
         return REJECTED
+
+    def _lot(self, ready: list[Message]) -> list[Message]:
+        before = accumulate((len(message.body) for message in ready), initial=0)
+        return [message for message, size in zip(ready, before, strict=False) if size < LOT_BYTES]
 
     def _ready(self, queue: bytes, now: int) -> list[Message]:
         there = self.queues.get(queue, [])
@@ -144,22 +151,93 @@ def test_a_deadline_stays_within_the_clock() -> None:
     assert bench.value(Lease(b"q", b"y", longest), later_ms=1) == [[0, b"one"]]
 
 
-def test_leases_are_scanned_only_when_one_may_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scan would walk over all leases that its group saw the end of."""
-    bench, scans = Bench(Queue), list[bytes]()
+def test_long_bodies_come_a_few_at_a_time_and_a_short_one_behind_them_waits() -> None:
+    bench = Bench(Queue)
+    for size in (LOT_BYTES - 1, 0, 1, 0, LOT_BYTES, LOT_BYTES):
+        bench.run(Push(b"q", bytes(size)))
+    lots = [[number for number, _ in bench.value(Lease(b"q", b"x", 5, 9))] for _ in range(4)]
+    assert lots == [[0, 1, 2], [3, 4], [5], []]
+    again = [
+        [number for number, _ in bench.value(Lease(b"q", b"x", 5, n), later_ms=later)] for n, later in ((9, 5), (1, 0))
+    ]
+    assert again == [[0, 1, 2], [3]]
+    assert [bench.value(Move(b"q", b"r", 9)) for _ in range(3)] == [1, 1, 0]
 
-    def scan(tx: Tx, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        scans.append(prefix)
-        return []
 
-    monkeypatch.setattr(Tx, "scan", scan)
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each scan, how many records it walks over that the overlay holds: by far the most of it are deletions."""
+    found, scan, current = list[int](), Tx.scan, Tx.current
+
+    def counted_scan(tx: Tx, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        found.append(0)
+        return scan(tx, prefix, limit)
+
+    def counted_current(tx: Tx, key: bytes) -> bytes | None:
+        found[-1] += 1
+        return current(tx, key)
+
+    monkeypatch.setattr(Tx, "scan", counted_scan)
+    monkeypatch.setattr(Tx, "current", counted_current)
+    return found
+
+
+def test_leases_are_scanned_only_when_one_may_have_ended(scans: list[int]) -> None:
+    bench = Bench(Queue)
     for number in range(50):
         bench.run(Push(b"q", b"body"))
         assert bench.value(Lease(b"q", b"x", 1000), later_ms=1) == [[number, b"body"]]
-        assert bench.value(Ack(b"q", number, b"x")) is None
+        assert not number or bench.value(Ack(b"q", number - 1, b"x")) is None
     assert scans == []
-    assert [bench.value(Lease(b"q", b"x", 1000), later_ms=step) for step in (1000, 1, 1)] == [[], [], []]
-    assert len(scans) == 1
+    assert bench.value(Lease(b"q", b"x", 1000), later_ms=951) == []  # the first would have ended
+    once = len(scans)
+    assert once > 0
+    assert [bench.value(Lease(b"q", b"x", 1000), later_ms=1) for _ in range(48)] == [[]] * 48
+    assert len(scans) == once
+    assert bench.value(Ack(b"q", 49, b"x"), later_ms=1) is None
+    assert bench.value(Lease(b"q", b"x", 1000)) == []
+    assert len(scans) == once
+
+
+def pushed(count: int) -> list[Step]:
+    return [Step(Push(b"q", b"body")) for _ in range(count)]
+
+
+def ended_together(count: int) -> list[Step]:
+    leases = [Step(Lease(b"q", b"x", 1000, 100)) for _ in range(count // 100)]
+    return [*pushed(count), *leases, Step(Ack(b"q", 0, b"x"), 1000), *[Step(Lease(b"q", b"y", 5000))] * count]
+
+
+def ended_one_behind_the_other(count: int) -> list[Step]:
+    leases = [Step(Lease(b"q", b"x", 9_000_000), 3) for _ in range(count)]
+    return [*pushed(count), *leases, Step(Ack(b"q", 0, b"x"), 9_000_000), *[Step(Move(b"q", b"r"))] * count]
+
+
+def ended_again_and_again(count: int) -> list[Step]:
+    """One message, beside one that is held for long."""
+    lots = [Step(Lease(b"q", b"x", 1, n), 2) for _ in range(count // 2) for n in (1, 100)]
+    return [*pushed(2), Step(Lease(b"q", b"x", 1 << 40)), Step(Lease(b"q", b"x", 1)), *lots]
+
+
+def ended_while_others_are_acknowledged(count: int) -> list[Step]:
+    found = [*pushed(2 * count), *[Step(Lease(b"q", b"x", count), 1)] * count]
+    for number in range(count):
+        found += [Step(Ack(b"q", number, b"x")), Step(Lease(b"q", b"x", 2 * count), 1)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [ended_together, ended_one_behind_the_other, ended_again_and_again, ended_while_others_are_acknowledged],
+)
+def test_what_a_lease_walks_over_does_not_grow_with_the_leases_that_its_group_saw_the_end_of(
+    scans: list[int], shape: Callable[[int], list[Step]]
+) -> None:
+    bench, count = Bench(Queue), 1500
+    for command, later_ms, _ in shape(count):
+        bench.run(command, later_ms)
+    assert count < len(scans)
+    assert sum(scans) < 256 * count
 
 
 @pytest.mark.parametrize(

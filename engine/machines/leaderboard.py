@@ -1,7 +1,9 @@
 """Leaderboards: players by their best score; of equal scores, the one that was there first.
 
 What was first is for the log to say: a place holds the index of the entry that brought it, so that the order is total,
-and the same on every replica. `Top` costs what it returns; `Around` grows with the player's rank.
+and the same on every replica. `Top` costs what it returns; `Around` grows with the player's rank. Both walk, besides,
+over places that players gave up since the group began, all of them where a board has fewer than `n`. So ask for a top
+once in some hundred submissions: behind each of them, a long chunk takes the square of its length.
 
 A board is a partition. In its room are: `r place`, the player; `p player`, the place. A place is how far the score is
 from the highest, and the entry's index, both big-endian: the best sorts first.
@@ -12,7 +14,7 @@ from __future__ import annotations
 from struct import pack
 
 from shardengine import Context, Rejected, Tx
-from shardengine.engine.machines.common import WHOLE_MAX, Command, Count, Name, Rooms, Whole, room
+from shardengine.engine.machines.common import WHOLE_MAX, ByName, Command, Count, Name, Whole, prefix_of
 
 
 class Submit(Command, frozen=True, tag=1):
@@ -45,17 +47,17 @@ class Around(Command, frozen=True, tag=4):
     n: Count = 3
 
 
-class Leaderboard(Rooms):
+class Leaderboard(ByName):
     """`Submit`, `Remove`, `Top` and `Around`."""
 
     name = "shardengine.leaderboard"
     command = Submit | Remove | Top | Around
 
     def keys(self, command: Submit | Remove | Top | Around) -> tuple[bytes]:
-        return (room(command.board) + b"p" + (b"" if isinstance(command, Top) else command.player),)
+        return (prefix_of(command.board) + b"p" + (b"" if isinstance(command, Top) else command.player),)
 
     def apply(self, tx: Tx, command: Submit | Remove | Top | Around, context: Context) -> object:
-        ranks = room(command.board) + b"r"
+        ranks = prefix_of(command.board) + b"r"
         if isinstance(command, Top):
             return _ranked(tx.scan(ranks, command.n))
         (own,) = self.keys(command)

@@ -4,8 +4,9 @@ State holds whole numbers only: a float may be rounded otherwise elsewhere, and 
 counts thousandths of a token. What refills r tokens a second refills exactly r thousandths a millisecond, the unit of
 the log clock; nothing is ever rounded away, however often somebody looks.
 
-A log whose entries carry no time stands at clock 0: nothing refills there. The first time stamp starts the clock, and
-brings nothing yet; from then on it never goes back. A bucket is one key, its name, and a partition by itself.
+A log whose entries carry no time stands at clock 0: nothing refills there. The first time stamp is a step from 0 to it,
+like any other: one that counts from 1970 fills every bucket that refills at all. The clock never goes back. A bucket is
+one key, its name, and a partition by itself.
 """
 
 from __future__ import annotations
@@ -47,9 +48,8 @@ class Bucket(msgspec.Struct, frozen=True, array_like=True, gc=False):
     time_ms: int
 
     def at(self, now: int) -> Bucket:
-        """The same bucket later on."""
-        elapsed = now - self.time_ms if self.time_ms else 0
-        filled = min(1000 * self.capacity, self.thousandths + elapsed * self.refill_per_s)
+        """The same bucket later on: whether it was looked at in between, stored or not, makes no difference."""
+        filled = min(1000 * self.capacity, self.thousandths + (now - self.time_ms) * self.refill_per_s)
         return Bucket(self.capacity, self.refill_per_s, filled, now)
 
 

@@ -1,5 +1,5 @@
 """Messages that are leased and acknowledged: see `engine/machines/queue.py`."""
 
-from shardengine.engine.machines.queue import Ack, Lease, Move, Push, Queue
+from shardengine.engine.machines.queue import LOT_BYTES, Ack, Lease, Move, Push, Queue
 
-__all__ = ["Ack", "Lease", "Move", "Push", "Queue"]
+__all__ = ["LOT_BYTES", "Ack", "Lease", "Move", "Push", "Queue"]
