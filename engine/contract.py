@@ -7,7 +7,8 @@ The methods, and whether each is sync or async, follow the table that the field'
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from operator import eq
 from typing import Protocol, overload
 
@@ -169,6 +170,16 @@ class ScanResult(msgspec.Struct, frozen=True):
     entries: list[tuple[bytes, bytes]]
     revision: int
     more: bool
+
+
+def scanned(found: Iterable[tuple[bytes, bytes]], limit: int | None, revision: int) -> ScanResult:
+    """The first `limit` of the records `found`, all of them for None. Raises ValueError when it is no limit."""
+    if limit is not None and limit < 0:
+        raise ValueError(f"limit is {limit}; it counts records, 0 or more, or is None")
+    if limit is None:
+        return ScanResult(list(found), revision, more=False)
+    records = list(islice(found, limit + 1))
+    return ScanResult(records[:limit], revision, more=len(records) > limit)
 
 
 class SnapshotMetadata(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from typing import Any
 
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.contract import HardState, ScanResult, SnapshotInfo, SnapshotMetadata, StartReport
-from shardengine.engine.errors import EngineStateError, disk_error
+from shardengine.engine.errors import disk_error, runs_already
 from shardengine.engine.read.view import View
 from shardengine.engine.run.busy import Busy
 from shardengine.engine.run.facts import facts
@@ -101,7 +101,7 @@ class Engine:
         self._owner.check()
         refuse_worker()
         if shell.runtime is not None:
-            raise EngineStateError("the engine runs already")
+            raise runs_already()
         runtime, report = start_run(
             self._path, self._machine, self._config, self._snapshots, self._hard, reshard=self._reshard
         )

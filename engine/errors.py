@@ -167,6 +167,28 @@ class RehearsalError(EngineError):
     differs, and both values. Or a run in another process did not end well."""
 
 
+def not_started() -> EngineStateError:
+    """Of a state that is not open yet."""
+    return EngineStateError("the engine does not run: its storage is not open", hint="start() it")
+
+
+def not_any_more() -> EngineStoppedError:
+    """Of a state that was read until a stop."""
+    return EngineStoppedError("the engine does not run: it was stopped", hint="start() it again, or read before stop()")
+
+
+def runs_already() -> EngineStateError:
+    return EngineStateError("the engine runs already")
+
+
+def still_runs() -> EngineStateError:
+    return EngineStateError("the engine runs", hint="stop() it first")
+
+
+def view_closed(revision: int, why: str) -> ViewClosedError:
+    return ViewClosedError(f"the view of revision {revision} cannot be read: {why}")
+
+
 def named(error: Exception) -> EngineError:
     """What nobody foresaw, as an error that a user can meet."""
     if isinstance(error, EngineError):

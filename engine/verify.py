@@ -45,6 +45,7 @@ PREDECESSORS_MS = 30_000
 
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 """What a page that is wrong can end a process with."""
+_PROGRAM = "from shardengine.engine.verify import child; child(*sys.argv[1:], given.read())"
 _CHILD_S, _BYTES_PER_S = 120, 1 << 20  # how long a child may take: so long, and as it reads a very slow disk
 
 
@@ -182,13 +183,12 @@ def _in_children(folder: Path, claims: list[Claim], machine: type[Machine] | Non
 def _in_a_child(folder: Path, claims: list[Claim], machine: type[Machine] | None) -> tuple[list[Verdict], str]:
     """The verdicts of one child, and how it ended before it had one for all."""
     launch = launch_of(load_config().interpreter)
-    paths = b"\0".join(launch.sys_path)
     name = "" if machine is None else machine_name(machine)
     seconds = _CHILD_S + sum(size for claim in claims for size in _sizes(folder / claim.file)) / _BYTES_PER_S
     try:
         done = subprocess.run(
-            [*launch.command, "-c", _bootstrap(instead=launch.instead), str(len(paths)), str(folder), name],
-            input=paths + msgspec.json.encode(claims),
+            launch.child(_PROGRAM, str(folder), name),
+            input=launch.told(msgspec.json.encode(claims)),
             capture_output=True,
             timeout=seconds,
             check=False,
@@ -204,17 +204,6 @@ def _in_a_child(folder: Path, claims: list[Claim], machine: type[Machine] | None
     if len(verdicts) < len(claims):
         raise _unknown(folder / claims[len(verdicts)].file, done)
     return verdicts, ""
-
-
-def _bootstrap(*, instead: bool) -> str:
-    """The program text of the child: nothing is imported before the path is the host's; or, when not `instead`, the
-    interpreter's own and then the host's."""
-    return (
-        "import sys; given = sys.stdin.buffer; coding = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors(); "
-        "path = given.read(int(sys.argv[1])).split(b'\\0'); "
-        f"sys.path{'[:]' * instead} {'+' * (not instead)}= [str(entry, *coding) for entry in path]; "
-        "from shardengine.engine.verify import child; child(sys.argv[2], sys.argv[3], given.read())"
-    )
 
 
 def _unknown(file: Path, done: subprocess.CompletedProcess[bytes]) -> StoreError:

@@ -78,8 +78,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
 
 def bootstrap(link: int, *, instead: bool) -> str:
     """The program text of a worker that has its end of the link as descriptor `link`: it takes the first message, of
-    `first_message`, and imports nothing that is not part of the interpreter before `sys.path` is the host's; or, when
-    not `instead`, the interpreter's own and then the host's."""
+    `first_message`, and imports nothing that is not part of the interpreter before it has taken the host's path."""
     return (
         "import posix, sys\n"
         "text, piece = b'', b'\\0'\n"
@@ -87,11 +86,19 @@ def bootstrap(link: int, *, instead: bool) -> str:
         f"    piece = posix.read({link}, {PACKET_BYTES})\n"
         "    text += piece[1:]\n"
         "*path, spec = text.split(b'\\0')\n"
-        "coding = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()\n"
-        f"sys.path{'[:]' * instead} {'+' * (not instead)}= [str(entry, *coding) for entry in path]\n"
+        f"{path_taken(instead=instead)}\n"
         "if not spec: sys.exit('the coordinator is gone')\n"
         "from shardengine.shards.worker import main\n"
         f"main({link}, spec)"
+    )
+
+
+def path_taken(*, instead: bool) -> str:
+    """The program text, of a process that was started, by which `path`, entries as the system encodes them, becomes its
+    `sys.path`; or, when not `instead`, comes behind what its interpreter knows by itself. `sys` is imported there."""
+    return (
+        "coding = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()\n"
+        f"sys.path{'[:]' * instead} {'+' * (not instead)}= [str(entry, *coding) for entry in path]"
     )
 
 

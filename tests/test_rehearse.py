@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import subprocess
 import sys
+from collections.abc import Set
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +18,7 @@ from shardengine import (
     ChunkFailedError,
     CompareAndSwap,
     ConfigError,
+    EngineError,
     EngineStateError,
     Entry,
     KeyValue,
@@ -31,9 +34,16 @@ from shardengine import (
     rehearse,
 )
 from shardengine.adaptors import MemoryStateMachine
-from shardengine.engine.adaptors.tracing import lanes
+from shardengine.engine.adaptors.elsewhere import Task, traced_elsewhere
+from shardengine.engine.adaptors.tracing import Step, lanes
+from shardengine.engine.intake.split import Spanning, Split, Splitter
+from shardengine.engine.intake.tail import normalised
+from shardengine.shards.fast import Normal
 from shardengine.shards.placement import shard_table, slot_of
+from shardengine.shards.types import Limits
 from tests import unruly
+from tests.dated import READINGS, Due, Dues
+from tests.fickle import ChecksByTheClock, ChecksOnce, DecodingFails, KeysFail, PartitionsFail
 from tests.killing import WATCHDOG_S, environment
 from tests.machines import Add, Ledger, Move, Reject, Stamp
 from tests.model import Model, log_of
@@ -112,11 +122,61 @@ def test_what_another_process_does_otherwise_is_found(machine: type[Machine], di
     assert error.run == "in another process, with PYTHONHASHSEED=1"
 
 
-def test_commands_of_a_partition_that_change_places_are_found_by_the_digest() -> None:
+def test_commands_of_a_partition_that_change_places_are_found_and_the_first_is_named() -> None:
     unruly.Misplacing.made = 0
     error = found(unruly.Misplacing, puts_of(b"a", b"a"), shards=[2], chunks=[9], **NOWHERE)
-    assert (error.differs, error.run) == ("state", "over 2 shards, in chunks of 9")
-    assert error.message.startswith("the state behind the log has the digest ")
+    assert (error.differs, error.run) == ("order", "over 2 shards, in chunks of 9")
+    assert (error.index, error.command, error.key) == (1, "Put(key=b'a', value=b'a')", b"a")
+    assert (error.first, error.other) == ([1, 2], [2, 1])
+    assert error.message.startswith("entry 1, Put(key=b'a', value=b'a'): its place among the writes of the key b'a' ")
+    assert "partition_key" in error.hint
+
+
+def refusal(machine: type[Machine], commands: list[Any]) -> EngineError | None:
+    try:
+        rehearse(machine, commands, shards=[2], chunks=[2], **NOWHERE)
+    except EngineError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("machine", [KeysFail, PartitionsFail, DecodingFails])
+def test_a_machine_that_fails_from_any_call_on_is_told_by_name(machine: type[KeysFail]) -> None:
+    """As a difference, or as an engine would say it."""
+    kinds: set[str] = set()
+    log = [encode(Put(key, b"") if machine.command is KeyValue.command else [1, key]) for key in (b"a", b"b", b"a")]
+    calls = KeysFail.calls_left = 0
+    while error := refusal(machine, log):
+        assert error.facts["index"] in (1, 2, 3)
+        assert "no keys any more" in str(error.facts)
+        kinds.add(type(error).__name__ + str(error.facts.get("differs", "")))
+        calls = KeysFail.calls_left = calls + 1
+    assert calls > 10
+    assert kinds == {"BadEntryError", "ChunkFailedError", "RehearsalErrorcheck", "RehearsalErrorerror"}
+
+
+LONG = [Put(b"short", b""), Put(b"long", bytes(100)), Put(b"long", bytes(101))]
+
+
+@pytest.mark.parametrize("machine", [ChecksByTheClock, ChecksOnce])
+def test_a_check_that_does_not_say_the_same_in_every_run_is_found(machine: type[Machine]) -> None:
+    error = found(machine, LONG, limits=Limits(value_bytes_max=64), bad_entry="reject", hash_seeds=[1])
+    assert (error.index, error.differs) == (2, "check")
+    assert None in (error.first, error.other)
+    assert error.run == (
+        "when it was run a second time, from its start"
+        if machine is ChecksOnce
+        else "in another process, with PYTHONHASHSEED=1"
+    )
+
+
+def test_every_clock_and_date_is_another_in_another_process() -> None:
+    log = [Step(index, 1, 0, encode(put)) for index, put in enumerate(puts_of(*READINGS), 1)]
+    traces = traced_elsewhere(Task("tests.dated:Watches", Limits(), log), 1, WATCHDOG_S)
+    told = {key: value for trace in traces.values() for key, value in trace.writes}
+    here = {key: str(read()).encode() for key, read in READINGS.items()}
+    assert told.keys() == here.keys()
+    assert {key for key, value in told.items() if value == here[key]} == set()
 
 
 def test_every_process_has_the_order_of_sets_that_was_asked_for() -> None:
@@ -229,6 +289,11 @@ def test_a_sound_machine_passes_and_the_report_says_what_was_done() -> None:
     assert rehearse(KeyValue, []).entries == 0
 
 
+def test_a_machine_whose_commands_bring_moments_along_passes() -> None:
+    moments = [datetime.datetime(2026, 1, 31), datetime.datetime(1999, 12, 31, tzinfo=datetime.UTC)]
+    assert rehearse(Dues, [Due(b"k", at) for at in moments], hash_seeds=[1]).entries == 2
+
+
 def test_a_machine_that_writes_to_standard_output_and_remembers_what_is_always_so_passes() -> None:
     assert rehearse(unruly.Chatty, puts_of(*KEYS)).entries == len(KEYS)
 
@@ -274,16 +339,22 @@ def test_a_sound_machine_whose_commands_span_shards_passes(commands: list[Any]) 
 
 # ---- the order of an engine ------------------------------------------------------------------------------------------
 
-PARTITIONS = st.sets(st.sampled_from([b"%d" % number for number in range(8)]), min_size=1, max_size=3)
+PARTITIONS = st.lists(st.sampled_from([b"%d" % number for number in range(8)]), min_size=1, max_size=3, unique=True)
 
 
-@given(st.lists(PARTITIONS, max_size=30), st.sampled_from([1, 2, 3, 8]))
+def lanes_of(named: list[list[bytes]], shards: int) -> list[list[int]]:
+    """Who runs what of a chunk whose commands name these keys."""
+    machine = unruly.Touching()
+    splitter = Splitter(machine, shards, Limits(), reject_bad=True, part_bytes_max=1 << 20)
+    return lanes(splitter.split(normalised(log_of([encode(unruly.Touch(keys)) for keys in named]), 0)), shards)
+
+
+@given(st.lists(PARTITIONS, min_size=1, max_size=30), st.sampled_from([1, 2, 3, 8]))
 @settings(max_examples=300)
 def test_each_partition_sees_its_commands_in_log_order_and_the_coordinator_takes_what_spans(
-    partitions: list[set[bytes]], shards: int
+    partitions: list[list[bytes]], shards: int
 ) -> None:
-    table = shard_table(shards)
-    *own, last = lanes(partitions, table, shards)
+    *own, last = lanes_of(partitions, shards)
     order = [place for lane in [*own, last] for place in lane]
     assert sorted(order) == list(range(len(partitions)))
     for partition in set[bytes]().union(*partitions):
@@ -299,4 +370,26 @@ def test_who_runs_what_follows_from_what_was_taken_before() -> None:
     table = shard_table(2)
     low, high = b"2", b"0"
     assert [table[slot_of(key)] for key in (low, high)] == [0, 1]
-    assert lanes([{low}, {high}, {low, high}, {high}, {b"4"}, {low}], table, 2)[-1] == [2, 3, 5]
+    assert lanes_of([[low], [high], [low, high], [high], [b"4"], [low]], 2)[-1] == [2, 3, 5]
+
+
+def test_what_is_no_command_is_in_no_lane() -> None:
+    assert lanes_of([[b"2"], [], [b"0"], [b"2", b"0"]], 2) == [[0], [2], [3]]
+
+
+def test_a_rehearsal_runs_what_this_engine_would_when_its_rule_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one rule of who runs what: an engine's."""
+    split = Splitter.split
+
+    def wrong(self: Splitter, chunk: Normal, taken: Set[bytes] = frozenset()) -> Split:
+        """Nothing is ever taken: what touches a spanning command's partitions stays with its shard."""
+        return split(self, chunk, taken)._replace(owners=bytes(len(chunk.datas)), spanning=spanning_of(self, chunk))
+
+    def spanning_of(splitter: Splitter, chunk: Normal) -> list[Spanning]:
+        return [one for one in split(splitter, chunk).spanning if len(one.keys) > 1]
+
+    log = [unruly.Touch([b"2", b"0"]), unruly.Touch([b"0"])]
+    assert rehearse(unruly.Touching, log, **NOWHERE).entries == 2
+    monkeypatch.setattr(Splitter, "split", wrong)
+    error = found(unruly.Touching, log, **NOWHERE)
+    assert (error.index, error.differs, error.key) == (1, "order", b"0")

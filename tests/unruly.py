@@ -304,6 +304,26 @@ class Chatty(Kept):
         return self._known.setdefault(command.value, command.value * 2)
 
 
+class Touch(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Name keys, in any number."""
+
+    names: list[bytes]
+
+
+class Touching(Machine):
+    """Sound: says which entry touched a key last."""
+
+    name: ClassVar[str] = "test.touching"
+    command: ClassVar[Any] = Touch
+
+    def keys(self, command: Any) -> Sequence[bytes]:
+        return list(command.names)
+
+    def apply(self, tx: Tx, command: Any, context: Context) -> Any:
+        for key in command.names:
+            tx.put(key, b"%d" % context.index)
+
+
 class Transfer(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Add to the numbers of two partitions, and write down what all keys of the first add up to."""
 

@@ -7,6 +7,7 @@ Files, lowest first:
     commands.py   runs the commands of a chunk over records
     memory.py     the whole contract over a dict
     tracing.py    one run of a log: what each command did, in whatever order
+    clocks.py     another time, in a process of its own
     elsewhere.py  a run in another process
     rehearsal.py  all runs of a log, compared
 """

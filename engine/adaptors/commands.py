@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import msgspec
 
 from shardengine.engine.adaptors.records import Records
-from shardengine.engine.errors import EngineError
+from shardengine.engine.errors import BadEntryError, EngineError
 from shardengine.engine.intake.chunks import error_of
-from shardengine.engine.intake.split import Splitter
+from shardengine.engine.intake.split import Split, Splitter
 from shardengine.shards.fast import Normal
 from shardengine.shards.machine import Machine
 from shardengine.shards.part import Run
@@ -23,16 +23,24 @@ _ANY_SIZE = 1 << 62  # no ring has to take a part
 class Commands:
     """What the commands of one machine mean. Keeps nothing of a chunk."""
 
-    def __init__(self, machine: Machine, limits: Limits, *, reject_bad: bool) -> None:
+    def __init__(self, machine: Machine, limits: Limits, *, reject_bad: bool, shards: int = 1) -> None:
         self.machine = machine
         self.decode = msgspec.msgpack.Decoder(machine.command).decode
         self.runner = Runner(machine, limits)
-        self._splitter = Splitter(machine, 1, limits, reject_bad=reject_bad, part_bytes_max=_ANY_SIZE)
+        self._splitter = Splitter(machine, shards, limits, reject_bad=reject_bad, part_bytes_max=_ANY_SIZE)
         self.check = self._splitter.check
 
-    def judged(self, form: Normal) -> dict[int, str]:
-        """Why entries of a chunk are rejected, by offset. Raises BadEntryError as an engine does."""
-        return self._splitter.split(form).rejected
+    def split(self, form: Normal) -> Split:
+        """A chunk, taken apart as by an engine with so many shards. Raises BadEntryError as it does."""
+        return self._splitter.split(form)
+
+    def fault(self, data: bytes) -> str | None:
+        """Why `data` must not enter the log, or None."""
+        try:
+            self.check(data)
+        except BadEntryError as error:
+            return str(error.reason)
+        return None
 
     def apply(
         self, entries: Sequence[Entry], form: Normal, clock: int, records: Records
@@ -43,7 +51,8 @@ class Commands:
         BadEntryError as a split does, or what an engine raises for the entry whose `apply` fails.
         """
         told = {
-            form.first + at: ApplyResult(form.first + at, False, reason=why) for at, why in self.judged(form).items()
+            form.first + at: ApplyResult(form.first + at, False, reason=why)
+            for at, why in self.split(form).rejected.items()
         }
         transaction = self.runner.transaction(records)
         for entry in entries:
@@ -78,6 +87,4 @@ def failure_of(error: ApplyError) -> EngineError:
     """What an engine raises when that entry fails its chunk. Raises KeyboardInterrupt when that is all it was."""
     if isinstance(error.__cause__, KeyboardInterrupt):
         raise error.__cause__
-    failure = error_of(error.problem, error.index)
-    failure.__notes__ = []  # of where that was in the worker: here it is the cause itself, with its own traceback
-    return failure
+    return error_of(error.problem, error.index, here=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 
 import msgspec
 
+from shardengine.engine.adaptors.clocks import move_clocks
 from shardengine.engine.adaptors.tracing import Step, Trace, Tracer
 from shardengine.engine.errors import EngineError, RehearsalError
 from shardengine.engine.intake.chunks import error_of
@@ -18,8 +18,7 @@ from shardengine.shards.running import problem_of
 from shardengine.shards.types import Limits
 from shardengine.shards.worker import Process, import_machine
 
-CLOCK_S = 100_000_000
-"""By how much the clock of the other process is ahead: three years and some."""
+_PROGRAM = "from shardengine.engine.adaptors.elsewhere import main; main(given.read())"
 _ERROR_CHARS = 4000
 
 
@@ -45,14 +44,10 @@ def traced_elsewhere(task: Task, hash_seed: int, timeout_s: float) -> dict[int, 
     not end: it is killed then. ConfigError, OSError: it cannot be started.
     """
     launch = launch_of(None)
-    program = (
-        f"import sys\nsys.path{'[:]' * launch.instead} {'+' * (not launch.instead)}= sys.argv[1:]\n"
-        "from shardengine.engine.adaptors.elsewhere import main\nmain()"
-    )
     try:
         done = subprocess.run(
-            [*launch.command, "-c", program, *launch.sys_path],
-            input=msgspec.msgpack.encode(task),
+            launch.child(_PROGRAM),
+            input=launch.told(msgspec.msgpack.encode(task)),
             capture_output=True,
             timeout=timeout_s,
             env={**os.environ, "PYTHONHASHSEED": str(hash_seed), "TZ": _other_zone()},
@@ -91,13 +86,13 @@ def _other_zone() -> str:
 # ---- there -----------------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    """Be that process: a task comes on standard input, an answer goes to standard output, and nothing else does."""
+def main(task: bytes) -> None:
+    """Be that process: an answer to the task goes to standard output, and nothing else does."""
     Process.is_worker = True
     output = os.dup(1)
     os.dup2(2, 1)
-    _shift_clock()
-    answer = msgspec.msgpack.encode(_run(msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Task)))
+    move_clocks()
+    answer = msgspec.msgpack.encode(_run(msgspec.msgpack.decode(task, type=Task)))
     with open(output, "wb") as file:
         file.write(answer)
 
@@ -109,10 +104,3 @@ def _run(task: Task) -> Answer:
     except EngineError as error:
         return Answer({}, problem_of(error))
     return Answer(tracer.by_shards(task.steps, len(task.steps)))
-
-
-def _shift_clock() -> None:
-    """What is imported from now on finds another time in `time`."""
-    seconds, nanoseconds = time.time, time.time_ns
-    time.time = lambda: seconds() + CLOCK_S
-    time.time_ns = lambda: nanoseconds() + CLOCK_S * 1_000_000_000

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Set
-from itertools import islice
 from types import TracebackType
 
-from shardengine.engine.contract import ScanResult
-from shardengine.engine.errors import ViewClosedError
+from shardengine.engine.contract import ScanResult, scanned
+from shardengine.engine.errors import view_closed
 from shardengine.shards.transaction import Record
 
 
@@ -61,13 +60,7 @@ class Records:
         self, prefix: bytes, limit: int | None, start_after: bytes | None, revision: int, *, reverse: bool
     ) -> ScanResult:
         """See `Engine.scan_prefix`; `revision` is the index that the records stand at."""
-        if limit is not None and limit < 0:
-            raise ValueError(f"limit is {limit}; it counts records, 0 or more, or is None")
-        found = self.under(prefix, start_after, reverse=reverse)
-        if limit is None:
-            return ScanResult(list(found), revision, more=False)
-        records = list(islice(found, limit + 1))
-        return ScanResult(records[:limit], revision, more=len(records) > limit)
+        return scanned(self.under(prefix, start_after, reverse=reverse), limit, revision)
 
     def write(self, writes: Mapping[bytes, bytes | None]) -> None:
         """Set keys, or delete those that are given as None."""
@@ -135,7 +128,7 @@ class MemoryView:
 
     def _open(self) -> Records:
         if self._why is not None:
-            raise ViewClosedError(f"the view of revision {self.revision} cannot be read: {self._why}")
+            raise view_closed(self.revision, self._why)
         return self._records
 
     def __enter__(self) -> MemoryView:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -23,9 +23,11 @@ from shardengine.shards.types import Entry, Limits
 LOG_ORDER = "in log order"
 _COMMAND_CHARS = 1000
 _HINT = (
-    "what apply and keys do may depend on their arguments only: on no clock, no randomness, no order of a set, and on "
-    "nothing that is kept on the machine, its class or its module from one command to the next"
+    "what apply, keys, partition_key and check do may depend on their arguments only: on no clock, no randomness, no "
+    "order of a set, and on nothing that is kept on the machine, its class or its module from one command to the next"
 )
+_HINTS = {"order": "partition_key does not place a key alike for every shard: it may depend on its argument only"}
+_WORDS = {"order": "place among the writes"}
 
 
 class Rehearsal(msgspec.Struct, frozen=True):
@@ -63,9 +65,11 @@ def rehearse(
 
     The log is run in log order, every command twice from its start, as engines run those again that span shards; then,
     for each number of shards and each chunk size, with a machine for every shard, in the order in which shards and
-    coordinator run a chunk; then in other processes, where sets have another order, the clock is years ahead and the
-    date is another. So clocks, randomness, the order of sets, and state that is kept on the machine, its class or its
-    module are found before replicas differ. What no run touches is not found: rehearse a log that holds every command.
+    coordinator run a chunk; then in other processes, where sets have another order, and what `time` and `datetime` tell
+    is years ahead and of another time zone. Every run checks each entry anew, with a machine of its own. So clocks,
+    randomness, the order of sets, and state that is kept on the machine, its class or its module are found before
+    replicas differ. What no run touches is not found: rehearse a log that holds every command. Nor is a clock that is
+    read otherwise, by an extension in C, from a file's times, by another program, and seems to stand meanwhile.
 
     Blocks: about ten times as long as `apply` takes for all of them, and a second for other processes. Nothing is left
     of it. An `apply` that never ends is ended in other processes only.
@@ -82,8 +86,9 @@ def rehearse(
 
     Raises:
         RehearsalError: two runs differ. It names the first command (`index`, `command`), what differs (`differs`:
-            "result", "state" with its `key`, "keys", "partitions" or "error"), both values (`first`, `other`) and the
-            run (`run`). Or a process did not end well.
+            "check", why it must not enter a log; "result", "state" with its `key`, "keys", "partitions" or "error";
+            "order", the entries that wrote a `key`, from the first that another was before), both values (`first`,
+            `other`) and the run (`run`). Or a process did not end well.
         BadEntryError, UndeclaredKeyError, ChunkFailedError: what an engine would raise for that entry (`index`).
         LogGapError, LogOrderError: `commands` holds entries that are no log.
         MachineImportError: workers could not import or make the machine.
@@ -95,20 +100,20 @@ def rehearse(
     limits = limits or Limits()
     log = _log_of(commands)
     judge = Commands(made(machine), limits, reject_bad=bad_entry == "reject")
-    steps = _steps_of(log, judge)
+    rejected = _rejected(log, judge)
+    steps = _steps_of(log)
     rehearsed = _Rehearsed(steps, judge)
     tracer = Tracer(lambda: made(machine), limits)
-    rehearsed.first(tracer)
+    rehearsed.first(tracer, rejected)
     for count in shards:
         for chunk in chunks:
             run, other = f"over {count} shards, in chunks of {chunk}", Tracer(lambda: made(machine), limits, count)
             rehearsed.compare(run, other.by_shards(steps, chunk))
-            _check_digest(run, tracer.digest(), other.digest())
+            rehearsed.check_order(run, other.writers)
     for seed in hash_seeds if steps else ():
         found = traced_elsewhere(Task(name, limits, steps), seed, timeout_s)
         rehearsed.compare(f"in another process, with PYTHONHASHSEED={seed}", found)
-    rejected = len([entry for entry in log if entry.data]) - len(steps) + rehearsed.rejected
-    return Rehearsal(len(log), rejected, tracer.digest(), rehearsed.runs)
+    return Rehearsal(len(log), rehearsed.rejected, tracer.digest(), rehearsed.runs)
 
 
 def _check_ways(shards: Sequence[int], chunks: Sequence[int]) -> None:
@@ -118,19 +123,6 @@ def _check_ways(shards: Sequence[int], chunks: Sequence[int]) -> None:
                 raise ConfigError(
                     f"{name} holds {number!r}", hint=f"name numbers from 1 to {limit}", key=name, value=number
                 )
-
-
-def _check_digest(run: str, first: bytes, other: bytes) -> None:
-    """All commands did the same: the states differ when those of one partition were run in another order."""
-    if first != other:
-        raise RehearsalError(
-            f"the state behind the log has the digest {first.hex()} {LOG_ORDER}, and {other.hex()} {run}",
-            hint="partition_key does not place a key alike for every shard: it may depend on its argument only",
-            differs="state",
-            run=run,
-            first=first,
-            other=other,
-        )
 
 
 def _log_of(commands: Iterable[Any]) -> list[Entry]:
@@ -146,15 +138,21 @@ def _log_of(commands: Iterable[Any]) -> list[Entry]:
     return log
 
 
-def _steps_of(log: list[Entry], judge: Commands) -> list[Step]:
-    """The good commands of a log. Raises what an engine does over the others, and over what is no log."""
+def _rejected(log: list[Entry], judge: Commands) -> dict[int, str]:
+    """The entries of a log that are no good commands, by index, and why. Raises what an engine does over them, and over
+    what is no log."""
     if not log:
-        return []
-    rejected = judge.judged(normalised(log, 0))
+        return {}
+    form = normalised(log, 0)
+    return {form.first + place: why for place, why in judge.split(form).rejected.items()}
+
+
+def _steps_of(log: list[Entry]) -> list[Step]:
+    """What is to be run, or judged."""
     steps, clock = [], 0
-    for at, entry in enumerate(log):
+    for entry in log:
         clock = max(clock, entry.time_ms)
-        if entry.data and at not in rejected:
+        if entry.data:
             steps.append(Step(entry.index, entry.term, clock, entry.data))
     return steps
 
@@ -170,11 +168,11 @@ class _Rehearsed:
 
     @property
     def rejected(self) -> int:
-        return sum(trace.reason is not None for trace in self._traces.values())
+        return sum(trace.reason is not None or trace.bad is not None for trace in self._traces.values())
 
-    def first(self, tracer: Tracer) -> None:
+    def first(self, tracer: Tracer, rejected: Mapping[int, str]) -> None:
         """Run it in log order, every command twice."""
-        for step, (trace, again) in zip(self._steps, tracer.in_log_order(self._steps), strict=True):
+        for step, (trace, again) in zip(self._steps, tracer.in_log_order(self._steps, rejected), strict=True):
             self._traces[step.index] = trace
             self._check(step, again, "when it was run a second time, from its start")
         self.runs.append(f"{LOG_ORDER}, each command twice")
@@ -185,25 +183,52 @@ class _Rehearsed:
             self._check(step, trace, run)
         self.runs.append(run)
 
+    def check_order(self, run: str, writers: Mapping[bytes, list[int]]) -> None:
+        """Every command wrote the same in `run`. Raise RehearsalError for the first that another, behind it in the log,
+        was before in writing a key: commands of one partition were run in another order."""
+        late: dict[int, _Difference] = {}
+        for key, found in writers.items():
+            ordered = sorted(found)
+            at = next((at for at, one in enumerate(found) if one != ordered[at]), None)
+            if at is not None:
+                late[ordered[at]] = _Difference("order", ordered[at:], found[at:], key)
+        for step in self._steps:
+            if step.index in late:
+                raise self._error(step, late[step.index], run)
+
     def _check(self, step: Step, other: Trace, run: str) -> None:
-        for what, first, found, key in _differences(self._traces[step.index], other):
-            command = text_of(self._commands.decode(step.data))[:_COMMAND_CHARS]
-            of = what if key is None else f"{what} of the key {reprlib.repr(key)}"
-            raise RehearsalError(
-                f"entry {step.index}, {command}: its {of} was {_shown(first)} {LOG_ORDER}, and {_shown(found)} {run}",
-                hint=_HINT,
-                index=step.index,
-                command=command,
-                differs=what,
-                run=run,
-                first=first,
-                other=found,
-                **({} if key is None else {"key": key}),
-            )
+        for difference in _differences(self._traces[step.index], other):
+            raise self._error(step, difference, run)
+
+    def _error(self, step: Step, difference: _Difference, run: str) -> RehearsalError:
+        what, first, found, key = difference
+        command = self._told(step)
+        of = _WORDS.get(what, what) + ("" if key is None else f" of the key {reprlib.repr(key)}")
+        return RehearsalError(
+            f"entry {step.index}, {command}: its {of} was {_shown(first)} {LOG_ORDER}, and {_shown(found)} {run}",
+            hint=_HINTS.get(what, _HINT),
+            index=step.index,
+            command=command,
+            differs=what,
+            run=run,
+            first=first,
+            other=found,
+            **({} if key is None else {"key": key}),
+        )
+
+    def _told(self, step: Step) -> str:
+        """A command, or the data that is none."""
+        try:
+            command = self._commands.decode(step.data)
+        except Exception:
+            command = step.data
+        return text_of(command)[:_COMMAND_CHARS]
 
 
 def _differences(first: Trace, other: Trace) -> Iterator[_Difference]:
     """What two runs of one command differ in, the cause before its consequences."""
+    if first.bad != other.bad:
+        yield _Difference("check", first.bad, other.bad)
     if first.error != other.error:
         yield _Difference("error", first.error, other.error)
     if first.keys != other.keys:

@@ -78,25 +78,12 @@ class Pinning:
             raise SnapshotInProgressError("a snapshot is being taken already", hint="await it, then ask again")
         label = request.label
         if label is not None:
-            self._check_label(label, applied)
+            check_label(label, LogId(applied.index, applied.term), moved_on=not self._commit.quiet)
             for chunk in in_flight:
                 self._check_chunk(label, chunk.first, chunk.last)
         self._request = request
         self.label = 0 if label is None else label.index
         self._barrier.begin()
-
-    def _check_label(self, label: LogId, applied: Position) -> None:
-        if label.index < applied.index or (label.index == applied.index and not self._commit.quiet):
-            raise SnapshotLabelError(
-                f"the state at index {label.index} is past: {applied.index} is applied, and what follows is decided",
-                hint="take one at a later index, or with last_included=None",
-                asked=label.index,
-                applied=applied.index,
-            )
-        if label.index == applied.index and label.term != applied.term:
-            raise SnapshotLabelError(
-                f"entry {label.index} has term {applied.term}, not {label.term}", asked=label.term, found=applied.term
-            )
 
     def _check_chunk(self, label: LogId, first: int, last: int) -> None:
         if first <= label.index < last:
@@ -147,8 +134,7 @@ class Pinning:
         if label is not None and applied.index < label.index:
             return []
         if label is not None and applied.term != label.term:
-            error = SnapshotLabelError(f"entry {label.index} has term {applied.term}, not {label.term}")
-            return self._barrier.abort("its label names another term", error=error)
+            return self._barrier.abort("its label names another term", error=_other_term(label, applied.term))
         self._commit.hold()
         if not self._commit.quiet or len(self._commit.up) < self._shards:
             return []
@@ -210,3 +196,21 @@ class Pinning:
 def part_name(shard: int) -> str:
     """The file of a shard's part in a snapshot's directory."""
     return f"shard-{shard:03}.mdb"
+
+
+def check_label(label: LogId, applied: LogId, *, moved_on: bool) -> None:
+    """Raise SnapshotLabelError when the state at `label` is past, or the entry another. `moved_on`: what follows
+    `applied` is decided already."""
+    if label.index < applied.index or (label.index == applied.index and moved_on):
+        raise SnapshotLabelError(
+            f"the state at index {label.index} is past: {applied.index} is applied, and what follows is decided",
+            hint="take one at a later index, or with last_included=None",
+            asked=label.index,
+            applied=applied.index,
+        )
+    if label.index == applied.index and label.term != applied.term:
+        raise _other_term(label, applied.term)
+
+
+def _other_term(label: LogId, found: int) -> SnapshotLabelError:
+    return SnapshotLabelError(f"entry {label.index} has term {found}, not {label.term}", asked=label.term, found=found)

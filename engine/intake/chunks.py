@@ -114,8 +114,9 @@ class Delivery:
         return found
 
 
-def error_of(problem: wire.Problem, index: int | None) -> EngineError:
-    """The error that a worker's problem becomes here: of the same class, or ChunkFailedError for any other."""
+def error_of(problem: wire.Problem, index: int | None, *, here: bool = False) -> EngineError:
+    """The error that a worker's problem becomes here: of the same class, or ChunkFailedError for any other. `here`: it
+    is no worker's, and its cause is raised along with it."""
     facts: dict[str, Any] = dict(problem.facts)
     kind = getattr(errors, problem.kind, None)
     message = problem.message
@@ -127,6 +128,6 @@ def error_of(problem: wire.Problem, index: int | None) -> EngineError:
         message = f"entry {index} failed its chunk: {message}"
         facts["index"] = index
     error = kind(message, hint=problem.hint, **facts)
-    if "traceback" in facts:
+    if "traceback" in facts and not here:
         error.add_note(f"In the worker:\n{facts['traceback']}")
     return error

@@ -19,7 +19,7 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any
 
-from shardengine.engine.contract import ScanResult
+from shardengine.engine.contract import ScanResult, scanned
 from shardengine.engine.errors import EngineError, ViewClosedError
 from shardengine.shards.digest import records_digest
 from shardengine.shards.store import BadKey, ReadStore, ReadTx
@@ -60,14 +60,9 @@ class Cut:
     def scan_prefix(
         self, prefix: bytes, limit: int | None = None, start_after: bytes | None = None, reverse: bool = False
     ) -> ScanResult:
-        if limit is not None and limit < 0:
-            raise ValueError(f"limit is {limit}; it counts records, 0 or more, or is None")
         scans = [shard.scan(prefix, start_after, reverse=reverse) for shard in self.shards]
         merged = heapq.merge(*scans, key=itemgetter(0), reverse=reverse) if len(scans) > 1 else scans[0]
-        if limit is None:
-            return ScanResult(list(merged), self.position.index, more=False)
-        found = list(islice(merged, limit + 1))
-        return ScanResult(found[:limit], self.position.index, more=len(found) > limit)
+        return scanned(merged, limit, self.position.index)
 
     def count(self) -> int:
         return sum(shard.count() for shard in self.shards)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import ClassVar
 
 from shardengine.engine.contract import ScanResult
-from shardengine.engine.errors import ForkedError, ViewClosedError, WrongThreadError
+from shardengine.engine.errors import ForkedError, WrongThreadError, view_closed
 from shardengine.engine.read.cut import Cut
 
 
@@ -94,7 +94,7 @@ class View:
             if cut.ended is None:
                 return cut
             why = cut.ended
-        raise ViewClosedError(f"the view of revision {self.revision} cannot be read: {why}")
+        raise view_closed(self.revision, why)
 
     def __enter__(self) -> View:
         return self

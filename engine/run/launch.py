@@ -16,6 +16,7 @@ import msgspec
 
 from shardengine.engine.errors import ConfigError, MachineImportError
 from shardengine.shards.machine import Machine
+from shardengine.shards.worker import path_taken
 
 _LETTERS = {
     "debug": "d",
@@ -37,6 +38,27 @@ class Launch(msgspec.Struct, frozen=True):
     command: list[str]
     sys_path: list[bytes]
     instead: bool
+
+    def child(self, program: str, *arguments: str) -> list[str]:
+        """The command of a process other than a worker, which reads its path from standard input, where it is sent what
+        `told` makes, then runs `program`: `given` holds what comes behind, `sys.argv[1:]` the `arguments`. Nothing is
+        imported before."""
+        text = (
+            "import sys\n"
+            "given = sys.stdin.buffer\n"
+            "path = given.read(int(sys.argv.pop(1))).split(b'\\0')\n"
+            f"{path_taken(instead=self.instead)}\n"
+            f"{program}"
+        )
+        return [*self.command, "-c", text, str(len(self._path)), *arguments]
+
+    def told(self, given: bytes) -> bytes:
+        """What a `child` is sent."""
+        return self._path + given
+
+    @property
+    def _path(self) -> bytes:
+        return b"\0".join(self.sys_path)
 
 
 def launch_of(interpreter: str | None) -> Launch:

@@ -11,9 +11,10 @@ from shardengine.engine.config import EngineConfig
 from shardengine.engine.errors import (
     EngineError,
     EngineStateError,
-    EngineStoppedError,
     TooManyViewsError,
     ViewClosedError,
+    not_any_more,
+    not_started,
 )
 from shardengine.engine.read.cut import Reads
 from shardengine.engine.read.view import View
@@ -35,9 +36,7 @@ class ReadSide:
         self._config = config
         self._views: weakref.WeakSet[View] = weakref.WeakSet()
         self._lock: Lock | None = None
-        self._refusal: EngineStateError | None = EngineStateError(
-            "the engine does not run: its storage is not open", hint="start() it"
-        )
+        self._refusal: EngineStateError | None = not_started()
 
     def open(self, reads: Reads, lock: Lock) -> None:
         """From now on `reads` is what is read, in the directory that `lock` keeps."""
@@ -64,9 +63,7 @@ class ReadSide:
 
     def refuse(self) -> None:
         """The engine has stopped: views end, and from now on nothing is read."""
-        self._refusal = EngineStoppedError(
-            "the engine does not run: it was stopped", hint="start() it again, or read before stop()"
-        )
+        self._refusal = not_any_more()
         for view in list(self._views):
             view.close("its engine was stopped")
 

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from shardengine.engine.config import EngineConfig
-from shardengine.engine.errors import EngineStateError, EngineStoppedError, WorkerFailedError, WrongLoopError
+from shardengine.engine.errors import EngineStoppedError, WorkerFailedError, WrongLoopError, still_runs
 from shardengine.engine.intake.chunks import Delivery
 from shardengine.engine.run.busy import Busy
 from shardengine.engine.run.owner import Owner
@@ -157,7 +157,7 @@ class Shell:
         """See `Engine.close_storage`."""
         self.owner.check()
         if self.runtime is not None:
-            raise EngineStateError("the engine runs", hint="stop() it first")
+            raise still_runs()
         if self.tasks.await_threads(0) is None:  # else one may still read there
             self.readside.close()
 
