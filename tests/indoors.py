@@ -3,14 +3,16 @@ that can be chosen, and nothing waits."""
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shardengine.engine.commit.coordinator import Coordinator
 from shardengine.engine.commit.decision import DecisionFile, Record, create_decision
+from shardengine.engine.commit.host import OvertimeError
 from shardengine.engine.commit.inflight import Batch
 from shardengine.engine.commit.packing import Packing
 from shardengine.engine.commit.table import Commit
@@ -41,6 +43,7 @@ class Indoors:
     ) -> None:
         """`choose`: of so many shards that have something to do, which goes on."""
         self.choose = choose
+        self.patience = 1 << 32
         self.sent: list[tuple[int, wire.Order]] = []
         self.stores = [DictStore() for _ in range(shards)]
         self._mail: list[deque[bytes]] = [deque() for _ in range(shards)]
@@ -78,8 +81,11 @@ class Indoors:
     # What the coordinator needs
 
     def before_write(self) -> None: ...
-    def watched(self) -> AbstractContextManager[Callable[[], BaseException | None]]:
-        return nullcontext(lambda: None)
+    @contextmanager
+    def watched(self) -> Iterator[Callable[[], BaseException | None]]:
+        """Interrupts what is more than `patience` commands."""
+        ran = itertools.count(1)
+        yield lambda: OvertimeError() if next(ran) > self.patience else None
 
     def published(self, batch: Batch) -> None: ...
     def wake(self, waiter: Any) -> None: ...

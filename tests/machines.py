@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -198,8 +197,8 @@ class Endless(_Command, frozen=True, tag=2):
 
 
 class Cut(_Command, frozen=True, tag=3):
-    """Count up at both keys: "slow", in some 0.3 s; "quick", at once; else loop for ever, and when that is cut off,
-    "put" something, "reject", or "return" as if nothing had been."""
+    """Count up at both keys: "quick", at once; else loop for ever, and when that is cut off, "put" something, "reject",
+    or "return" as if nothing had been."""
 
     first: bytes
     second: bytes
@@ -226,10 +225,7 @@ class Looping(Machine):
                 while True:
                     pass
             case Cut(first, second, how):
-                until = time.process_time() + (0.3 if how == "slow" else 0)
-                while time.process_time() < until:
-                    pass
-                if how not in ("slow", "quick"):
+                if how != "quick":
                     _cut_off()
                 if how == "reject":
                     raise Rejected("cut off")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 import threading
@@ -50,14 +49,6 @@ async def test_a_command_that_makes_something_of_its_interruption_fails_all_the_
             with pytest.raises(ChunkFailedError, match="worker_timeout_ms=1000") as caught:
                 await db.apply_chunk(log_of(chunk))
             assert caught.value.index == 1 and db.is_empty()
-
-
-async def test_commands_that_are_slow_together_only_are_tried_again_chunk_by_chunk(tmp_path: Path) -> None:
-    async with Engine(tmp_path / "db", shards=2, machine=Looping, config=CONFIG) as db:
-        chunks = [[Entry(index, 1, encode(Cut(key(0), key(1), "slow")))] for index in range(1, 7)]
-        results = await asyncio.gather(*map(db.apply_chunk, chunks))
-        assert all(result.succeeded for (result,) in results)
-        assert db.get(key(0)) == b"6"
 
 
 async def test_where_no_thread_can_be_had_commands_run_unwatched(
@@ -124,15 +115,16 @@ def test_a_thread_that_was_watched_can_be_profiled(seconds: int) -> None:
 
 def test_what_ends_at_the_very_limit_is_interrupted_inside_or_not_at_all() -> None:
     overtime = Overtime(0.004)
-    interrupted = 0
+    interrupted = step = 0
     try:
-        for step in range(150):
+        while interrupted < 30:
+            step += 1
             try:
                 with overtime.watched():
-                    loop(0.003 + 0.00003 * step)
+                    loop(0.00002 * step)
             except OvertimeError:
                 interrupted += 1
             loop(0.001)
     finally:
         overtime.close()
-    assert 0 < interrupted < 150
+    assert step > 30

@@ -258,3 +258,16 @@ def test_a_machine_that_fails_outside_of_apply_fails_its_chunk_and_not_the_engin
         with pytest.raises(ChunkFailedError, match="no such place"):
             house.apply(log_of([encode(Move(one + b"/1", other + b"/1", 0))]))
         assert house.apply(log_of([encode(Add(one + b"/1", 3))])) == [3]
+
+
+def test_commands_that_take_too_long_together_are_tried_again_chunk_by_chunk() -> None:
+    with indoors(Ledger, 2) as house:
+        house.patience = 2
+        one, other = letters(house)
+        move = encode(Move(one + b"/1", other + b"/1", 0))
+        deliveries = house.accept(chunks_of(log_of([move] * 6), 1))
+        house.run()
+        assert [outcomes(delivery) for delivery in deliveries] == [[None]] * 6
+        with pytest.raises(ChunkFailedError, match="OvertimeError") as caught:
+            house.apply(log_of([move] * 6, first=7))
+        assert caught.value.index == 9
