@@ -17,7 +17,7 @@ from shardengine.shards import wire
 from tests.banking import ACCOUNTS, Banking, check, look, look_and_check
 from tests.feeding import Feeder, Killer, holds, rampage
 from tests.kill_child import Acknowledged, Opened, Orders, Viewed
-from tests.killing import WATCHDOG_S, Judge, Prey, seeded
+from tests.killing import WATCHDOG_S, Judge, Prey, note, seeded
 from tests.logs import Oracle
 from tests.taking import restarts
 from tests.test_kill_everything import START_S, STARTS_KILLED, spin
@@ -69,6 +69,7 @@ async def test_workers_of_a_bank_are_killed_at_random_moments_and_no_money_is_lo
             await looking
         looking.cancel()
         await holds(db, feeder)
+        note(f"{killer.kills} kills, {looker.views} views, {feeder.submitted} entries")
         assert len(db) == ACCOUNTS and looker.views > kills
         assert restarts(db) == killer.kills >= kills
 
@@ -95,6 +96,7 @@ def test_a_bank_is_killed_as_a_whole_at_random_moments_and_no_money_is_lost(
             assert prey.process.wait(WATCHDOG_S) == -signal.SIGKILL, prey.errors()
         judge.crashed()
     judge.finish()
+    note(f"{judge.crashes} kills, {judge.redone} redone, {judge.views} views, {judge.model.index} entries")
     assert judge.model.index > ACCOUNTS and judge.views > rounds
 
 

@@ -184,7 +184,7 @@ async def test_a_flush_during_an_exchange_waits_for_its_group(tmp_path: Path) ->
         assert not flushing.done() and not mark_of(tmp_path / "data").clean
         house.go_on()
         await flushing
-        assert mark_of(tmp_path / "data").clean
+        assert mark_of(tmp_path / "data").clean and house.db.last_applied().index == AFTER
         await house.ends_well()
 
 
