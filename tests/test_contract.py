@@ -43,6 +43,21 @@ def test_it_has_the_method(machine: type[StateMachine], name: str) -> None:
     assert found.__doc__ or name == "is_empty"
 
 
+def public(kind: type) -> set[str]:
+    return {name for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("_")}
+
+
+def test_a_machine_in_memory_has_what_an_engine_has_but_for_what_it_says() -> None:
+    lacking = public(Engine) - public(MemoryStateMachine)
+    assert lacking == {"create_snapshot", "snapshots", "set_snapshot_policy", "stats"}
+    assert all(f"`{name}`" in (MemoryStateMachine.__doc__ or "") for name in lacking)
+    assert public(MemoryStateMachine) <= public(Engine)
+    for name in sorted(public(MemoryStateMachine)):
+        asked, found = getattr(Engine, name), getattr(MemoryStateMachine, name)
+        assert inspect.iscoroutinefunction(asked) is inspect.iscoroutinefunction(found)
+        assert inspect.signature(asked).parameters == inspect.signature(found).parameters
+
+
 async def test_a_cleanup_removes_nothing_while_no_record_expires(tmp_path: Path) -> None:
     db = machine(tmp_path)
     with pytest.raises(EngineStateError):

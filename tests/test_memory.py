@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from shardengine import (
     ApplyResult,
@@ -302,7 +305,70 @@ class Interrupted(KeyValue):
         raise KeyboardInterrupt
 
 
-async def test_an_interrupt_is_let_through_and_leaves_nothing() -> None:
+TERMS = {5: [None, None], 9: [1, None], 10: [1, 2]}
+
+
+class Interruption:
+    """Raises KeyboardInterrupt before the line that `at` counts down to, of those that move the state."""
+
+    FILES = ("adaptors/memory.py", "adaptors/records.py", "adaptors/state.py", "intake/tail.py")
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, *raised: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.endswith(self.FILES):
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self._trace
+
+
+async def interrupted(memory: MemoryStateMachine, entries: list[Entry], at: int) -> bool:
+    """Apply entries, pass over one, and scan, interrupted once; whether it was."""
+    try:
+        with Interruption(at):
+            await memory.apply_chunk(entries)
+            memory.update_last_applied(LogId(entries[-1].index + 1, 2))
+            memory.scan_prefix(b"")
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+async def test_an_interrupt_at_any_line_leaves_a_chunk_applied_or_nothing_of_it() -> None:
+    before = log_of([encode(one) for one in (Put(b"a", b"1"), Put(b"b", b"1"), Put(b"d", b"1"))])
+    chunk = log_of([encode(one) for one in (Delete(b"b"), Put(b"c", b"2"), Put(b"d", b"2"), Delete(b"x"))], first=4)
+    states = [[(b"a", b"1"), (b"b", b"1"), (b"d", b"1")], [(b"a", b"1"), (b"c", b"2"), (b"d", b"2")]]
+    seen, at, went_on = set(), 0, True
+    while went_on:
+        at += 1
+        async with MemoryStateMachine() as memory:
+            await memory.apply_chunk(before)
+            assert memory.scan_prefix(b"").entries == states[0]
+            await memory.apply_chunk([Entry(4, 1, encode(Put(b"new", b"")))])
+            await memory.apply_chunk([Entry(5, 1, encode(Delete(b"new")))])
+            late = [Entry(index + 2, 1, data) for index, _, data, _ in map(astuple, chunk)]
+            went_on = await interrupted(memory, late, at)
+            last = memory.last_applied()
+            assert last in (LogId(5, 1), LogId(9, 1), LogId(10, 2))
+            assert memory.scan_prefix(b"").entries == states[last.index > 5]
+            assert [memory.entry_term(index) for index in (9, 10)] == TERMS[last.index]
+            await memory.apply_chunk(late)
+            assert memory.scan_prefix(b"", reverse=True).entries == states[1][::-1]
+            seen.add(last)
+    assert (len(seen), at > 100) == (3, True)
+
+
+async def test_an_interrupt_of_apply_is_let_through_and_leaves_nothing() -> None:
     async with MemoryStateMachine(Interrupted) as memory:
         with pytest.raises(KeyboardInterrupt):
             await memory.apply_chunk(puts(1, 1))

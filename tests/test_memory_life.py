@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,48 @@ async def test_a_vote_is_cast_once_a_term_and_terms_do_not_fall() -> None:
         await memory.reset()
         assert memory.hard_state() == HardState(3, "a")
         assert await memory.lease_background_cleanup() == []
+
+
+async def test_who_waits_for_an_index_goes_on_when_it_is_applied_passed_over_or_out_of_reach() -> None:
+    async with MemoryStateMachine() as memory:
+        await memory.wait_applied(0)
+        waits = [asyncio.create_task(memory.wait_applied(index)) for index in (3, 2, 9, 20)]
+        await asyncio.sleep(0)
+        await memory.apply_chunk(puts(1, 2))
+        await waits[1]
+        assert not waits[0].done()
+        await memory.apply_chunk(puts(3, 1))
+        await waits[0]
+        assert not waits[2].done()
+        memory.update_last_applied(LogId(9, 1))
+        await waits[2]
+        await memory.wait_applied(9, timeout=0)
+        with pytest.raises(TimeoutError):
+            await memory.wait_applied(10, timeout=0)
+        memory.stop()
+        with pytest.raises(EngineStoppedError, match="the engine stopped"):
+            await waits[3]
+        with pytest.raises(EngineStoppedError):
+            await memory.wait_applied(1)
+
+
+async def test_what_an_engine_does_to_its_disk_answers_as_it_does() -> None:
+    memory = MemoryStateMachine()
+    memory.close_storage()
+    for call in (memory.compact(), memory.restore("nowhere")):
+        with pytest.raises(EngineStateError):
+            await call
+    with pytest.raises(EngineStateError):
+        memory.durable()
+    async with memory:
+        await memory.apply_chunk(puts(1, 3))
+        assert memory.durable() == LogId(0, 0)
+        with pytest.raises(EngineStateError, match="the engine runs"):
+            memory.close_storage()
+        view = memory.view()
+        await memory.compact()
+        assert (view.closed, len(memory), memory.last_applied()) == (True, 3, LogId(3, 1))
+    memory.close_storage()
 
 
 async def test_it_belongs_to_its_thread() -> None:

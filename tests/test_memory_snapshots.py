@@ -175,6 +175,23 @@ async def test_an_older_snapshot_is_stale_and_changes_nothing(tmp_path: Path) ->
     assert (caught.value.asked, caught.value.applied, len(memory)) == (3, 4, 4)
 
 
+async def test_a_restore_takes_what_is_there_and_goes_back_only_when_forced(tmp_path: Path) -> None:
+    memory = started()
+    await memory.apply_chunk(puts(1, 3))
+    await taken(memory, tmp_path / "s")
+    other = started()
+    await other.restore(tmp_path / "s")
+    await other.generate_snapshot_data(tmp_path / "same")
+    await memory.apply_chunk(puts(4, 1))
+    with pytest.raises(SnapshotStaleError):
+        await memory.restore(tmp_path / "s")
+    await memory.restore(tmp_path / "s", force=True)
+    assert (memory.last_applied(), len(memory)) == (LogId(3, 1), 3)
+    await memory.generate_snapshot_data(tmp_path / "back")
+    lineages = [read_manifest(tmp_path / name).lineage for name in ("s", "same", "back")]
+    assert lineages[0] == lineages[1] != lineages[2]
+
+
 async def test_a_label_is_the_state_or_refused(tmp_path: Path) -> None:
     memory = started()
     await memory.apply_chunk(puts(1, 3, term=2))

@@ -306,7 +306,7 @@ async def test_a_wait_that_gives_up_is_forgotten(tmp_path: Path) -> None:
         for _ in range(5):
             with pytest.raises(TimeoutError):
                 await db.wait_applied(99, timeout=0)
-        assert shell_of(db).waiting._for_index == []
+        assert len(shell_of(db).waiting.for_index) == 0
 
 
 def test_a_stop_waits_for_an_install_that_still_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

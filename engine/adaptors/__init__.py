@@ -3,6 +3,7 @@
 Files, lowest first:
 
     records.py    records in a dict, with their keys in order, and views of them
+    state.py      the records and the end of the log, which move together
     snapshots.py  records to a snapshot as the engine's are, and back
     commands.py   runs the commands of a chunk over records
     memory.py     the whole contract over a dict

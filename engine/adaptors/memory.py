@@ -5,31 +5,36 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 import msgspec
 
 from shardengine.engine.adaptors.commands import Commands
-from shardengine.engine.adaptors.records import MemoryView, Records
-from shardengine.engine.adaptors.snapshots import read_snapshot, write_snapshot
+from shardengine.engine.adaptors.records import MemoryView
+from shardengine.engine.adaptors.snapshots import check_there, read_snapshot, write_snapshot
+from shardengine.engine.adaptors.state import State, begun
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.contract import HardState, Results, ScanResult, SnapshotMetadata, StartReport
 from shardengine.engine.errors import (
-    EngineStateError,
     EngineStoppedError,
-    SnapshotLabelError,
     disk_error,
+    not_any_more,
+    not_started,
+    runs_already,
+    still_runs,
 )
 from shardengine.engine.intake.tail import Tail, normalised
 from shardengine.engine.run.launch import check_machine, made
 from shardengine.engine.run.owner import Owner
 from shardengine.engine.run.standing import check_name
+from shardengine.engine.run.waiting import ForIndex
 from shardengine.engine.snapshot.build import config_of
 from shardengine.engine.snapshot.folder import writing_into
-from shardengine.engine.snapshot.keeper import Snapshots, metadata_of
+from shardengine.engine.snapshot.keeper import Known, metadata_of
 from shardengine.engine.storage.files import absolute
-from shardengine.engine.storage.generations import DirectoryConfig, new_lineage
+from shardengine.engine.storage.generations import DirectoryConfig
 from shardengine.engine.storage.hardstate import check_follows
 from shardengine.shards.digest import records_digest
 from shardengine.shards.kv import KeyValue
@@ -39,32 +44,20 @@ from shardengine.shards.store import FORMAT
 from shardengine.shards.types import ApplyResult, Entry, Limits, LogId, Position
 
 
-class _State(msgspec.Struct):
-    """What is replaced as a whole: the records, where the log stands, and what is fixed."""
-
-    fixed: DirectoryConfig
-    records: Records
-    tail: Tail
-
-    @classmethod
-    def empty(cls, fixed: DirectoryConfig) -> _State:
-        """At index 0 of a log of its own."""
-        return cls(msgspec.structs.replace(fixed, lineage=new_lineage()), Records(), Tail(0, 0, 0, []))
-
-    @property
-    def last(self) -> LogId:
-        return LogId(self.tail.index, self.tail.term)
-
-
 class MemoryStateMachine:
     """A `StateMachine` for unit tests: no processes, no directory, nothing that outlives it.
 
     It answers as `Engine` does: the same results, the same errors with the same facts, the same `digest()`, and a
-    snapshot of either is installed in the other. What differs: nothing is durable; there are no rings, maps and disks
-    that could be full, so no ChunkTooLargeError and no StoreFullError; a chunk is applied when the call returns, so
-    none is ever in flight. Awaiting its methods gives no other task a turn. The machine may be any class, one in a
-    function or in the program's main file too; `rehearse` tells whether workers could run it. A machine that loops for
-    ever is not stopped.
+    snapshot of either is installed in the other. What differs:
+
+    - It has no directory: no `create_snapshot`, `snapshots` and `set_snapshot_policy`, no `stats`, and nothing is
+      durable.
+    - No rings, maps and disks could be full, so no ChunkTooLargeError and no StoreFullError. Views are of any number
+      and any age: no TooManyViewsError.
+    - A chunk is applied when the call returns, so none is ever in flight. Awaiting its methods, other than
+      `wait_applied`, gives no other task a turn.
+    - The machine may be any class, one in a function or in the program's main file too; `rehearse` tells whether
+      workers could run it. One that loops for ever is not stopped.
 
     It belongs to the thread that made it, and to no event loop.
 
@@ -92,12 +85,13 @@ class MemoryStateMachine:
         fixed = DirectoryConfig(FORMAT, "", machine.name, machine.version, SLOTS, limits, bad_entry or "fail")
         self._owner = Owner()
         self._machine = machine
-        self._snapshots = Snapshots(absolute(os.devnull), machine, config)  # it is asked for nothing in a directory
-        self._state = _State.empty(fixed)
+        self._snapshots = Known(machine, config)
+        self._state = State.empty(fixed)
         self._views: weakref.WeakSet[MemoryView] = weakref.WeakSet()
         self._hard_state: HardState | None = None
         self._commands: Commands | None = None
-        self._refusal = EngineStateError("the engine does not run: its storage is not open", hint="start() it")
+        self._waiting = ForIndex()
+        self._refusal = not_started()
 
     def __bool__(self) -> bool:
         return True
@@ -111,13 +105,12 @@ class MemoryStateMachine:
         """
         self._owner.check()
         if self._commands is not None:
-            raise EngineStateError("the engine runs already")
-        self._commands = self._made()
+            raise runs_already()
+        self._commands = self._made(self._state.fixed)
         outcome = "opened" if isinstance(self._refusal, EngineStoppedError) else "created"
-        return StartReport(outcome, self._state.last)
+        return StartReport(outcome, self._now().last)
 
-    def _made(self) -> Commands:
-        fixed = self._state.fixed
+    def _made(self, fixed: DirectoryConfig) -> Commands:
         return Commands(made(self._machine), fixed.limits, reject_bad=fixed.bad_entry == "reject")
 
     def stop(self) -> None:
@@ -126,14 +119,19 @@ class MemoryStateMachine:
         self._owner.check()
         if self._commands is not None:
             self._commands = None
-            self._refusal = EngineStoppedError(
-                "the engine does not run: it was stopped", hint="start() it again, or read before stop()"
-            )
+            self._refusal = not_any_more()
             self._end_views("its engine was stopped")
+            self._waiting.release(EngineStoppedError("the engine stopped"))
 
     async def aclose(self) -> None:
         """As `stop`."""
         self.stop()
+
+    def close_storage(self) -> None:
+        """Nothing to do: nothing is left open. EngineStateError: it runs."""
+        self._owner.check()
+        if self._commands is not None:
+            raise still_runs()
 
     def is_running(self) -> bool:
         """True from `start` to `stop`."""
@@ -152,9 +150,10 @@ class MemoryStateMachine:
         self._owner.check()
         if self._commands is None:
             raise self._refusal.again()
+        self._state.settle()
         return self._commands
 
-    def _now(self) -> _State:
+    def _now(self) -> State:
         """What is read. Raises WrongThreadError, EngineStoppedError after a stop, EngineStateError before a start."""
         self._running()
         return self._state
@@ -179,7 +178,7 @@ class MemoryStateMachine:
             BadEntryError: bad data.
             ChunkFailedError: `apply` of an entry failed, which it names; what `apply` raised is the cause.
 
-        Nothing of the chunk was applied then. A KeyboardInterrupt is let through, and leaves nothing either.
+        Nothing of the chunk was applied then. A KeyboardInterrupt is let through, and leaves all of it, or nothing.
         """
         commands, state = self._running(), self._state
         if not entries:
@@ -194,11 +193,19 @@ class MemoryStateMachine:
             entries = entries[known:]
             form = normalised(entries, tail.clock)
         told, writes = commands.apply(entries, form, tail.clock, state.records)
-        state.records.write(writes)
-        tail.extend(form)
-        tail.forget_old_runs()
+        after = tail.copy()
+        after.extend(form)
+        after.forget_old_runs()
+        state.move(writes, after)
+        self._waiting.reached(form.last)
         results = Results(form.first, form.last, told)
         return [*done, *results] if known else results
+
+    async def wait_applied(self, index: int, timeout: float | None = None) -> None:
+        """Wait until everything up to `index` is applied, by another task. Raises TimeoutError after `timeout` seconds,
+        EngineStoppedError when it is stopped before."""
+        if self._now().tail.index < index:
+            await self._waiting.wait(index, timeout)
 
     # ---- read ----------------------------------------------------------------------------------------------------
 
@@ -237,6 +244,11 @@ class MemoryStateMachine:
         """The newest entry that was applied; (0, 0): none."""
         return self._now().last
 
+    def durable(self) -> LogId:
+        """(0, 0): nothing survives this object, and the host may cut nothing off its log."""
+        self._running()
+        return LogId(0, 0)
+
     def update_last_applied(self, last: LogId) -> None:
         """Stand at `last` from now on, and take `last.index + 1` next: the entries in between carry no command. At or
         below `last_applied()` nothing happens.
@@ -244,11 +256,14 @@ class MemoryStateMachine:
         Raises LogConflictError when entry `last.index` was applied with another term, LogOrderError when the term
         falls, or `last` is no entry's name.
         """
-        tail = self._now().tail
+        state = self._now()
         check_name(last)
-        tail.check_name(last)
-        if last.index > tail.index:
-            tail.pass_over(last)
+        state.tail.check_name(last)
+        if last.index > state.tail.index:
+            after = state.tail.copy()
+            after.pass_over(last)
+            state.move({}, after)
+            self._waiting.reached(last.index)
 
     def persist_last_applied(self, last: LogId) -> None:
         """As `update_last_applied`: nothing here is durable."""
@@ -304,7 +319,7 @@ class MemoryStateMachine:
         state = self._now()
         if last_included is not None:
             check_name(last_included)
-            _check_label(last_included, state.last)
+            check_there(last_included, state.last)
         place = Position(0, state.tail.index, state.tail.term, state.tail.clock)
         with writing_into(absolute(directory)) as target:
             manifest = write_snapshot(
@@ -320,31 +335,40 @@ class MemoryStateMachine:
         Raises SnapshotDamagedError, SnapshotFormatError, SnapshotStaleError (older than the current state) or
         SnapshotError; state and index are untouched then.
         """
-        commands, place, state = self._running(), absolute(path), self._state
+        self._install(absolute(path), metadata, force=False)
+
+    async def restore(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """As `apply_snapshot_from_file`, for whatever snapshot is at `path`; `force` installs an older one too, which
+        begins a lineage."""
+        self._install(absolute(path), None, force=force)
+
+    def _install(self, place: Path, metadata: SnapshotMetadata | None, *, force: bool) -> None:
+        commands, state = self._running(), self._state
         snapshot = self._snapshots.asked_for(place, metadata, state.fixed)
         manifest = snapshot.manifest
-        self._snapshots.check_newer(manifest.last_included, state.last, force=False)
+        last, fixed = manifest.last_included, config_of(manifest)
+        self._snapshots.check_newer(last, state.last, force=force)
         try:
             records = read_snapshot(snapshot, commands.machine)
         except OSError as error:
             raise disk_error(f"{place} cannot be read", error, path=str(place)) from error
-        last = manifest.last_included
-        tail = Tail(last.index, last.term, manifest.clock, manifest.term_runs)
-        self._replace(_State(config_of(manifest), records, tail))
+        if last.index < state.last.index:
+            fixed = begun(fixed)
+        self._replace(State(fixed, records, Tail(last.index, last.term, manifest.clock, manifest.term_runs)))
         self._snapshots.metadata = metadata_of(manifest)
 
     async def reset(self) -> None:
         """Replace the whole state by an empty one at index 0. Views end; limits and `bad_entry` stay."""
-        self._replace(_State.empty(self._now().fixed))
+        self._replace(State.empty(self._now().fixed))
 
-    def _replace(self, state: _State) -> None:
-        before, self._state = self._state, state
-        try:
-            self._commands = self._made()
-        except BaseException:
-            self._state = before
-            raise
+    async def compact(self) -> None:
+        """The state stays; as with an engine's move, views end, and the machine is made anew."""
+        self._replace(self._now())
+
+    def _replace(self, state: State) -> None:
+        self._state, self._commands = state, self._made(state.fixed)
         self._end_views("its engine's state was replaced")
+        self._waiting.reached(state.last.index)
 
     def snapshot_metadata(self) -> SnapshotMetadata | None:
         """Which snapshot was taken, installed, or named last; None: none yet."""
@@ -361,25 +385,3 @@ class MemoryStateMachine:
         run."""
         self._running()
         self._snapshots.remember(metadata)
-
-
-def _check_label(label: LogId, applied: LogId) -> None:
-    """Raise SnapshotLabelError when the state at `label` is not there."""
-    if label.index == applied.index and label.term != applied.term:
-        raise SnapshotLabelError(
-            f"entry {label.index} has term {applied.term}, not {label.term}", asked=label.term, found=applied.term
-        )
-    if label.index < applied.index:
-        raise SnapshotLabelError(
-            f"the state at index {label.index} is past: {applied.index} is applied, and what follows is decided",
-            hint="take one at a later index, or with last_included=None",
-            asked=label.index,
-            applied=applied.index,
-        )
-    if label.index > applied.index:
-        raise SnapshotLabelError(
-            f"the state at index {label.index} is to come: {applied.index} is applied, and nothing is in flight",
-            hint="apply the log up to there first, or take one with last_included=None",
-            asked=label.index,
-            applied=applied.index,
-        )

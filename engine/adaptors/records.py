@@ -63,27 +63,32 @@ class Records:
         return scanned(self.under(prefix, start_after, reverse=reverse), limit, revision)
 
     def write(self, writes: Mapping[bytes, bytes | None]) -> None:
-        """Set keys, or delete those that are given as None."""
+        """Set keys, or delete those that are given as None. Interrupted anywhere, it is to be done once more."""
         data, added = self._data, self._added
         for key, value in writes.items():
             if value is not None:
                 if key not in data:
                     added.add(key)
                 data[key] = value
-            elif data.pop(key, None) is not None:
+            elif key in data:
                 self._stale = self._stale or key not in added
                 added.discard(key)
+                del data[key]
 
     def _keys(self) -> list[bytes]:
-        """All keys, in order. Costs what has changed since it was asked last: two runs in order are merged."""
+        """All keys, in order. Costs what has changed since it was asked last: two runs in order are merged. It may be
+        interrupted anywhere."""
         if self._stale:
             kept = self._data.keys() - self._added
             self._ordered = [key for key in self._ordered if key in kept]
             self._stale = False
         if self._added:
-            self._ordered += sorted(self._added)
-            self._ordered.sort()
-            self._added.clear()
+            merged = self._ordered + sorted(self._added)
+            merged.sort()
+            self._stale = True  # until none of them is both in order and added
+            self._ordered = merged
+            self._added = set()
+            self._stale = False
         return self._ordered
 
 

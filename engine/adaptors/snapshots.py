@@ -13,11 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from shardengine.engine.adaptors.records import Records
-from shardengine.engine.commit.pinning import Completed, part_name
-from shardengine.engine.errors import SnapshotError, StoreError
+from shardengine.engine.commit.pinning import Completed, check_label, part_name
+from shardengine.engine.errors import SnapshotError, SnapshotLabelError, StoreError
 from shardengine.engine.snapshot.build import Snapshot, copy_part
 from shardengine.engine.snapshot.check import claims_of
-from shardengine.engine.snapshot.keeper import Snapshots
+from shardengine.engine.snapshot.keeper import Known
 from shardengine.engine.snapshot.manifest import Manifest
 from shardengine.engine.storage.generations import DirectoryConfig
 from shardengine.ipc.errors import hint_for
@@ -34,7 +34,7 @@ _MAP_BYTES = 1 << 20  # for what LMDB needs beside the records
 
 
 def write_snapshot(
-    directory: Path, snapshots: Snapshots, fixed: DirectoryConfig, records: Records, place: Position, runs: list[LogId]
+    directory: Path, snapshots: Known, fixed: DirectoryConfig, records: Records, place: Position, runs: list[LogId]
 ) -> Manifest:
     """Write a snapshot of `records`, which stand at `place`, into `directory`, which is empty. Blocks until it is on
     the disk. Raises SnapshotError; files may be left then."""
@@ -87,3 +87,15 @@ def read_snapshot(snapshot: Snapshot, machine: Machine) -> Records:
 def _records_in(file: Path) -> Iterator[Record]:
     with closing(ReadStore.of_part(file)) as store, closing(store.begin()) as transaction:
         yield from transaction.scan(b"", None, reverse=False)
+
+
+def check_there(label: LogId, applied: LogId) -> None:
+    """Raise SnapshotLabelError when the state at `label` is not the one that is there."""
+    check_label(label, applied, moved_on=False)
+    if label.index > applied.index:
+        raise SnapshotLabelError(
+            f"the state at index {label.index} is to come: {applied.index} is applied, and nothing is in flight",
+            hint="apply the log up to there first, or take one with last_included=None",
+            asked=label.index,
+            applied=applied.index,
+        )

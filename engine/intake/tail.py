@@ -36,6 +36,9 @@ class Tail:
         self.clock = clock
         self.term_runs = list(term_runs)
 
+    def copy(self) -> Tail:
+        return Tail(self.index, self.term, self.clock, self.term_runs)
+
     @property
     def mark(self) -> Mark:
         return Mark(self.index, self.term, self.clock)

@@ -244,7 +244,7 @@ class Shell:
         if runtime.failure is not None:
             raise runtime.failure.again()
         if runtime.last_applied.index < index:
-            await self.waiting.for_index(index, timeout)
+            await self.waiting.for_index.wait(index, timeout)
 
     async def idle(self, setting: str) -> None:
         """Wait until nothing is in flight. Raises the engine's failure, or WorkerFailedError after as long as `setting`

@@ -16,6 +16,41 @@ from shardengine.engine.errors import EngineError
 from shardengine.engine.run.busy import Busy
 
 
+class ForIndex:
+    """Calls that wait until an index is applied."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = count()
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    async def wait(self, index: int, timeout: float | None) -> None:
+        """Wait until `index` is applied. Raises TimeoutError after `timeout` seconds."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = (index, next(self._numbers), future)
+        heapq.heappush(self._heap, waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        finally:
+            if waiter in self._heap:  # it gave up
+                self._heap.remove(waiter)
+                heapq.heapify(self._heap)
+
+    def reached(self, index: int) -> None:
+        """Everything up to `index` is applied: wake who waits for that."""
+        while self._heap and self._heap[0][0] <= index:
+            resolve(heapq.heappop(self._heap)[2])
+
+    def release(self, error: EngineError) -> None:
+        """No index is reached any more: all of them fail with `error`."""
+        waiting, self._heap = self._heap, []
+        for _, _, future in waiting:
+            resolve(future, error)
+
+
 class Waiting:
     """Calls that wait for the `coordinator` of the run; None: nothing runs.
 
@@ -27,8 +62,7 @@ class Waiting:
         self.room: deque[asyncio.Future[None]] = deque()
         self._config = config
         self._busy = busy
-        self._for_index: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._numbers = count()
+        self.for_index = ForIndex()
         self._for_quiet: list[asyncio.Future[None]] = []
 
     def has_room(self) -> bool:
@@ -67,19 +101,6 @@ class Waiting:
         if self.room and not self.room[0].done() and self.has_room():
             resolve(self.room[0])
 
-    async def for_index(self, index: int, timeout: float | None) -> None:
-        """Wait until `index` is applied. Raises TimeoutError after `timeout` seconds."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = (index, next(self._numbers), future)
-        heapq.heappush(self._for_index, waiter)
-        try:
-            async with asyncio.timeout(timeout):
-                await future
-        finally:
-            if waiter in self._for_index:  # it gave up
-                self._for_index.remove(waiter)
-                heapq.heapify(self._for_index)
-
     async def for_quiet(self) -> None:
         """Wait until nothing was in flight at some moment."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -94,8 +115,7 @@ class Waiting:
         if coordinator.failure is not None:
             self.release(coordinator.failure)
             return
-        while self._for_index and self._for_index[0][0] <= coordinator.applied.index:
-            resolve(heapq.heappop(self._for_index)[2])
+        self.for_index.reached(coordinator.applied.index)
         if self.room:
             self.wake_next()
         if self._for_quiet and coordinator.idle:
@@ -105,12 +125,12 @@ class Waiting:
 
     def release(self, error: EngineError) -> None:
         """Nobody's turn comes any more: all of them fail with `error`."""
-        waiting = [*self.room, *self._for_quiet, *(future for _, _, future in self._for_index)]
+        waiting = [*self.room, *self._for_quiet]
         self.room.clear()
         self._for_quiet.clear()
-        self._for_index.clear()
         for future in waiting:
             resolve(future, error)
+        self.for_index.release(error)
 
 
 def resolve(future: asyncio.Future[None], error: EngineError | None = None) -> None:

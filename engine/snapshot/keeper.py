@@ -46,17 +46,118 @@ METADATA = "snapshot-metadata"
 log = logging.getLogger("shardengine")
 
 
-class Snapshots:
+class Known:
+    """What is known of snapshots wherever they are: of which `machine` they must be, and which was the last one."""
+
+    def __init__(self, machine: type[Machine], config: EngineConfig) -> None:
+        self._machine = machine
+        self._config = config
+        self.metadata: SnapshotMetadata | None = None
+
+    def complete(self, directory: Path, fixed: DirectoryConfig, completed: Completed) -> Manifest:
+        """Write the manifest of parts that are on the disk: from here on `directory` holds a snapshot."""
+        position = completed.position
+        manifest = Manifest(
+            format=SNAPSHOT_FORMAT,
+            lineage=fixed.lineage,
+            last_included=LogId(position.index, position.term),
+            clock=position.clock,
+            term_runs=completed.term_runs,
+            slots=fixed.slots,
+            shards=len(completed.parts),
+            machine=fixed.machine,
+            machine_version=self._machine.version,
+            limits=fixed.limits,
+            bad_entry=fixed.bad_entry,
+            parts=[
+                PartInfo(part_name(shard), part.size, part.entries, part.checksum.hex())
+                for shard, part in enumerate(completed.parts)
+            ],
+        ).summed()
+        try:
+            sync_directory(directory)
+            write_manifest(directory, manifest)
+        except OSError as error:
+            raise _unwritable(directory, error) from error
+        return manifest
+
+    def asked_for(self, path: Path, metadata: SnapshotMetadata | None, fixed: DirectoryConfig) -> Snapshot:
+        """The snapshot at `path`, as far as its manifest says. `fixed` is what the engine has.
+
+        Raises SnapshotDamagedError when that is damaged or not the one that `metadata` names, SnapshotFormatError when
+        it is another machine's, or has limits that the configuration forbids.
+        """
+        manifest = read_manifest(path)
+        if metadata is not None:
+            self._check_named(path, manifest, metadata)
+        self._check_kind(path, manifest)
+        for what in ("limits", "bad_entry"):
+            found, own = getattr(manifest, what), getattr(fixed, what)
+            if found != own:
+                log.warning("%s brings other %s along: %r instead of %r", path, what, found, own)
+        return Snapshot(path, manifest)
+
+    def _check_named(self, path: Path, manifest: Manifest, metadata: SnapshotMetadata) -> None:
+        if manifest.last_included != metadata.last_included or manifest.checksum != metadata.checksum.hex():
+            raise SnapshotDamagedError(
+                f"{path} is the snapshot {manifest.checksum} at {manifest.last_included}, "
+                f"not {metadata.checksum.hex()} at {metadata.last_included}",
+                hint="the label or the directory is wrong",
+                path=str(path),
+            )
+
+    def _check_kind(self, path: Path, manifest: Manifest) -> None:
+        machine, config = self._machine, self._config
+        if manifest.machine != machine.name or manifest.machine_version > machine.version:
+            raise SnapshotFormatError(
+                f"{path} belongs to machine {manifest.machine!r} version {manifest.machine_version}, "
+                f"not {machine.name!r} version {machine.version}",
+                hint="install it with that machine, or a later version of it",
+                path=str(path),
+            )
+        asked = (
+            ("key_bytes_max", config.key_bytes_max, manifest.limits.key_bytes_max),
+            ("value_bytes_max", config.value_bytes_max, manifest.limits.value_bytes_max),
+            ("bad_entry", config.bad_entry, manifest.bad_entry),
+        )
+        for key, own, found in asked:
+            if own is not None and own != found:
+                raise SnapshotFormatError(
+                    f"{path} was taken with {key}={found!r}; the configuration asks for {own!r}",
+                    hint=f"leave {key} out of the configuration: it is part of the state machine",
+                    path=str(path),
+                )
+
+    def check_newer(self, place: LogId, applied: LogId, *, force: bool) -> None:
+        """Raises SnapshotStaleError when `place` is older than what is applied, unless forced."""
+        if place.index < applied.index and not force:
+            raise SnapshotStaleError(
+                f"the snapshot ends at index {place.index}; the state stands at {applied.index}",
+                hint="restore(path, force=True) goes back",
+                asked=place.index,
+                applied=applied.index,
+            )
+
+    def remember(self, metadata: SnapshotMetadata) -> None:
+        """Until the engine ends. SnapshotError: a file with it could not be read back."""
+        try:
+            readable = msgspec.json.decode(msgspec.json.encode(metadata), type=SnapshotMetadata) == metadata
+        except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeError):
+            readable = False
+        if not readable:
+            raise SnapshotError(f"{metadata!r} names no snapshot", hint="pass a SnapshotMetadata")
+        self.metadata = metadata
+
+
+class Snapshots(Known):
     """The snapshots of one data directory. `newest` is the last one that a power loss would be recovered from."""
 
     def __init__(self, directory: Path, machine: type[Machine], config: EngineConfig) -> None:
+        super().__init__(machine, config)
         self._directory = directory
-        self._machine = machine
-        self._config = config
         self._lineage = ""
         self._here: list[Found] | None = None  # from `start` to the first `look`
         self.newest = LogId(0, 0)
-        self.metadata: SnapshotMetadata | None = None
 
     @property
     def path(self) -> Path:
@@ -128,33 +229,6 @@ class Snapshots:
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def complete(self, directory: Path, fixed: DirectoryConfig, completed: Completed) -> Manifest:
-        """Write the manifest of parts that are on the disk: from here on `directory` holds a snapshot."""
-        position = completed.position
-        manifest = Manifest(
-            format=SNAPSHOT_FORMAT,
-            lineage=fixed.lineage,
-            last_included=LogId(position.index, position.term),
-            clock=position.clock,
-            term_runs=completed.term_runs,
-            slots=fixed.slots,
-            shards=len(completed.parts),
-            machine=fixed.machine,
-            machine_version=self._machine.version,
-            limits=fixed.limits,
-            bad_entry=fixed.bad_entry,
-            parts=[
-                PartInfo(part_name(shard), part.size, part.entries, part.checksum.hex())
-                for shard, part in enumerate(completed.parts)
-            ],
-        ).summed()
-        try:
-            sync_directory(directory)
-            write_manifest(directory, manifest)
-        except OSError as error:
-            raise _unwritable(directory, error) from error
-        return manifest
-
     def keep(self, partial: Partial) -> SnapshotInfo:
         """Give a complete snapshot its name among the others, and remove what has had its day: see `folder.py`.
 
@@ -199,53 +273,6 @@ class Snapshots:
             raise SnapshotDamagedError(f"{path} is not what was written", hint="check the disk", path=str(path))
         return info
 
-    def asked_for(self, path: Path, metadata: SnapshotMetadata | None, fixed: DirectoryConfig) -> Snapshot:
-        """The snapshot at `path`, as far as its manifest says. `fixed` is what the engine has.
-
-        Raises SnapshotDamagedError when that is damaged or not the one that `metadata` names, SnapshotFormatError when
-        it is another machine's, or has limits that the configuration forbids.
-        """
-        manifest = read_manifest(path)
-        if metadata is not None:
-            self._check_named(path, manifest, metadata)
-        self._check_kind(path, manifest)
-        for what in ("limits", "bad_entry"):
-            found, own = getattr(manifest, what), getattr(fixed, what)
-            if found != own:
-                log.warning("%s brings other %s along: %r instead of %r", path, what, found, own)
-        return Snapshot(path, manifest)
-
-    def _check_named(self, path: Path, manifest: Manifest, metadata: SnapshotMetadata) -> None:
-        if manifest.last_included != metadata.last_included or manifest.checksum != metadata.checksum.hex():
-            raise SnapshotDamagedError(
-                f"{path} is the snapshot {manifest.checksum} at {manifest.last_included}, "
-                f"not {metadata.checksum.hex()} at {metadata.last_included}",
-                hint="the label or the directory is wrong",
-                path=str(path),
-            )
-
-    def _check_kind(self, path: Path, manifest: Manifest) -> None:
-        machine, config = self._machine, self._config
-        if manifest.machine != machine.name or manifest.machine_version > machine.version:
-            raise SnapshotFormatError(
-                f"{path} belongs to machine {manifest.machine!r} version {manifest.machine_version}, "
-                f"not {machine.name!r} version {machine.version}",
-                hint="install it with that machine, or a later version of it",
-                path=str(path),
-            )
-        asked = (
-            ("key_bytes_max", config.key_bytes_max, manifest.limits.key_bytes_max),
-            ("value_bytes_max", config.value_bytes_max, manifest.limits.value_bytes_max),
-            ("bad_entry", config.bad_entry, manifest.bad_entry),
-        )
-        for key, own, found in asked:
-            if own is not None and own != found:
-                raise SnapshotFormatError(
-                    f"{path} was taken with {key}={found!r}; the configuration asks for {own!r}",
-                    hint=f"leave {key} out of the configuration: it is part of the state machine",
-                    path=str(path),
-                )
-
     def admitted(self, origin: Origin, applied: LogId, *, force: bool) -> Origin:
         """`origin`, as what it may take the place of a state at `applied`. Blocks on files.
 
@@ -265,16 +292,6 @@ class Snapshots:
             return origin
         return msgspec.structs.replace(origin, config=msgspec.structs.replace(origin.config, lineage=new_lineage()))
 
-    def check_newer(self, place: LogId, applied: LogId, *, force: bool) -> None:
-        """Raises SnapshotStaleError when `place` is older than what is applied, unless forced."""
-        if place.index < applied.index and not force:
-            raise SnapshotStaleError(
-                f"the snapshot ends at index {place.index}; the state stands at {applied.index}",
-                hint="restore(path, force=True) goes back",
-                asked=place.index,
-                applied=applied.index,
-            )
-
     def installed(self, snapshot: Snapshot) -> None:
         """Remember for good which snapshot the state came from."""
         self.metadata = metadata_of(snapshot.manifest)
@@ -282,16 +299,6 @@ class Snapshots:
             self.persist(self.metadata)
         except OSError as error:
             log.warning("the metadata of the snapshot that was installed is kept until the engine ends: %s", error)
-
-    def remember(self, metadata: SnapshotMetadata) -> None:
-        """Until the engine ends. SnapshotError: a file with it could not be read back."""
-        try:
-            readable = msgspec.json.decode(msgspec.json.encode(metadata), type=SnapshotMetadata) == metadata
-        except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeError):
-            readable = False
-        if not readable:
-            raise SnapshotError(f"{metadata!r} names no snapshot", hint="pass a SnapshotMetadata")
-        self.metadata = metadata
 
     def persist(self, metadata: SnapshotMetadata) -> None:
         """For good. Raises as `remember`; OSError."""
