@@ -19,7 +19,8 @@ ACCOUNTS = 10_000
 CIRCLES = 100
 OPENED_WITH = 1000
 OPENING_CHUNK = 2500
-ALL_VIEWED = 0.1  # of views are added up as a whole
+LOOK_EVERY_S = 0.004  # at most; a look is at no moment in particular
+ALL_VIEWED = 0.03  # of views are added up as a whole
 
 
 def account(number: int) -> bytes:

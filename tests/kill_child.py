@@ -122,8 +122,7 @@ async def view(db: Engine, seed: str) -> None:
     """Views without end, at random moments."""
     rng = random.Random(seed)
     while True:
-        for _ in range(rng.randrange(20)):
-            await asyncio.sleep(0)
+        await asyncio.sleep(rng.random() * banking.LOOK_EVERY_S)
         with db.view() as seen:
             say(Viewed(seen.revision, *banking.look(seen, rng)))
 

@@ -14,7 +14,7 @@ import pytest
 from shardengine import Engine, EngineConfig
 from shardengine.machines.bank import Bank
 from shardengine.shards import wire
-from tests.banking import ACCOUNTS, Banking, check, look, look_and_check
+from tests.banking import ACCOUNTS, LOOK_EVERY_S, Banking, check, look, look_and_check
 from tests.feeding import Feeder, Killer, holds, rampage
 from tests.kill_child import Acknowledged, Opened, Orders, Viewed
 from tests.killing import WATCHDOG_S, Judge, Prey, note, seeded
@@ -46,8 +46,7 @@ class Looker:
             await self._pause()
 
     async def _pause(self) -> None:
-        for _ in range(self._rng.randrange(30)):
-            await asyncio.sleep(0)
+        await asyncio.sleep(self._rng.random() * LOOK_EVERY_S)
 
 
 @PERCENTS

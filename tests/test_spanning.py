@@ -18,7 +18,8 @@ from shardengine.shards import wire
 from tests.indoors import Indoors, outcomes
 from tests.machines import Add, Bloat, Ledger, Move
 from tests.model import chunks_of, log_of
-from tests.wander import STEPS, Wander, Wanderer, one_by_one, wanders
+from tests.wander import STEPS, Wander, Wanderer, one_by_one
+from tests.wanders import wanders
 
 SHARDS = [1, 2, 3, 8]
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Protocol
 
 import msgspec
-from hypothesis import strategies as st
 
 from shardengine import Context, Machine, Rejected
 
@@ -88,13 +87,6 @@ STEPS = (
     "get", "put", "delete", "get found", "put found", "delete found", "scan", "scan some", "scan all", "take first",
     "reject", "swallow",
 )  # fmt: skip
-KEYS = st.tuples(st.sampled_from(LETTERS), st.sampled_from(DIGITS)).map(bytes)
-
-
-def wanders(steps: Iterable[str] = STEPS) -> st.SearchStrategy[Wander]:
-    """Commands of one to three partitions."""
-    step = st.tuples(st.sampled_from(sorted(steps)), st.integers(0, 2))
-    return st.builds(Wander, st.lists(KEYS, min_size=1, max_size=3), st.lists(step, min_size=1, max_size=5))
 
 
 class DumbTx:
