@@ -27,7 +27,7 @@ _decode = msgspec.msgpack.Decoder(State).decode
 
 
 class Backlog:
-    """One queue, while one command runs: make another when the state was written by another."""
+    """One queue, while one command runs; it does not see what another object writes of the same queue."""
 
     def __init__(self, tx: Tx, queue: bytes) -> None:
         self._tx, self._at = tx, prefix_of(queue)
@@ -36,11 +36,10 @@ class Backlog:
 
     def push(self, body: bytes) -> int:
         """Put a message at the end. Returns its id."""
-        number = self._state.tail
-        self._tx.put(self._at + b"m" + pack(">Q", number), body)
+        self._tx.put(self._at + b"m" + pack(">Q", self._state.tail), body)
         self._state.tail += 1
         self._keep()
-        return number
+        return self._state.tail - 1
 
     def take(self, n: int, bytes_enough: int, now: int) -> list[tuple[int, bytes]]:
         """Up to `n` ready messages, (id, body), until those are bytes enough: ready no more, to be held or dropped."""
@@ -54,17 +53,17 @@ class Backlog:
         for lease in ended[: len(lot)]:
             self._end(lease)
         state.head += max(0, len(lot) - len(ended))
-        if state.tail:
-            self._keep()
+        self._keep()
         return lot
 
-    def hold(self, number: int, consumer: bytes, deadline: int) -> None:
+    def hold(self, numbers: list[int], consumer: bytes, deadline: int) -> None:
         """Lease what was taken."""
-        until, key = pack(">Q", deadline), pack(">Q", number)
-        self._tx.put(self._at + b"l" + key, until + consumer)
-        self._tx.put(self._at + b"d" + until + key, b"")
-        self._state.due = min(self._state.due, until + key) if self._state.leases else until + key
-        self._state.leases += 1
+        state, until = self._state, pack(">Q", deadline)
+        for lease in [until + pack(">Q", number) for number in numbers]:
+            self._tx.put(self._at + b"l" + lease[8:], until + consumer)
+            self._tx.put(self._at + b"d" + lease, b"")
+            state.due = min(state.due, lease) if state.leases else lease
+            state.leases += 1
         self._keep()
 
     def finish(self, number: int, consumer: bytes) -> bool:
@@ -96,4 +95,5 @@ class Backlog:
         self._state.leases -= 1
 
     def _keep(self) -> None:
-        self._tx.put(self._at + b"h", msgspec.msgpack.encode(self._state))
+        if self._state.tail:  # who only asks leaves no trace
+            self._tx.put(self._at + b"h", msgspec.msgpack.encode(self._state))

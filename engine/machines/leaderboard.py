@@ -5,7 +5,7 @@ and the same on every replica. `Top` costs what it returns; `Around` grows with 
 over places that players gave up since the group began, all of them where a board has fewer than `n`. So ask for a top
 once in some hundred submissions: behind each of them, a long chunk takes the square of its length.
 
-A board is a partition. In its room are: `r place`, the player; `p player`, the place. A place is how far the score is
+A board is a partition. Behind its prefix: `r place`, the player; `p player`, the place. A place is how far the score is
 from the highest, and the entry's index, both big-endian: the best sorts first.
 """
 

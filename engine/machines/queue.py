@@ -74,8 +74,7 @@ class Queue(ByName):
             case Lease(queue, consumer, ttl_ms, n):
                 backlog, now = Backlog(tx, queue), context.time_ms
                 lot = backlog.take(n, LOT_BYTES, now)
-                for number, _ in lot:
-                    backlog.hold(number, consumer, min(now + ttl_ms, CLOCK_MAX))
+                backlog.hold([number for number, _ in lot], consumer, min(now + ttl_ms, CLOCK_MAX))
                 return lot
             case Ack(queue, number, consumer):
                 if not Backlog(tx, queue).finish(number, consumer):
