@@ -5,11 +5,12 @@ A clock that is read otherwise goes on as it does: by an extension in C, from a 
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import gc
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 AHEAD_S = 100_000_000
@@ -63,7 +64,12 @@ def _move_datetime() -> None:
     They are replaced in the class itself, which takes no attributes, hence in its dict. A subclass in its place would
     not be what decoders know, nor what makes new moments of old ones.
     """
+    if sys.implementation.name != "cpython":
+        return  # there it is written in Python, and asks `time.time`
     (own,) = gc.get_referents(vars(datetime.datetime))
     _kept.append(dict(own))
     own |= {"now": classmethod(_now), "utcnow": classmethod(_utcnow)}
-    ctypes.pythonapi.PyType_Modified(ctypes.py_object(datetime.datetime))
+    with suppress(ImportError):
+        import ctypes
+
+        ctypes.pythonapi.PyType_Modified(ctypes.py_object(datetime.datetime))  # forget what was looked up before
