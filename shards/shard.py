@@ -102,51 +102,53 @@ class Shard:
 
     def handle(
         self, order: wire.Part | wire.Ask | wire.Writes | wire.Solo | wire.Commit | wire.Abort | wire.Flush
-    ) -> list[wire.Answer]:
-        """Carry out one order. Returns the answers it gives rise to, in the order they must be sent."""
+    ) -> Iterator[wire.Answer]:
+        """Carry out one order. Yields the answers it gives rise to, in the order they must be sent, each before the
+        next work begins: what a commit answers does not wait for the part behind it. To be exhausted."""
         if isinstance(order, (wire.Part, wire.Ask, wire.Writes)):
             if not isinstance(order, wire.Part) and self._current and self._current.position.group == order.group:
-                return self._go_on(self._current, order)
-            self._queue.append(order)
-            return self._advance()
-        if isinstance(order, wire.Solo):
+                yield from self._go_on(self._current, order)
+            else:
+                self._queue.append(order)
+        elif isinstance(order, wire.Solo):
             assert self._current is None and not self._queue
-            return [self._solo(order)]
-        if isinstance(order, wire.Commit):
+            yield self._solo(order)
+        elif isinstance(order, wire.Commit):
             assert self._current is not None and self._current.position.group == order.group
-            return self._commit(self._current) + self._advance()
-        if isinstance(order, wire.Abort):
-            return self._abort(order.group)
-        return [self._flush(order.token)]
+            yield from self._commit(self._current)
+        elif isinstance(order, wire.Abort):
+            self._abort(order.group)
+        else:
+            yield self._flush(order.token)
+        yield from self._advance()
 
-    def retry(self) -> list[wire.Answer]:
-        """Try again to commit the decided group that stalled."""
+    def retry(self) -> Iterator[wire.Answer]:
+        """Try again to commit the decided group that stalled. As `handle`."""
         assert self.stalled and self._current is not None
         self.stalled = False
-        return self._redo(self._current) + self._advance()
+        yield from self._redo(self._current)
+        yield from self._advance()
 
-    def _abort(self, group: int) -> list[wire.Answer]:
+    def _abort(self, group: int) -> None:
         if self._current is not None and self._current.position.group >= group:
             self._store.abort()
             self._current = self._paused = None
         self._queue = deque(order for order in self._queue if _group_of(order) < group)
-        return self._advance()
 
-    def _advance(self) -> list[wire.Answer]:
-        answers: list[wire.Answer] = []
+    def _advance(self) -> Iterator[wire.Answer]:
         while self._queue:
             order = self._queue[0]
             if isinstance(order, wire.Part):
                 if self._current is not None:
-                    break
+                    return
                 self._current = order
-                answers += self._redo(order) if order.decided else self._begin(order)
+                self._queue.popleft()
+                yield from self._redo(order) if order.decided else self._begin(order)
             elif self._current is not None and self._current.position.group == order.group:
-                answers += self._go_on(self._current, order)
+                self._queue.popleft()
+                yield from self._go_on(self._current, order)
             else:
-                break
-            self._queue.popleft()
-        return answers
+                return
 
     # ---- a part that is voted on ---------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import ClassVar
@@ -286,6 +286,7 @@ class _Telling(Store):
 def _serve(shard: Shard, copier: Copier, link: Link, say: Say) -> None:
     """Answer orders until Stop. LinkClosedError: the coordinator is gone."""
     for served in itertools.count(1):
+        answers: Iterable[wire.Answer]
         if shard.stalled and not _readable(link.fileno(), _RETRY_S):
             answers = shard.retry()
         else:

@@ -325,7 +325,7 @@ class Workers:
         worker._view = view
         decoded = wire.decode_order(order) if order else None
         assert not isinstance(decoded, wire.Stop)
-        answers = worker.retry() if decoded is None else worker.handle(decoded)
+        answers = list(worker.retry() if decoded is None else worker.handle(decoded))
         if not failing and any(isinstance(answer, wire.Stalled) for answer in answers):
             raise ViolationError(f"worker {shard} is to commit what it refuses")
         sent = tuple(wire.encode(answer) for answer in answers)

@@ -83,12 +83,11 @@ class OwnCommandsLast(Shard):
 class PauseOutlivesAbort(Shard):
     """ABORT leaves what is paused."""
 
-    def _abort(self, group: int) -> list[wire.Answer]:
-        current, paused = self._current, self._paused
-        if current is None or paused is None:
-            return super()._abort(group)
-        self._queue.clear()
-        return []
+    def _abort(self, group: int) -> None:
+        if self._current is None or self._paused is None:
+            super()._abort(group)
+        else:
+            self._queue.clear()
 
 
 class StaysOpenForTheNext(Shard):

@@ -83,6 +83,12 @@ class World:
         self.ring = b""
         self.shard = Shard(self.store, machine, Limits(), self._view, ANSWER_BYTES_MAX)
 
+    def handle(self, order: Any) -> list[wire.Answer]:
+        return list(self.shard.handle(order))
+
+    def retry(self) -> list[wire.Answer]:
+        return list(self.shard.retry())
+
     def _view(self, at: int, length: int) -> memoryview:
         return memoryview(self.ring)[at : at + length]
 
@@ -97,11 +103,11 @@ class World:
 
     def part(self, group: int, *commands: Any, decided: bool = False) -> list[wire.Answer]:
         position = Position(group, 10 * group + 9, 1, 0)
-        return self.shard.handle(wire.Part(position, self.extent((group, list(commands))), decided))
+        return self.handle(wire.Part(position, self.extent((group, list(commands))), decided))
 
     def solo(self, group: int, *commands: Any) -> wire.SoloDone:
         order = wire.Solo(Position(group, 10 * group + 9, 1, 0), self.extent((group, list(commands))))
-        (answer,) = self.shard.handle(order)
+        (answer,) = self.handle(order)
         assert isinstance(answer, wire.SoloDone)
         return answer
 
@@ -135,7 +141,7 @@ def test_a_part_is_applied_and_voted_on_and_committed_when_told(world: World) ->
     assert vote.results.rejected == {11: "because"}
     assert {index: msgspec.msgpack.decode(value) for index, value in vote.results.values.items()} == {10: 5, 12: 7}
     assert world.store.data == {}
-    assert kinds(world.shard.handle(wire.Commit(1))) == [("committed", 1)]
+    assert kinds(world.handle(wire.Commit(1))) == [("committed", 1)]
     assert (world.store.data, world.store.position.group) == ({b"k": b"7"}, 1)
 
 
@@ -143,23 +149,23 @@ def test_a_staged_part_waits_for_the_commit_of_the_one_before(world: World) -> N
     assert kinds(world.part(1, add(1))) == [("yes", 1)]
     assert world.part(2, add(1)) == []
     assert world.part(3, add(1)) == []
-    answers = world.shard.handle(wire.Commit(1))
+    answers = world.handle(wire.Commit(1))
     assert kinds(answers) == [("committed", 1), ("yes", 2)]
-    assert kinds(world.shard.handle(wire.Commit(2))) == [("committed", 2), ("yes", 3)]
+    assert kinds(world.handle(wire.Commit(2))) == [("committed", 2), ("yes", 3)]
     assert world.store.data == {b"k": b"2"}
 
 
 def test_an_abort_forgets_its_group_and_all_behind_it(world: World) -> None:
     world.part(1, add(1))
     world.part(2, add(10))
-    assert world.shard.handle(wire.Abort(1)) == []
+    assert world.handle(wire.Abort(1)) == []
     assert kinds(world.part(3, add(100))) == [("yes", 3)]
     world.part(4, add(1_000))
     world.part(5, add(10_000))
-    assert world.shard.handle(wire.Abort(4)) == [], "what it works on is older, and stays"
-    assert kinds(world.shard.handle(wire.Commit(3))) == [("committed", 3)]
+    assert world.handle(wire.Abort(4)) == [], "what it works on is older, and stays"
+    assert kinds(world.handle(wire.Commit(3))) == [("committed", 3)]
     assert world.store.data == {b"k": b"100"}
-    assert world.shard.handle(wire.Abort(9)) == []
+    assert world.handle(wire.Abort(9)) == []
 
 
 def test_a_no_leaves_no_transaction_and_the_abort_that_follows_makes_way(world: World) -> None:
@@ -168,7 +174,7 @@ def test_a_no_leaves_no_transaction_and_the_abort_that_follows_makes_way(world: 
     assert (vote.index, vote.problem.kind, vote.problem.message) == (11, "ValueError", "told to fail")
     assert world.store.open is None
     assert world.part(2, add(1)) == [], "what is staged does not start after a no"
-    assert world.shard.handle(wire.Abort(1)) == []
+    assert world.handle(wire.Abort(1)) == []
     assert kinds(world.part(3, add(1))) == [("yes", 3)]
 
 
@@ -186,9 +192,9 @@ def test_a_decided_part_stalls_until_it_can_be_committed(world: World, fault: st
     assert kinds(world.part(1, add(1), decided=True)) == [("stalled", 1)]
     assert world.shard.stalled
     assert world.part(2, add(1)) == []
-    assert kinds(world.shard.retry()) == [("stalled", 1)]
-    assert kinds(world.shard.retry()) == [("stalled", 1)]
-    assert kinds(world.shard.retry()) == [("committed", 1), ("yes", 2)]
+    assert kinds(world.retry()) == [("stalled", 1)]
+    assert kinds(world.retry()) == [("stalled", 1)]
+    assert kinds(world.retry()) == [("committed", 1), ("yes", 2)]
     assert not world.shard.stalled
     assert world.store.data == {b"k": b"1"}
 
@@ -197,15 +203,15 @@ def test_a_commit_that_fails_for_another_reason_than_room_ends_the_worker(world:
     world.store.faults = [("commit", StoreError("an I/O error"))] * 2
     world.part(1, add(1))
     with pytest.raises(StoreError, match="an I/O error"):
-        world.shard.handle(wire.Commit(1))
+        world.handle(wire.Commit(1))
 
 
 def test_a_commit_that_fails_after_a_yes_is_applied_again_from_the_ring(world: World) -> None:
     world.store.faults = [("commit", StoreFullError("busy"))]
     world.part(1, add(1), add(1))
-    assert kinds(world.shard.handle(wire.Commit(1))) == [("stalled", 1)]
+    assert kinds(world.handle(wire.Commit(1))) == [("stalled", 1)]
     assert world.store.data == {}
-    assert kinds(world.shard.retry()) == [("committed", 1)]
+    assert kinds(world.retry()) == [("committed", 1)]
     assert world.store.data == {b"k": b"2"}
 
 
@@ -236,7 +242,7 @@ def test_a_solo_that_fails_is_rolled_back(world: World, fault: str) -> None:
 
 def test_parts_of_one_extent_are_applied_in_their_order(world: World) -> None:
     extent = world.extent((1, [add(1)]), (2, [add(10), add(100)]))
-    (vote,) = world.shard.handle(wire.Part(Position(1, 29, 1, 0), extent, False))
+    (vote,) = world.handle(wire.Part(Position(1, 29, 1, 0), extent, False))
     assert isinstance(vote, wire.Vote) and vote.results is not None
     values = {index: msgspec.msgpack.decode(value) for index, value in vote.results.values.items()}
     assert values == {10: 1, 20: 11, 21: 111}
@@ -252,28 +258,36 @@ def test_a_part_that_does_not_decode_is_voted_down_by_name(world: World) -> None
     ):
         world.ring = world.ring[: extent.offset + extent.length - len(last)] + last
         damaged = Extent(extent.offset, length, 0)
-        (vote,) = world.shard.handle(wire.Part(Position(1, 19, 1, 0), damaged, False))
+        (vote,) = world.handle(wire.Part(Position(1, 19, 1, 0), damaged, False))
         assert isinstance(vote, wire.Vote) and vote.problem is not None
         assert vote.problem.kind == "RingError" and said in vote.problem.message
-        world.shard.handle(wire.Abort(1))
+        world.handle(wire.Abort(1))
 
 
 def test_a_flush_says_what_the_disk_said(world: World) -> None:
     world.store.faults = [("sync", StoreError("no"))]
-    (failed,) = world.shard.handle(wire.Flush(7))
+    (failed,) = world.handle(wire.Flush(7))
     assert isinstance(failed, wire.Flushed) and failed.problem is not None
     assert (failed.token, failed.problem.kind) == (7, "StoreError")
-    assert world.shard.handle(wire.Flush(8)) == [wire.Flushed(8, None)]
+    assert world.handle(wire.Flush(8)) == [wire.Flushed(8, None)]
 
 
 def test_plain_puts_and_other_commands_of_one_part_are_applied_in_log_order() -> None:
     world = World(KeyValue())
     puts = [Put(b"b", b"1"), Put(b"a", b"2"), Put(b"b", b"3")]
     assert kinds(world.part(1, *puts)) == [("yes", 1)]
-    world.shard.handle(wire.Commit(1))
+    world.handle(wire.Commit(1))
     assert world.store.data == {b"a": b"2", b"b": b"3"}
     extent = world.extent((2, [Put(b"a", b"4")]), (3, [CompareAndSwap(b"a", b"4", b"5")]), (4, [Put(b"b", b"6")]))
-    (vote,) = world.shard.handle(wire.Part(Position(2, 49, 1, 0), extent, False))
+    (vote,) = world.handle(wire.Part(Position(2, 49, 1, 0), extent, False))
     assert isinstance(vote, wire.Vote) and vote.results == wire.PartResults({}, {})
-    world.shard.handle(wire.Commit(2))
+    world.handle(wire.Commit(2))
     assert world.store.data == {b"a": b"5", b"b": b"6"}
+
+
+def test_a_commit_is_answered_before_the_part_behind_it_begins(world: World) -> None:
+    world.part(1, add(1))
+    world.part(2, Fail(b"b"))
+    answers = world.shard.handle(wire.Commit(1))
+    assert next(answers) == wire.Committed(1) and world.store.open is None
+    assert kinds(list(answers)) == [("no", 2)]
