@@ -125,7 +125,7 @@ ARMED = [
 def exchange_points(points: Points) -> None:
     """The steps of an exchange that send nothing."""
     points.wrap(Coordinator, "on_answer", lambda _, shard, said: f"taking {kind_of(said)} of {shard}", after=False)
-    points.wrap(Takeover, "_attempt", lambda _, spanning: f"running entry {spanning.entry % 16}", after=False)
+    points.wrap(Takeover, "_attempt", lambda _, spanning, *__: f"running entry {spanning.entry % 16}", after=False)
     points.wrap(Packing, "append", lambda *_: "laying writes behind the parts")
 
 
