@@ -114,17 +114,17 @@ def test_a_thread_that_was_watched_can_be_profiled(seconds: int) -> None:
 
 
 def test_what_ends_at_the_very_limit_is_interrupted_inside_or_not_at_all() -> None:
-    overtime = Overtime(0.004)
+    overtime = Overtime(0.02)
     interrupted = step = 0
     try:
-        while interrupted < 30:
+        while interrupted < 20:
             step += 1
             try:
                 with overtime.watched():
-                    loop(0.00002 * step)
+                    loop(0.0005 * step)
             except OvertimeError:
                 interrupted += 1
             loop(0.001)
     finally:
         overtime.close()
-    assert step > 30
+    assert step > 20
