@@ -151,9 +151,9 @@ async def test_a_read_of_what_is_no_key_is_told_so(tmp_path: Path, key: Any) -> 
 
 BAD_NAMES = {
     "none": "keys() names no key",
-    "None": "keys()",
-    "str": "a key of str",
-    "bytes": "a key of",
+    "None": "keys() returned NoneType, not a list of keys",
+    "str": "keys() returned str, not a list of keys",
+    "bytes": "keys() returned bytes, not a list of keys",
     "strs": "a key of str",
     "long": "a key of 481 bytes; allowed are 1 to key_bytes_max=480",
     "empty": "a key of 0 bytes",

@@ -227,7 +227,10 @@ class Splitter:
 
     def _look_at(self, command: Any, size: int) -> _Judged | str:
         """A command whose encoding has `size` bytes, and what it touches, or why it is a bad one."""
-        keys = tuple(self.machine.keys(command))
+        named = self.machine.keys(command)
+        if named is None or isinstance(named, (bytes, str)):
+            return f"keys() returned {type(named).__name__}, not a list of keys"
+        keys = tuple(named)
         if not keys:
             return "keys() names no key"
         for key in keys:
