@@ -74,6 +74,8 @@ def temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
         patch.setenv("TMPDIR", str(path))
         patch.setattr(tempfile, "tempdir", str(path))
         run(lambda: asyncio.sleep(0))  # the first loop of a process opens a pipe that libuv keeps
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: nobody need look at it again before every test
         yield path
 
 

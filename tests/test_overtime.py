@@ -117,7 +117,7 @@ def test_what_ends_at_the_very_limit_is_interrupted_inside_or_not_at_all() -> No
     overtime = Overtime(0.02)
     interrupted = step = 0
     try:
-        while interrupted < 20:
+        while interrupted < 8:
             step += 1
             try:
                 with overtime.watched():
@@ -127,4 +127,4 @@ def test_what_ends_at_the_very_limit_is_interrupted_inside_or_not_at_all() -> No
             loop(0.001)
     finally:
         overtime.close()
-    assert step > 20
+    assert step > 8
