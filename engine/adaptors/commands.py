@@ -25,10 +25,9 @@ class Commands:
 
     def __init__(self, machine: Machine, limits: Limits, *, reject_bad: bool, shards: int = 1) -> None:
         self.machine = machine
-        self.decode = msgspec.msgpack.Decoder(machine.command).decode
         self.runner = Runner(machine, limits)
         self._splitter = Splitter(machine, shards, limits, reject_bad=reject_bad, part_bytes_max=_ANY_SIZE)
-        self.check = self._splitter.check
+        self.check, self.decode = self._splitter.check, self._splitter.decode
 
     def split(self, form: Normal) -> Split:
         """A chunk, taken apart as by an engine with so many shards. Raises BadEntryError as it does."""

@@ -66,10 +66,11 @@ class Packing:
         size = asked = 0
         for chunk in queue:
             size += chunk.bytes
+            if packed.chunks and (chunk.alone or size > self._group_bytes_max or not self._fits(chunk, half)):
+                break
             split = self._splitter.split(chunk.form, taken) if taken else chunk.split
             asked += asked_bytes(split.spanning)
-            too_much = size > self._group_bytes_max or asked > self.half_bytes // 2
-            if packed.chunks and (chunk.alone or too_much or not self._fits(chunk, half)):
+            if packed.chunks and asked > self.half_bytes // 2:
                 break
             self._write(chunk, split, half, places)
             packed.chunks.append(chunk)

@@ -18,7 +18,7 @@ from shardengine.shards import part as layout
 from shardengine.shards.digest import key_hash
 from shardengine.shards.fast import COMPILED, Normal, weigh_puts
 from shardengine.shards.kv import plain_put_of
-from shardengine.shards.machine import Machine
+from shardengine.shards.machine import Machine, partition_of
 from shardengine.shards.placement import SLOT_MASK, shard_table, slot_of
 from shardengine.shards.types import Limits
 
@@ -100,7 +100,7 @@ class Splitter:
         self._shards = shards
         self._table = shard_table(shards)
         self.decode = msgspec.msgpack.Decoder(machine.command).decode
-        self._keyed_by_itself = type(machine).partition_key is Machine.partition_key
+        self._keyed_by_itself = partition_of(machine) is None
         self._plain_put = plain_put_of(machine) if COMPILED else None
 
     def owner(self, key: bytes) -> int:
