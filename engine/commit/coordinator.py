@@ -230,10 +230,8 @@ class Coordinator:
             error = error_of(problem, index)
         if index is not None:
             self.in_flight.fail_at(index, error)
-        elif not self.in_flight.isolate(guilty) and isinstance(error, WorkerFailedError):
-            self.fail(error)
-        elif len(guilty.chunks) == 1:
-            self.in_flight.fail_from(0, error)
+        elif not self.in_flight.isolate(guilty):
+            self.fail(error) if isinstance(error, WorkerFailedError) else self.in_flight.fail_from(0, error)
         self._host.moved()
 
     def _fail_first(self, error: EngineError) -> None:
