@@ -79,5 +79,6 @@ Files and rooms, lowest first:
     verify.py    judge a stopped directory
     adaptors/    the contract in this process, over a dict
     machines/    examples, for people to read, import and start from
+    node/        the engine under a log
     cli/         the command line; needs the extra `cli`
 """

@@ -162,6 +162,60 @@ class ViewClosedError(EngineError):
     """The view was closed, outlived its age limit, or its engine was stopped."""
 
 
+class LogError(EngineError):
+    """Something is wrong with the log of a node, or with its place."""
+
+
+class LogClosedError(LogError):
+    """The log is closed, or was not opened. Nothing was appended."""
+
+
+class LogLockedError(LogError):
+    """Another process has the log open; names its pid."""
+
+
+class LogFullError(LogError):
+    """There is no room for what was to be appended. Nothing of it is in the log; what is in it is untouched."""
+
+
+class LogFailedError(LogError):
+    """The log takes nothing any more, since a write or a sync has failed: open it anew. Whether what was being appended
+    is in it, only a later reading tells."""
+
+
+class LogDamagedError(LogError):
+    """A log's file is damaged where it must not be, or is none; names file and offset. Nothing was changed."""
+
+
+class LogTruncatedError(LogError):
+    """The frames that are needed next were cut away from the log: a snapshot that holds them is needed."""
+
+
+class LogRegressedError(LogError):
+    """The log ends before what was applied from it: it is an older copy, or it lost what it had acknowledged."""
+
+
+class LogReplacedError(LogError):
+    """The log is another one than the node has applied so far, or holds another frame where that one ended."""
+
+
+class FrameDamagedError(LogError):
+    """A frame of a log fails its own checksum, or is no frame."""
+
+
+class FrameTooLargeError(LogError):
+    """A frame is longer than the log takes. Nothing was appended."""
+
+
+class NodeStoppedError(EngineStoppedError):
+    """The node stops, or has failed: the call was not accepted. What it was to propose is not in the log."""
+
+
+class OutcomeUnknownError(EngineError):
+    """Whether a proposal is in the log, and was or will be applied, is not known: the node ended before it could tell.
+    `id` is its frame's, to be looked for in the log."""
+
+
 class RehearsalError(EngineError):
     """A command of a rehearsed log does not do the same in every run: replicas would differ. Names the command, what
     differs, and both values. Or a run in another process did not end well."""

@@ -33,10 +33,23 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import EngineStoppedError as EngineStoppedError
     from shardengine.engine.errors import ForkedError as ForkedError
     from shardengine.engine.errors import FormatError as FormatError
+    from shardengine.engine.errors import FrameDamagedError as FrameDamagedError
+    from shardengine.engine.errors import FrameTooLargeError as FrameTooLargeError
     from shardengine.engine.errors import HardStateError as HardStateError
+    from shardengine.engine.errors import LogClosedError as LogClosedError
     from shardengine.engine.errors import LogConflictError as LogConflictError
+    from shardengine.engine.errors import LogDamagedError as LogDamagedError
+    from shardengine.engine.errors import LogError as LogError
+    from shardengine.engine.errors import LogFailedError as LogFailedError
+    from shardengine.engine.errors import LogFullError as LogFullError
     from shardengine.engine.errors import LogGapError as LogGapError
+    from shardengine.engine.errors import LogLockedError as LogLockedError
     from shardengine.engine.errors import LogOrderError as LogOrderError
+    from shardengine.engine.errors import LogRegressedError as LogRegressedError
+    from shardengine.engine.errors import LogReplacedError as LogReplacedError
+    from shardengine.engine.errors import LogTruncatedError as LogTruncatedError
+    from shardengine.engine.errors import NodeStoppedError as NodeStoppedError
+    from shardengine.engine.errors import OutcomeUnknownError as OutcomeUnknownError
     from shardengine.engine.errors import PieceDamagedError as PieceDamagedError
     from shardengine.engine.errors import PieceDuplicateError as PieceDuplicateError
     from shardengine.engine.errors import PieceEndError as PieceEndError
@@ -146,10 +159,23 @@ _HOMES = {
         "EngineStoppedError",
         "ForkedError",
         "FormatError",
+        "FrameDamagedError",
+        "FrameTooLargeError",
         "HardStateError",
+        "LogClosedError",
         "LogConflictError",
+        "LogDamagedError",
+        "LogError",
+        "LogFailedError",
+        "LogFullError",
         "LogGapError",
+        "LogLockedError",
         "LogOrderError",
+        "LogRegressedError",
+        "LogReplacedError",
+        "LogTruncatedError",
+        "NodeStoppedError",
+        "OutcomeUnknownError",
         "PieceDamagedError",
         "PieceDuplicateError",
         "PieceEndError",

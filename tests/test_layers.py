@@ -26,7 +26,7 @@ GUESTS = (CLI, "engine/machines/")
 OWNERS = {
     "lmdb": ("shards/store/",),
     "xxhash": ("shards/digest.py",),
-    "asyncio": ("engine/run/waiting.py", "engine/run/tasks.py", "engine/run/shell.py", CLI),
+    "asyncio": ("engine/run/waiting.py", "engine/run/tasks.py", "engine/run/shell.py", "engine/node/", CLI),
     "uvloop": ("engine/run/shell.py", CLI),
     "click": (CLI,),
     "rich": (CLI,),

@@ -1,0 +1,17 @@
+"""A node: the engine under a log. It feeds the log into an engine, answers who proposes, takes snapshots, and cuts the
+log behind them.
+
+Words, besides those of `engine/__init__`:
+
+    frame        entries that were appended together: one record of the log, applied as one chunk
+    position     of a frame: its number in the log; it rises, and may leave holes. The term of the frame's entries
+    append       add frames at the end; they are durable when it returns
+    propose      have a command put into the log and applied
+    barrier      wait until all that was acknowledged before is applied here; who waits at the same time shares one
+    segment      one file of a local log
+
+Files and rooms, lowest first:
+
+    log.py     what a log is
+    frames.py  entries to a frame and back
+"""
