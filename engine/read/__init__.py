@@ -3,5 +3,5 @@
 Files, lowest first:
 
     cut.py   reads at one applied index
-    view.py  repeatable reads
+    view.py  repeatable reads, in one thread or in any
 """
