@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from shardengine import ApplyResult, Entry, Put, SyncEngine, encode
 from tests.killing import seeded
@@ -18,6 +21,15 @@ KEYS = [b"key %d" % number for number in range(700)]
 CHUNKS = 60
 WRITERS, READERS = 4, 12
 KILLS = 2
+
+
+@pytest.fixture
+def hurried() -> Iterator[None]:
+    """Threads take turns a thousand times as often."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 class Writers:
@@ -90,6 +102,7 @@ class Reader:
         assert len(self._db) in (0, len(KEYS)) and len(self._db.digest()) == 16
 
 
+@pytest.mark.usefixtures("hurried")
 def test_16_threads_read_what_is_committed_while_workers_die(tmp_path: Path) -> None:
     rng = seeded()
     failures: list[BaseException] = []

@@ -101,7 +101,8 @@ class SyncEngine(SyncReads):
         if (portal := self._portal) is None:
             return
         try:
-            portal.call(how)
+            if not portal.closed:  # as the interpreter's end may have
+                portal.call(how)
         except Exception:
             portal.close()
             self._portal = None

@@ -44,7 +44,7 @@ class Portal:
         self._finish = finish
         self._patience_s = patience_s
         self._gate = threading.RLock()  # twice, if a signal's handler calls in the middle of a call
-        self._closed = False
+        self.closed = False
         self._calls: set[asyncio.Task[None]] = set()
         self._last = asyncio.Event()
         self._thread = threading.Thread(target=self._main, args=(inside,), name=name, daemon=True)
@@ -81,7 +81,7 @@ class Portal:
         self.check()
         done: Future[Any] = Future()
         with self._gate:
-            if self._closed:
+            if self.closed:
                 raise not_any_more()
             self._loop.call_soon_threadsafe(self._begin, work, done)
         return done.result(patience_s)
@@ -102,8 +102,8 @@ class Portal:
     def close(self) -> None:
         """End its thread, once all calls have their outcome. Closing twice does nothing."""
         with self._gate:
-            if not self._closed:
-                self._closed = True
+            if not self.closed:
+                self.closed = True
                 self._loop.call_soon_threadsafe(self._last.set)
         self._thread.join()
         _open.discard(self)
