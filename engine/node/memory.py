@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 
 from shardengine.engine.errors import EngineStateError
 from shardengine.engine.node.arrivals import Arrivals
-from shardengine.engine.node.refusals import FRAME_BYTES_MAX, check_frames, closed, truncated
 from shardengine.engine.node.log import Logged, LogState
+from shardengine.engine.node.refusals import FRAME_BYTES_MAX, check_frames, closed, truncated
 
 _BATCH_FRAMES = 256
 
