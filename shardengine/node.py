@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from shardengine.engine.node.log import Log, Logged, LogState
+from shardengine.engine.node.memory import MemoryLog
 
-__all__ = ["Log", "LogState", "Logged"]
+__all__ = ["Log", "LogState", "Logged", "MemoryLog"]

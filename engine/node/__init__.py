@@ -12,6 +12,9 @@ Words, besides those of `engine/__init__`:
 
 Files and rooms, lowest first:
 
-    log.py     what a log is
-    frames.py  entries to a frame and back
+    log.py       what a log is
+    frames.py    entries to a frame and back
+    refusals.py  what every log of ours refuses
+    arrivals.py  who waits for the next frame
+    memory.py    a log in this process
 """
