@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from shardengine.engine.errors import EngineStateError
 from shardengine.engine.node.arrivals import Arrivals
@@ -47,7 +47,7 @@ class MemoryLog:
         arrivals.wake()
         return list(range(before + 1, self._last + 1))
 
-    async def read(self, after: int) -> AsyncIterator[Logged]:
+    async def read(self, after: int) -> AsyncGenerator[Logged, None]:
         """See `Log.read`."""
         arrivals = self._opened()
         while not arrivals.closed:
