@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from shardengine.engine.node.local import LocalLog
 from shardengine.engine.node.log import Log, Logged, LogState
 from shardengine.engine.node.memory import MemoryLog
 
-__all__ = ["Log", "LogState", "Logged", "MemoryLog"]
+__all__ = ["LocalLog", "Log", "LogState", "Logged", "MemoryLog"]

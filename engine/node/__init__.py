@@ -16,5 +16,11 @@ Files and rooms, lowest first:
     frames.py    entries to a frame and back
     refusals.py  what every log of ours refuses
     arrivals.py  who waits for the next frame
-    memory.py    a log in this process
+    tail.py      the newest frames, in memory
+    layout.py    the bytes of a segment
+    segments.py  the files of a local log
+    opening.py   what is there when it is opened, and what of it may be believed
+    writing.py   the thread that writes
+    local.py     the log in files
+    memory.py    the log in this process
 """
