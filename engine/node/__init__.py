@@ -16,7 +16,13 @@ Files, lowest first:
     frames.py     entries to a frame and back
     refusals.py   what every log of ours refuses
     arrivals.py   who waits for the next frame
-    memory.py     a log in this process
+    tail.py       the newest frames, in memory
+    layout.py     the bytes of a segment
+    segments.py   the files of a local log
+    opening.py    what is there when it is opened, and what of it may be believed
+    writing.py    the thread that writes
+    local.py      the log in files
+    memory.py     the log in this process
     policy.py     what a node decides by itself
     proposals.py  what is proposed, from the call to its outcome
     place.py      where in its log a node stands

@@ -20,6 +20,7 @@ from shardengine.engine.node.appending import Appender
 from shardengine.engine.node.barriers import Barriers
 from shardengine.engine.node.feeding import Feeder
 from shardengine.engine.node.frames import frame_bytes
+from shardengine.engine.node.local import LocalLog
 from shardengine.engine.node.log import Log, LogState
 from shardengine.engine.node.place import check_identity, find_place
 from shardengine.engine.node.policy import NodePolicy
@@ -32,6 +33,8 @@ from shardengine.shards.kv import KeyValue
 from shardengine.shards.machine import Machine, encode
 from shardengine.shards.types import ApplyResult, LogId
 
+LOG_NAME = "log"
+"""What a local log in a node's own directory is called."""
 _RUNS_BYTES = 256
 """More than a part takes for the term and the clock of a frame's entries."""
 logger = logging.getLogger("shardengine")
@@ -66,7 +69,7 @@ class Node:
 
     Args:
         path: the data directory, as `Engine`'s.
-        log: where proposals go.
+        log: where proposals go. None: a `LocalLog` in `log/` inside of the directory.
         machine, shards, config: as `Engine`'s. After a power loss in mode "process" the state is the newest snapshot's,
             or empty, and the rest comes from the log: `config.after_power_loss` is not asked.
         policy: when snapshots are taken, and what is kept and bounded. None: `NodePolicy()`.
@@ -78,7 +81,7 @@ class Node:
         self,
         path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
         *,
-        log: Log,
+        log: Log | None = None,
         machine: type[Machine] = KeyValue,
         shards: int | None = None,
         config: EngineConfig | None = None,
@@ -87,7 +90,7 @@ class Node:
         self._path = data_path(path)
         self._config = msgspec.structs.replace(settled(config, shards), after_power_loss="empty")
         self._engine = Engine(self._path, machine=machine, config=self._config)
-        self._log = log
+        self._log: Log = LocalLog(self._path / LOG_NAME) if log is None else log
         self._policy = policy or NodePolicy()
         self._run: _Run | None = None
         self._closed = False
