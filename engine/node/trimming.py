@@ -28,7 +28,7 @@ class Marks:
         self._apart = 1
 
     def note(self, index: int, position: int) -> None:
-        """The frame at `position` begins with entry `index`."""
+        """The frame at `position` begins with entry `index`, or an earlier one."""
         if self._marks and index < self._marks[-1][0] + self._apart:
             return
         self._marks.append((index, position))
@@ -53,6 +53,8 @@ class Trimmer:
         self._log = trimmed
         self._marks = marks
         self._keep_entries = keep_entries
+        durable = engine.durable()
+        marks.note(durable.index, durable.term)
 
     async def run(self) -> None:
         """Look once in a while, until cancelled. Raises what the engine failed with."""
