@@ -207,6 +207,11 @@ class FrameTooLargeError(LogError):
     """A frame is longer than the log takes. Nothing was appended."""
 
 
+class NotAppendedError(LogError):
+    """The log did not say what became of a proposal; it was read on since, and the proposal is not in it, nor will be:
+    propose it again."""
+
+
 class NodeStoppedError(EngineStoppedError):
     """The node stops, or has failed: the call was not accepted. What it was to propose is not in the log."""
 

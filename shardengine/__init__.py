@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import LogReplacedError as LogReplacedError
     from shardengine.engine.errors import LogTruncatedError as LogTruncatedError
     from shardengine.engine.errors import NodeStoppedError as NodeStoppedError
+    from shardengine.engine.errors import NotAppendedError as NotAppendedError
     from shardengine.engine.errors import OutcomeUnknownError as OutcomeUnknownError
     from shardengine.engine.errors import PieceDamagedError as PieceDamagedError
     from shardengine.engine.errors import PieceDuplicateError as PieceDuplicateError
@@ -176,6 +177,7 @@ _HOMES = {
         "LogReplacedError",
         "LogTruncatedError",
         "NodeStoppedError",
+        "NotAppendedError",
         "OutcomeUnknownError",
         "PieceDamagedError",
         "PieceDuplicateError",

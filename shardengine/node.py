@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from shardengine.engine.node.local import LocalLog
 from shardengine.engine.node.log import Log, Logged, LogState
+from shardengine.engine.node.memory import MemoryLog
+from shardengine.engine.node.node import Node, NodeStatus
+from shardengine.engine.node.policy import NodePolicy
 
-__all__ = ["Log", "LogState", "Logged"]
+__all__ = ["LocalLog", "Log", "LogState", "Logged", "MemoryLog", "Node", "NodePolicy", "NodeStatus"]

@@ -10,8 +10,25 @@ Words, besides those of `engine/__init__`:
     barrier      wait until all that was acknowledged before is applied here; who waits at the same time shares one
     segment      one file of a local log
 
-Files and rooms, lowest first:
+Files, lowest first:
 
-    log.py     what a log is
-    frames.py  entries to a frame and back
+    log.py        what a log is
+    frames.py     entries to a frame and back
+    refusals.py   what every log of ours refuses
+    arrivals.py   who waits for the next frame
+    tail.py       the newest frames, in memory
+    layout.py     the bytes of a segment
+    segments.py   the files of a local log
+    opening.py    what is there when it is opened, and what of it may be believed
+    writing.py    the thread that writes
+    local.py      the log in files
+    memory.py     the log in this process
+    policy.py     what a node decides by itself
+    proposals.py  what is proposed, from the call to its outcome
+    place.py      where in its log a node stands
+    trimming.py   the log, cut behind the snapshots
+    feeding.py    the log into the engine
+    appending.py  what is proposed into the log
+    barriers.py   when all is applied that was acknowledged
+    node.py       the class people use
 """

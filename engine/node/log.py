@@ -7,7 +7,7 @@ comes at another position.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
@@ -61,7 +61,7 @@ class Log(Protocol):
         """
         ...
 
-    def read(self, after: int) -> AsyncIterator[Logged]:
+    def read(self, after: int) -> AsyncGenerator[Logged, None]:
         """All durable frames behind position `after`, in order, for ever: at the end it waits for the next one.
 
         Raises LogTruncatedError when the frame that follows `after` was cut away, LogDamagedError, LogFailedError,

@@ -23,6 +23,7 @@ def facts(runtime: Runtime, durable: LogId, *, waiting: int, views: int) -> dict
         "filesystem": runtime.filesystem,
         "bytes_on_disk": runtime.opened.directory.bytes_on_disk(),
         "groups": coordinator.applied.group,
+        "part_bytes_max": runtime.splitter.part_bytes_max,
         "in_flight_chunks": coordinator.in_flight.chunks,
         "in_flight_bytes": coordinator.in_flight.bytes,
         "waiting_calls": waiting,

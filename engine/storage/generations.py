@@ -3,6 +3,7 @@
     DIR/  LOCK  CURRENT  config  run-mark  hardstate  worker.log
           gen-000001/  GENERATION  decision  shard-000/{data.mdb lock.mdb owner ring}  shard-001/...
           snapshots/  snapshot-metadata
+          node  log/                 of a node: which log it applies, and that log if it is a local one
           loads                      what `shardengine load` took, and of what
           set-aside-gen-000001/      a generation that could not be trusted after a power loss; never deleted
 
@@ -56,7 +57,7 @@ from shardengine.shards.types import Limits, Position
 log = logging.getLogger("shardengine")
 _NAME = re.compile(r"gen-\d{6,}")
 SET_ASIDE = "set-aside-"
-_REPLACED = ("CURRENT", "config", "run-mark", "snapshot-metadata", "loads", "hardstate")
+_REPLACED = ("CURRENT", "config", "run-mark", "snapshot-metadata", "loads", "hardstate", "node")
 CREATE_MAP_BYTES = 1 << 20
 LOCK_BYTES = 64 << 10  # a thousand readers
 
