@@ -7,7 +7,9 @@ Words, besides those of `engine/__init__`:
 
 Files, lowest first:
 
-    portal.py  the thread, and the interpreter's end
-    reads.py   reads in any thread
-    engine.py  `SyncEngine`
+    portal.py    the thread, and the interpreter's end
+    crossing.py  from any thread into the loop of what lives there
+    reads.py     reads in any thread
+    engine.py    `SyncEngine`
+    node.py      `SyncNode`
 """

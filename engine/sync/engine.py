@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -12,9 +11,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.contract import HardState, SnapshotInfo, SnapshotMetadata, StartReport
 from shardengine.engine.engine import Engine
-from shardengine.engine.errors import EngineStoppedError, runs_already
 from shardengine.engine.snapshot.policy import SnapshotPolicy
-from shardengine.engine.sync.portal import Portal, end_daemon
+from shardengine.engine.sync.crossing import Crossing
 from shardengine.engine.sync.reads import SyncReads, as_in
 from shardengine.shards.kv import KeyValue
 from shardengine.shards.machine import Machine
@@ -51,29 +49,14 @@ class SyncEngine(SyncReads):
         engine = Engine(path, shards=shards, machine=machine, config=config, reshard=reshard)
         super().__init__(engine)
         self._engine = engine
-        self._portal: Portal | None = None
-        self._life = threading.RLock()
-        self._owner.depart()
+        self._crossing = Crossing(engine, engine._config, engine.aclose)
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
     @as_in(Engine.start)
     def start(self) -> StartReport:
-        self._crossing()
-        engine = self._engine
-        with self._life:
-            if self._portal is None:
-                config = engine._config
-                patience_s = (2 * config.stop_timeout_ms + config.flush_timeout_ms) / 1000
-                self._portal = Portal(f"shardengine {self._side.path}", self._owner.here(), engine.aclose, patience_s)
-            elif engine._shell.runtime is not None:
-                raise runs_already()
-            try:
-                report: StartReport = self._portal.call(self._begin)
-            except BaseException:
-                self._end(engine.stop)
-                raise
-            return report
+        report: StartReport = self._crossing.begin(self._begin)
+        return report
 
     def _begin(self) -> StartReport:
         report = self._engine.start()
@@ -82,33 +65,12 @@ class SyncEngine(SyncReads):
 
     @as_in(Engine.stop)
     def stop(self) -> None:
-        self._crossing()
-        with self._life:
-            self._end(self._engine.stop)
+        self._crossing.end(self._engine.stop)
 
     def close(self) -> None:
         """Let what is in flight finish, other calls going on, up to `stop_timeout_ms`; then `stop` and `close_storage`.
         Raises as `stop`."""
-        self._crossing()
-        with self._life:
-            if self._portal is None:
-                self._call(Engine.close_storage)
-            else:
-                self._end(self._engine.aclose)
-
-    def _end(self, how: Callable[[], Any]) -> None:
-        """Stop the engine and end its thread. Where the wait is interrupted, both go on, and a later call waits."""
-        if (portal := self._portal) is None:
-            return
-        try:
-            if not portal.closed:  # as the interpreter's end may have
-                portal.call(how)
-        except Exception:
-            portal.close()
-            self._portal = None
-            raise
-        portal.close()
-        self._portal = None
+        self._crossing.end(self._engine.aclose, self._engine.close_storage)
 
     @as_in(Engine.is_running)
     def is_running(self) -> bool:
@@ -122,7 +84,7 @@ class SyncEngine(SyncReads):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._owner.forked:
+        if not self._crossing.forked:
             self.close()
 
     # ---- apply ---------------------------------------------------------------------------------------------------
@@ -236,37 +198,10 @@ class SyncEngine(SyncReads):
     # ---- crossing ------------------------------------------------------------------------------------------------
 
     def _call(self, method: Callable[Concatenate[Engine, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Have a method done there; here, while nothing runs."""
-        if (portal := self._crossing()) is None:
-            with self._life:
-                if (portal := self._portal) is None:
-                    with self._owner.here():
-                        return method(self._engine, *args, **kwargs)
-        outcome: T = _outcome(portal, partial(method, self._engine, *args, **kwargs))
+        outcome: T = self._crossing.ask(partial(method, self._engine, *args, **kwargs))
         return outcome
 
     def _wait(self, method: Callable[Concatenate[Engine, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Have a coroutine done there. None of them does anything while nothing runs."""
-        if (portal := self._crossing()) is None:
-            with self._life:
-                portal = self._portal
-            if portal is None:
-                self._reads()  # which is refused
-        assert portal is not None
-        outcome: T = _outcome(portal, partial(method, self._engine, *args, **kwargs))
+        """None of the coroutines does anything while nothing runs, and reads are refused then."""
+        outcome: T = self._crossing.ask(partial(method, self._engine, *args, **kwargs), self._reads)
         return outcome
-
-    def _crossing(self) -> Portal | None:
-        """The way there. Raises ForkedError, or WrongThreadError in its own thread."""
-        self._check_process()
-        if (portal := self._portal) is not None:
-            portal.check()
-        return portal
-
-
-def _outcome(portal: Portal, work: Callable[[], Any]) -> Any:
-    try:
-        return portal.call(work)
-    except EngineStoppedError:
-        end_daemon()
-        raise
