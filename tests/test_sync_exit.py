@@ -25,6 +25,16 @@ STARTED = f"""{OPENED}
 db.start()
 db.apply_chunk(CHUNK)
 """
+NODE = """
+import os, sys, threading
+from shardengine import ForkedError, Put
+from shardengine.node import SyncNode
+
+node = SyncNode(sys.argv[1], shards=2)
+node.start()
+for number in range(100):
+    assert node.propose(Put(b"k%d" % number, b"v")).succeeded
+"""
 HELD = """
 def follow(work):
     busy = threading.Semaphore(0)
@@ -152,6 +162,26 @@ for _ in range(3):
         except ForkedError:
             sys.exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+""",
+    "a node was never closed": NODE,
+    "daemon threads propose to a node": NODE + HELD + "follow(lambda: node.propose(Put(b'k1', b'v')))",
+    "daemon threads read a node": NODE + HELD + "follow(lambda: node.get(b'k1'))",
+    "a child of a node's fork ends": NODE
+    + """
+def leave():
+    node.__exit__(None, None, None)
+    raise ForkedError("", "")
+
+for use in (lambda: node.get(b"k1"), lambda: node.engine.get(b"k1"), node.close, leave):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            use()
+        except ForkedError:
+            sys.exit(3)
+        sys.exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+assert node.get(b"k1") == b"v" and node.propose(b"").succeeded
 """,
 }
 
