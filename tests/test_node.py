@@ -68,9 +68,12 @@ async def test_what_is_proposed_while_an_append_is_under_way_travels_with_the_ne
 async def test_many_stand_next_to_each_other_in_one_frame(tmp_path: Path) -> None:
     log = MemoryLog()
     async with node_at(tmp_path, log) as node:
-        others = [asyncio.ensure_future(node.propose(Put(b"o%d" % i, b""))) for i in range(20)]
-        many = await node.propose_many([Put(b"m%d" % i, b"") for i in range(300)])
-        await asyncio.gather(*others)
+        others = [node.propose(CompareAndSwap(b"o%d" % i, b"never", b"")) for i in range(20)]
+        together = node.propose_many([Put(b"m%d" % i, b"") for i in range(300)])
+        called = asyncio.gather(*others)
+        many, last = await asyncio.gather(together, node.propose(CompareAndSwap(b"o", b"never", b"")))
+        assert all(result.succeeded for result in many)
+        assert not any(result.succeeded for result in [*await called, last])
         assert [result.index for result in many] == list(range(many[0].index, many[0].index + 300))
         assert len({node.engine.entry_term(result.index) for result in many}) == 1
         assert await node.propose_many([]) == []
@@ -191,14 +194,27 @@ async def test_snapshots_by_policy_cut_the_log_behind_them(tmp_path: Path) -> No
             await node.propose(Put(b"%d" % i, b""))
         await soon(lambda: node.status().cut_before > 0)
         status = node.status()
-        assert status.durable.index >= 50 and status.cut_before <= status.durable.term - 19
-        cut = await node.compact(0)
-        assert cut == status.durable.term == log.cut
-        await node.snapshot()
-        assert log.cut == max(cut, node.status().durable.term - 19)
+        assert status.durable.index >= 50 and status.cut_before == log.cut <= status.durable.term - 19
     async with node_at(tmp_path, log, policy=policy) as node:
         await node.wait_ready()
         assert len(node.engine) == 100
+
+
+async def test_the_log_is_cut_no_further_than_what_is_durable_without_it(tmp_path: Path) -> None:
+    log = ToldLog()
+    policy = NodePolicy(snapshots=SnapshotPolicy(), keep_entries=20)
+    async with node_at(tmp_path, log, policy=policy) as node:
+        for i in range(50):
+            await node.propose(Put(b"%d" % i, b""))
+        assert await node.compact(0) == 0, "without a snapshot nothing is"
+        assert (await node.snapshot()).last_included.index == 50 and log.cut == 31
+        for i in range(50):
+            await node.propose(Put(b"%d" % i, b"more"))
+        assert await node.compact(0) == 50 == log.cut
+        assert node.status().cut_before == 50 and node.status().durable == LogId(50, 50)
+    async with node_at(tmp_path, log, policy=policy) as node:
+        await node.wait_ready()
+        assert await node.compact(0) == 50
 
 
 async def test_a_node_that_does_not_run_says_so(tmp_path: Path) -> None:

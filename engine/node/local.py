@@ -91,7 +91,7 @@ class LocalLog:
         check_frames(frames, self._frame_bytes_max)
         if not frames:
             return []
-        call = Call(frames, session.loop.create_future())
+        call = Call([bytes(frame) for frame in frames], session.loop.create_future())
         session.writer.hand(call)
         return await call.waiter
 

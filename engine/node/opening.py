@@ -23,7 +23,6 @@ from shardengine.engine.errors import EngineLockedError, FormatError, LogLockedE
 from shardengine.engine.node.layout import HEAD_BYTES, Walk, decode_head
 from shardengine.engine.node.segments import SPARE, Segment, Segments, damaged, first_of, name_of
 from shardengine.engine.storage.files import (
-    BESIDE,
     Lock,
     make_directories,
     read_checked,
@@ -196,7 +195,7 @@ def _is_empty(path: Path) -> bool:
 
 def _remove_spares(directory: Path) -> None:
     for path in directory.iterdir():
-        if path.name.startswith(SPARE) or path.name.endswith(BESIDE):
+        if path.name.startswith(SPARE):
             path.unlink()
     sync_directory(directory)
 
@@ -210,12 +209,13 @@ def _recover(directory: Path, segments: Segments) -> tuple[int, int, int]:
     closed = read_closed(directory)
     if closed is None:
         _settle(directory, segments)
+    time_ms = 0
     for segment, behind in pairwise(segments.kept):
-        last, _, end = read_whole(segment)
+        last, time_ms, end = read_whole(segment, time_ms)
         if last + 1 != behind.first:
             raise segment.damaged(end, f"position {last + 1} is missing or damaged; {behind.path.name} is whole")
     newest = segments.newest
-    last, time_ms, end = read_whole(newest)
+    last, time_ms, end = read_whole(newest, time_ms)
     check_end(newest, last, end, closed)
     segments.descriptor = open_file(newest.path, os.O_RDWR)
     _cut(newest, segments.descriptor, end)
@@ -239,10 +239,10 @@ def _settle(directory: Path, segments: Segments) -> None:
     sync_directory(directory)
 
 
-def read_whole(segment: Segment) -> tuple[int, int, int]:
-    """Read all records. Returns the last one's position, its time, and where it ends. Blocks. Raises LogDamagedError,
-    OSError."""
-    last, time_ms = segment.first - 1, 0
+def read_whole(segment: Segment, time_ms: int) -> tuple[int, int, int]:
+    """Read all records; `time_ms` is that of the one before. Returns the last one's position, its time, and where it
+    ends. Blocks. Raises LogDamagedError, OSError."""
+    last = segment.first - 1
     with segment.walk() as walk:
         for record in walk:
             if record.position != last + 1:

@@ -16,6 +16,7 @@ from shardengine.engine.errors import LogDamagedError
 from shardengine.engine.node.layout import HEAD_BYTES, Codec, Head, Walk, encode_head
 from shardengine.engine.node.log import Logged
 from shardengine.engine.node.refusals import truncated
+from shardengine.engine.storage.anchors import Anchors
 from shardengine.engine.storage.files import sync_directory
 from shardengine.ipc.files import allocate, create_file, open_file, sync, write_all
 
@@ -85,7 +86,8 @@ def damaged(path: Path, at: int, what: str) -> LogDamagedError:
 class Segments:
     """All segments of a log, oldest first. One thread changes them; others may read meanwhile.
 
-    Invariant: `kept` is never empty, and `descriptor` is open to write its newest one.
+    Invariant: `kept` is never empty, and `descriptor` is open to write its newest one. `anchors` tell whether their
+    directory is where it was.
     """
 
     def __init__(self, directory: Path, identity: bytes, secret: bytes, size: int, kept: list[Segment]) -> None:
@@ -98,6 +100,7 @@ class Segments:
         self._secret = secret
         self._spares: list[tuple[Path, int]] = []
         self._made = 0
+        self.anchors = Anchors([directory])
 
     @property
     def first(self) -> int:
@@ -126,7 +129,9 @@ class Segments:
     # ---- changes: one thread -------------------------------------------------------------------------------------
 
     def make_spare(self) -> None:
-        """Have one more file with disk for a segment. Blocks. Raises OSError; nothing is left of it then."""
+        """Have one more file with disk for a segment. Blocks. Raises OSError; nothing is left of it then.
+        DirectoryChangedError: the directory is not where it was; so do all that change names."""
+        self.anchors.check()
         self._made += 1
         path = self._directory / f"{SPARE}{self._made}"
         descriptor = create_file(path)
@@ -141,10 +146,12 @@ class Segments:
         self._spares.append((path, descriptor))
 
     def roll(self, first: int) -> None:
-        """Make a spare the newest segment, for records from `first` on; all before are on the disk. Blocks.
+        """Make a spare the newest segment, for records from `first` on; all before are on the disk. It takes the place
+        of the newest one if that has none. Blocks.
 
         Raises OSError. It is the spare that it was then; but behind a SyncError its name may have changed.
         """
+        self.anchors.check()
         path, descriptor = self._spares[0]
         segment = Segment(self._directory / name_of(first), first, self.size, self._secret)
         write_all(descriptor, encode_head(Head(first, self.size, self._identity)), 0)
@@ -155,6 +162,8 @@ class Segments:
         if self.descriptor >= 0:
             os.close(self.descriptor)
         self.descriptor = descriptor
+        if self.kept and self.kept[-1].first == first:
+            self.kept.pop()
         self.kept.append(segment)
 
     def remove_before(self, position: int) -> bool:
@@ -162,6 +171,7 @@ class Segments:
         OSError."""
         if len(self.kept) < 2 or self.kept[1].first > position:
             return False
+        self.anchors.check()
         self.kept.pop(0).path.unlink()
         sync_directory(self._directory)
         return True

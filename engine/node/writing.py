@@ -23,7 +23,7 @@ from shardengine.engine.node.log import Logged
 from shardengine.engine.node.opening import CLOSED, Closed, Opened, open_directory
 from shardengine.engine.node.segments import Segments
 from shardengine.engine.storage.files import write_checked
-from shardengine.ipc.errors import FULL, hint_for
+from shardengine.ipc.errors import FULL
 from shardengine.ipc.files import SyncError, sync, write_all
 
 _RUN_BYTES = 8 << 20
@@ -116,8 +116,9 @@ class Writer:
         opened.segments.close()
         try:
             if self._failure is None:
+                opened.segments.anchors.check()
                 write_checked(directory / CLOSED, Closed(self._last))
-        except OSError as error:
+        except (OSError, EngineError) as error:
             log.warning("%s: closed, and not marked so: %s", directory, error)
         finally:
             opened.lock.close()
@@ -150,7 +151,7 @@ class Writer:
                 if segments.remove_before(cut.position):
                     self._waiting.append(cut)
                     return
-            except OSError as error:
+            except (OSError, EngineError) as error:
                 self._fail(segments, error)
         self._tell(self._host.removed, cut, self._failure)
 
@@ -235,7 +236,7 @@ class Writer:
         self._looked_ahead = True
         try:
             segments.make_spare()
-        except OSError as error:
+        except (OSError, EngineError) as error:
             if not lacks_room(error):
                 self._fail(segments, error)
 
@@ -244,13 +245,12 @@ class Writer:
     def _refuse(self, segments: Segments, calls: Sequence[Call], error: Exception) -> None:
         """These calls have failed; if not for want of room, so will all others."""
         refusal: EngineError
-        if isinstance(error, OSError) and lacks_room(error):
+        if lacks_room(error):
             size = sum([call.size for call in calls])
             refusal = LogFullError(
                 f"no room for {size} bytes behind position {self._last} of the log: {error}",
-                hint=hint_for(error),
+                hint="free disk space, or have the quota or the limit for file sizes raised; then append again",
                 size=size,
-                errno=error.errno,
             )
         else:
             refusal = self._fail(segments, error)
@@ -275,9 +275,9 @@ class _SpoiledError(OSError):
     """There was no room, and what is in the file by now cannot be undone."""
 
 
-def lacks_room(error: OSError) -> bool:
+def lacks_room(error: Exception) -> bool:
     """Whether that is all: a sync that failed for it has lost what it was to bring to the disk."""
-    return error.errno in FULL and not isinstance(error, (SyncError, _SpoiledError))
+    return isinstance(error, OSError) and error.errno in FULL and not isinstance(error, (SyncError, _SpoiledError))
 
 
 def _undo(descriptor: int, start: int, size: int, path: Path) -> None:
