@@ -170,7 +170,7 @@ for _ in range(3):
     + """
 def leave():
     node.__exit__(None, None, None)
-    raise ForkedError("", "")
+    raise ForkedError("")
 
 for use in (lambda: node.get(b"k1"), lambda: node.engine.get(b"k1"), node.close, leave):
     pid = os.fork()
@@ -248,9 +248,8 @@ def test_an_engine_that_cannot_be_stopped_in_time_is_told_of_and_left(tmp_path: 
     """Its loop is kept busy by somebody else's code: the interpreter ends all the same."""
     program = STARTED.replace("shards=2", "shards=2, config=EngineConfig(stop_timeout_ms=200, flush_timeout_ms=200)")
     program = program.replace("import EngineError", "import EngineConfig, EngineError")
-    done = ran(
-        program + "never = threading.Event()\ndb._portal._loop.call_soon_threadsafe(never.wait)", tmp_path / "db"
-    )
+    busy = "from tests.inside import in_the_loop\nin_the_loop(db, threading.Event().wait)"
+    done = ran(program + busy, tmp_path / "db")
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "still at work as the interpreter ended" in done.stderr and "its workers are killed" in done.stderr
     is_whole(tmp_path / "db", clean=False)

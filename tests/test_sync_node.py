@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from shardengine import (
     CompareAndSwap,
     EngineLockedError,
     EngineStateError,
+    EngineStoppedError,
     LogId,
     NodeStoppedError,
     Put,
@@ -129,12 +131,29 @@ def test_what_is_applied_already_is_read_while_the_loop_is_busy(tmp_path: Path) 
         going_on.set()
 
 
+class Mute(MemoryLog):
+    """A log that never says where it ends."""
+
+    def __init__(self, asked: threading.Event) -> None:
+        super().__init__()
+        self._asked = asked
+
+    async def last(self) -> int:
+        self._asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 def test_a_close_ends_the_calls_that_wait(tmp_path: Path) -> None:
-    with node_at(tmp_path) as node, ThreadPoolExecutor(4) as pool:
+    asked = threading.Event()
+    node = SyncNode(tmp_path / "data", log=Mute(asked), shards=2, config=CONFIG)
+    with node, ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(node.get, b"k", at_least=99) for _ in range(4)]
+        waiting += [pool.submit(node.get, b"k") for _ in range(4)]
+        assert asked.wait(60)
         node.close()
         for call in waiting:
-            with pytest.raises(EngineStateError):
+            with pytest.raises(EngineStoppedError):
                 call.result(60)
 
 

@@ -79,6 +79,7 @@ class SyncNode:
 
     @as_in(Node.is_running)
     def is_running(self) -> bool:
+        self._local._check_process()
         run = self._node._run  # of which another thread may let go
         return run is not None and run.failure is None and self._node.engine.is_running()
 

@@ -84,7 +84,10 @@ class Portal:
             if self.closed:
                 raise not_any_more()
             self._loop.call_soon_threadsafe(self._begin, work, done)
-        return done.result(patience_s)
+        try:
+            return done.result(patience_s)
+        finally:
+            del done  # which holds what it raises, whose traceback holds this frame
 
     def _begin(self, work: Callable[[], Any], done: Future[Any]) -> None:
         task = self._loop.create_task(_do(work, done))
@@ -126,6 +129,8 @@ async def _do(work: Callable[[], Any], done: Future[Any]) -> None:
         done.set_result(await outcome if inspect.isawaitable(outcome) else outcome)
     except BaseException as error:
         done.set_exception(error)
+    finally:
+        del done
 
 
 def end_daemon() -> None:
