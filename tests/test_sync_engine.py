@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ from shardengine import (
     encode,
 )
 from shardengine.engine.storage.runmark import read_mark
+from shardengine.engine.sync.portal import Portal
 from tests import dying
+from tests.inside import one_turn
 from tests.model import Model, log_of
 
 LOG = log_of([encode(Put(b"k%04d" % number, b"v%d" % number)) for number in range(1_500)])
@@ -155,8 +158,10 @@ def test_outside_of_its_run_it_refuses_by_name_and_leaves_no_thread(tmp_path: Pa
 def test_a_start_that_fails_says_why_and_may_be_tried_again(tmp_path: Path) -> None:
     threads = threading.enumerate()
     db = SyncEngine(tmp_path / "db", shards=2)
-    with SyncEngine(tmp_path / "db", shards=2), pytest.raises(EngineLockedError):
-        db.start()
+    with SyncEngine(tmp_path / "db", shards=2):
+        with pytest.raises(EngineLockedError):
+            db.start()
+        assert len(threading.enumerate()) == len(threads) + 1, "that of the other one"
     with pytest.raises(EngineStateError, match="not open"):
         db.get(b"k")
     with db:
@@ -210,6 +215,27 @@ def test_a_stop_ends_the_calls_that_wait(tmp_path: Path) -> None:
         for call in waiting:
             with pytest.raises(EngineStoppedError):
                 call.result(60)
+
+
+def test_what_was_asked_for_before_a_close_has_its_outcome() -> None:
+    begun = threading.Event()
+
+    async def nothing() -> None: ...
+
+    async def lengthy() -> int:
+        begun.set()
+        for _ in range(1_000):
+            await one_turn()
+        return 7
+
+    portal = Portal("portal", nullcontext(), nothing, 60)
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(portal.call, lengthy) for _ in range(4)]
+        begun.wait()
+        portal.close()
+        portal.close()
+        outcomes = [call.exception() or call.result() for call in asked]
+    assert 7 in outcomes and all(outcome == 7 or isinstance(outcome, EngineStoppedError) for outcome in outcomes)
 
 
 # ---- who waits -------------------------------------------------------------------------------------------------------
