@@ -2,6 +2,7 @@
 
     shardengine demo                                   the whole engine on real input, in a minute
     shardengine load records.tsv --data DIR            every line becomes a committed entry
+    shardengine put KEY VALUE --data DIR               through the log of a node; `delete`, `cas`
     shardengine get KEY --data DIR                     one value
     shardengine scan PREFIX --data DIR                 keys and values in key order
     shardengine digest --data DIR                      what to compare two replicas by
@@ -48,6 +49,7 @@ Files, lowest first:
     archives.py   where an exported snapshot goes to and comes from
     keep.py       the commands about snapshots and shard counts
     check.py      the command `verify`
+    propose.py    the commands `put`, `delete`, `cas`
     show.py       the commands `get`, `scan`, `digest`, `stats`
     app.py        the command group
 """

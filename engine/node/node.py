@@ -22,7 +22,7 @@ from shardengine.engine.node.feeding import Feeder
 from shardengine.engine.node.frames import frame_bytes
 from shardengine.engine.node.local import LocalLog
 from shardengine.engine.node.log import Log, LogState
-from shardengine.engine.node.place import check_identity, find_place
+from shardengine.engine.node.place import find_place
 from shardengine.engine.node.policy import NodePolicy
 from shardengine.engine.node.proposals import Outcome, Proposals
 from shardengine.engine.node.trimming import Marks, Trimmer
@@ -115,8 +115,7 @@ class Node:
         try:
             state = await self._log.open()
             try:
-                check_identity(self._path, state)
-                position = await find_place(self._engine, self._log, state)
+                position = await find_place(self._path, self._engine, self._log, state)
             except BaseException:
                 await self._log.aclose()
                 raise
