@@ -35,7 +35,7 @@ from shardengine.ipc.ring import RingReader
 from shardengine.shards.digest import checksum
 from shardengine.shards.kv import KeyValue
 from shardengine.shards.machine import Machine
-from shardengine.shards.types import Position
+from shardengine.shards.types import Standing
 from shardengine.shards.worker import Process, import_machine
 
 log = logging.getLogger("shardengine")
@@ -95,20 +95,20 @@ def _verify(directory: Directory, machine: type[Machine] | None) -> list[Finding
         check_machine(fixed, machine, directory.path)
 
     findings = _judge_hard_state(directory)
-    positions: list[Position] = []
+    standings: list[Standing] = []
     claims = [
         Claim(generation.shard(shard).name, generation.identity(shard), fixed.limits)
         for shard in range(generation.shards)
     ]
     for shard, verdict in enumerate(_in_children(generation.path, claims, _placing(machine, fixed.machine))):
         findings += [Finding(shard, problem) for problem in verdict.problems]
-        if verdict.position is not None:
-            positions.append(verdict.position)
+        if verdict.standing is not None:
+            standings.append(verdict.standing)
         for name in ("ring", "owner"):
             if not (generation.shard(shard) / name).is_file():
                 findings.append(Finding(shard, f"its {name} is missing"))
-    if len(positions) == generation.shards:
-        findings += _judge(generation, positions)
+    if len(standings) == generation.shards:
+        findings += _judge(generation, standings)
     return findings
 
 
@@ -129,15 +129,15 @@ def _placing(machine: type[Machine] | None, name: str) -> type[Machine] | None:
     return machine
 
 
-def _judge(generation: Generation, positions: list[Position]) -> list[Finding]:
-    """Positions against the record, and the parts of a group that is still to be redone against their checksums."""
+def _judge(generation: Generation, standings: list[Standing]) -> list[Finding]:
+    """Where shards stand, against the record; the parts of a group that is still to be redone, against their sums."""
     try:
         decision = DecisionFile(generation.decision, readonly=True)
     except (EngineError, OSError) as error:
         return [Finding(None, str(error))]
     decision.close()
     try:
-        recovery = recover(decision.record, positions)
+        recovery = recover(decision.record, standings)
     except EngineError as error:
         return [Finding(None, str(error))]
     findings: list[Finding] = []

@@ -14,7 +14,7 @@ from shardengine.engine.storage.generations import Generation
 from shardengine.ipc.ring import RingWriter, create_ring
 from shardengine.shards.digest import checksum
 from shardengine.shards.store import ReadStore
-from shardengine.shards.types import Position
+from shardengine.shards.types import Standing
 
 _SPARE_READERS = 16
 
@@ -30,10 +30,10 @@ class Recovered:
         self._generation = generation
         self._through_map = through_map
         with ExitStack() as stack:
-            positions = [self._position(shard, config) for shard in range(generation.shards)]
+            standings = [self._standing(shard, config) for shard in range(generation.shards)]
             self.decision = DecisionFile(generation.decision, synced=config.durability == "power")
             stack.callback(self.decision.close)
-            self.recovery: Recovery = recover(self.decision.record, positions)
+            self.recovery: Recovery = recover(self.decision.record, standings)
             self._check_redo(machine_version)
             self.rings: list[RingWriter] = []
             for shard in range(generation.shards):
@@ -44,14 +44,14 @@ class Recovered:
     def close(self) -> None:
         self._open.close()
 
-    def _position(self, shard: int, config: EngineConfig) -> Position:
+    def _standing(self, shard: int, config: EngineConfig) -> Standing:
         store = open_read_store(self._generation, shard, config)
         try:
             store.clear_dead_readers()
             transaction = store.begin()
-            position = transaction.position()
+            standing = transaction.standing()
             transaction.close()
-            return position
+            return standing
         finally:
             store.close()
 

@@ -256,7 +256,7 @@ class Runtime:
             splitter=self.splitter,
             packing=Packing(standing.rings, self.splitter, self.config.group_bytes),
             decision=standing.decision,
-            position=recovery.position,
+            recovery=recovery,
             commit=Commit(self.shards, recovery.position.group, recovery.redo, recovery.committed),
         )
         self.crew = Crew(self.workers, self.coordinator, self._in_place)

@@ -18,7 +18,7 @@ from shardengine.ipc.errors import LACKING
 from shardengine.shards.machine import Machine
 from shardengine.shards.placement import SLOTS
 from shardengine.shards.store import Identity, ReadStore, ReadTx, damage_in
-from shardengine.shards.types import Limits, Position
+from shardengine.shards.types import Limits, Position, Standing
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -41,7 +41,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """What is wrong, and where the shard stands if that could be read."""
 
     problems: list[str]
-    position: Position | None = None
+    standing: Standing | None = None
 
 
 def claims_of(manifest: Manifest) -> list[Claim]:
@@ -71,15 +71,15 @@ def judge(claim: Claim, folder: Path, machine: Machine | None, *, records: bool 
             stack.callback(store.close)
             transaction = store.begin()
             stack.callback(transaction.close)
-            position = transaction.position()
-            fault = _fault_of(claim, transaction, position)
+            standing = transaction.standing()
+            fault = _fault_of(claim, transaction, standing.position)
             if not fault and records:
                 fault = _fault_of_records(claim, transaction, machine)
     except (StoreError, OSError, msgspec.MsgspecError) as error:
         if getattr(error, "errno", 0) in LACKING:
             raise
         return Verdict([str(error)])
-    return Verdict([fault] if fault else [], position)
+    return Verdict([fault] if fault else [], standing)
 
 
 def _opened(claim: Claim, file: Path) -> ReadStore:

@@ -24,6 +24,7 @@ PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 BadKey = lmdb.BadValsizeError
 POSITION = b"position"
 IDENTITY = b"identity"
+SOLO = b"solo"
 SPARE_TXNS = 4
 """Closed read transactions whose slots in the readers' table are kept for those to come."""
 DATA, META = b"data", b"meta"
@@ -46,8 +47,18 @@ class Identity(msgspec.Struct, frozen=True):
     format: int = FORMAT
 
 
+class SoloRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What a Solo, `group`, left beside its position: its results, and the `runs` that came with it. It is of no
+    interest once another group is committed."""
+
+    group: int
+    results: bytes
+    runs: bytes = b""
+
+
 encode = msgspec.msgpack.encode
 decode_position = msgspec.msgpack.Decoder(Position).decode
+decode_solo = msgspec.msgpack.Decoder(SoloRecord).decode
 _decode_identity = msgspec.msgpack.Decoder(Identity).decode
 
 

@@ -26,18 +26,20 @@ from shardengine.shards.store.env import (
     META,
     PAGE_BYTES,
     POSITION,
+    SOLO,
     SPARE_TXNS,
     Identity,
     check_identity,
     check_length,
     decode_position,
+    decode_solo,
     keep_from_children,
     number_of,
     open_environment,
     open_table,
     refusal,
 )
-from shardengine.shards.types import Position
+from shardengine.shards.types import Position, Standing
 
 _BEGINS = 2  # a publish, and another one if the cut of the first is kept
 
@@ -68,6 +70,12 @@ class ReadTx:
 
     def position(self) -> Position:
         return decode_position(self._txn.get(POSITION, b"", self._owner.meta))
+
+    def standing(self) -> Standing:
+        """Its position, and what a start wants to know beside it."""
+        position, left = self.position(), self._txn.get(SOLO, None, self._owner.meta)
+        solo = None if left is None else decode_solo(left)
+        return Standing(position, solo.runs if solo is not None and solo.group == position.group else b"")
 
     def count(self) -> int:
         """Live records."""
