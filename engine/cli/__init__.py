@@ -13,11 +13,12 @@
     shardengine export PATH FILE                       a snapshot as one file; `import` unpacks it
     shardengine reshard DIR --shards N                 another number of shards
     shardengine compact DIR                            give back the room that deleted records left
+    shardengine log DIR                                a node's log: what it holds, its entries, whether it is whole
 
-Each opens the directory for as long as it runs, so none works beside a live engine. Settings come from `--config
-FILE`, `SHARDENGINE_*` environment variables and options, later wins (`engine/config.py`); `SHARDENGINE_DATA` stands in
-for `--data`. Facts go to standard output, as one JSON object with `--json` (`scan`: one object a line); progress,
-remarks and errors go to standard error, and `--quiet` leaves the errors.
+Each but `log` opens the directory for as long as it runs, so none works beside a live engine. Settings come from
+`--config FILE`, `SHARDENGINE_*` environment variables and options, later wins (`engine/config.py`); `SHARDENGINE_DATA`
+stands in for `--data`. Facts go to standard output, as one JSON object with `--json` (`scan`: one object a line);
+progress, remarks and errors go to standard error, and `--quiet` leaves the errors.
 
 A command that opens a directory makes files in it, be it locks; so it refuses one that belongs to another user.
 
@@ -50,6 +51,7 @@ Files, lowest first:
     keep.py       the commands about snapshots and shard counts
     check.py      the command `verify`
     propose.py    the commands `put`, `delete`, `cas`
+    log.py        the command `log`
     show.py       the commands `get`, `scan`, `digest`, `stats`
     app.py        the command group
 """
