@@ -22,11 +22,10 @@ from shardengine.engine.commit.decision import DecisionFile, recover
 from shardengine.engine.config import load_config
 from shardengine.engine.errors import EngineError, FormatError, StoreError
 from shardengine.engine.run.launch import launch_of, machine_name
-from shardengine.engine.run.opening import data_path
 from shardengine.engine.snapshot.check import Claim, Verdict, claims_of, judge
 from shardengine.engine.snapshot.manifest import Manifest, read_manifest
 from shardengine.engine.snapshot.parts import damaged, read_part
-from shardengine.engine.storage.files import Lock
+from shardengine.engine.storage.files import Lock, data_path
 from shardengine.engine.storage.generations import Directory, Generation
 from shardengine.engine.storage.hardstate import HardStateFile
 from shardengine.engine.storage.matching import check_machine

@@ -1,7 +1,7 @@
 """The data directory: what it remembers, its generations, and whether they can be trusted.
 
     DIR/  LOCK  CURRENT  config  run-mark  hardstate  worker.log
-          gen-000001/  GENERATION  decision  shard-000/{data.mdb lock.mdb owner ring}  shard-001/...
+          gen-000001/  GENERATION  decision  control  shard-000/{data.mdb lock.mdb owner ring}  shard-001/...
           snapshots/  snapshot-metadata
           loads                      what `shardengine load` took, and of what
           set-aside-gen-000001/      a generation that could not be trusted after a power loss; never deleted
@@ -97,6 +97,10 @@ class Generation:
     @property
     def decision(self) -> Path:
         return self.path / "decision"
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control"
 
     def shard(self, shard: int) -> Path:
         return self.path / f"shard-{shard:03}"
@@ -231,7 +235,10 @@ class Directory:
         for entry in self.path.iterdir():
             check_owner(entry, entry.lstat())
         for generation in self._generations():
-            for file in (generation / "GENERATION", generation / "decision", *generation.glob("shard-*/*")):
+            for file in (
+                *(generation / name for name in ("GENERATION", "decision", "control")),
+                *generation.glob("shard-*/*"),
+            ):
                 with suppress(FileNotFoundError):
                     check_file(file)
 
