@@ -2,8 +2,9 @@
 
 Files, lowest first:
 
-    cut.py   reads at one applied index
-    view.py  repeatable reads
-    follow.py  one generation that the engine of another process publishes
-    attach.py  a directory, by whatever generation, as another process reads it
+    cut.py         reads at one applied index
+    view.py        repeatable reads
+    readerview.py  repeatable reads in another process, for any thread
+    follow.py      one generation, as the engine of another process publishes it
+    attach.py      a directory, whatever its generation, as another process reads it
 """

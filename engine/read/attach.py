@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -24,12 +24,12 @@ from shardengine.engine.errors import (
 )
 from shardengine.engine.read.cut import Cut
 from shardengine.engine.read.follow import Followed
-from shardengine.engine.read.view import View, forks
+from shardengine.engine.read.readerview import ReaderView, digest_of
+from shardengine.engine.read.view import forks
 from shardengine.engine.storage.control import LIVE
 from shardengine.engine.storage.files import Lock, data_path, filesystem_of
 from shardengine.engine.storage.generations import Directory, Generation
 from shardengine.engine.storage.matching import check_machine
-from shardengine.shards.digest import DIGEST_MODULUS
 from shardengine.shards.kv import KeyValue
 from shardengine.shards.machine import Machine
 from shardengine.shards.types import LogId
@@ -95,6 +95,10 @@ class Reader:
         self._open()
         self._made[self._path] = self
 
+    def __del__(self) -> None:
+        if getattr(self, "_followed", None) is not None and self._forks == forks():
+            self._let_go("the reader was dropped")
+
     # ---- read ----------------------------------------------------------------------------------------------------
 
     def get(self, key: bytes) -> bytes | None:
@@ -142,7 +146,7 @@ class Reader:
         with self._lock:
             cut = self._now().reads.pin()
         try:
-            return _digest_of(cut, self._lock, cut.check)
+            return digest_of(cut, self._lock, cut.check)
         finally:
             with self._lock:
                 cut.hand_back()
@@ -155,7 +159,7 @@ class Reader:
             cut = self._now()
             if (count := sum([not view.closed for view in self._views])) >= self._config.views_max:
                 raise TooManyViewsError(f"{count} views are open", hint="close views, or raise views_max", limit=count)
-            view = ReaderView(cut.reads.pin(), time.monotonic(), self._lock, self._config.view_age_max_ms)
+            view = ReaderView(cut.reads.pin(), time.monotonic(), self, self._lock, self._config.view_age_max_ms)
             self._views.add(view)
             return view
 
@@ -204,6 +208,12 @@ class Reader:
                     for shard, (transaction, file) in enumerate(zip(cut.shards, files, strict=True))
                 ],
             }
+
+    @property
+    def generation(self) -> Generation:
+        """What is read at the moment."""
+        with self._lock:
+            return self._current().generation
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
@@ -317,77 +327,3 @@ class Reader:
             self._tries += self._followed.tries
             self._followed.close(why)
             self._followed = None
-
-
-class ReaderView(View):
-    """A view of a `Reader`: the state at `revision`, for any thread, one at a time.
-
-    It ends with the reader, with the run of the engine that it was opened in, and, when the reader or it is used next,
-    after `view_age_max_ms`: reads then raise ViewClosedError.
-    """
-
-    def __init__(self, cut: Cut, opened_at: float, lock: threading.Lock, age_max_ms: int) -> None:
-        super().__init__(cut, opened_at)
-        self._lock = lock
-        self._age_max_ms = age_max_ms
-
-    def get(self, key: bytes) -> bytes | None:
-        self._check_process()
-        with self._lock:
-            return super().get(key)
-
-    def get_multi(self, keys: Iterable[bytes]) -> list[bytes | None]:
-        self._check_process()
-        with self._lock:
-            return super().get_multi(keys)
-
-    def scan_prefix(
-        self, prefix: bytes, limit: int | None = None, start_after: bytes | None = None, reverse: bool = False
-    ) -> ScanResult:
-        self._check_process()
-        with self._lock:
-            return super().scan_prefix(prefix, limit, start_after, reverse)
-
-    def __len__(self) -> int:
-        self._check_process()
-        with self._lock:
-            return super().__len__()
-
-    def digest(self) -> bytes:
-        """As `Reader.digest`, of this state."""
-        self._check_process()
-        with self._lock:
-            cut = self._open()
-        return _digest_of(cut, self._lock, self._open)
-
-    def close(self, why: str = "it was closed") -> None:
-        """Let go of the state. Closing twice does nothing."""
-        if self._here():
-            with self._lock:
-                self._close(why)
-
-    def expire(self) -> None:
-        """For the reader, which has the lock: close it if it is too old."""
-        if time.monotonic() - self.opened_at > self._age_max_ms / 1000:
-            self._close(f"it was older than view_age_max_ms={self._age_max_ms}")
-
-    def _close(self, why: str) -> None:
-        cut = self._let_go(why)
-        if cut is not None:
-            cut.reads.take_back()
-
-    def _check_thread(self) -> None:
-        """Any will do; so this is where its age is looked at."""
-        self.expire()
-
-
-def _digest_of(cut: Cut, lock: threading.Lock, check: Callable[[], object]) -> bytes:
-    """In slices, between which other threads have the lock. `check` raises when there is nothing to read any more."""
-    total, slices = 0, cut.digest_slices()
-    while True:
-        with lock:
-            check()
-            part = next(slices, None)
-        if part is None:
-            return (total % DIGEST_MODULUS).to_bytes(16, "big")
-        total += part
