@@ -68,6 +68,7 @@ class Writer:
         workers = [os.pidfd_open(int(pid)) for pid in self.ask("workers").split()]
         assert self.ask(*words) == ""
         self._process.wait(WATCHDOG_S)
+        self._watchdog.cancel()
         _await_ends(workers)
 
     def kill(self, *, workers: bool = True) -> None:
@@ -75,6 +76,7 @@ class Writer:
         ends = [os.pidfd_open(int(pid)) for pid in children_of(self.pid)]
         (os.killpg if workers else os.kill)(self.pid, signal.SIGKILL)
         self._process.wait(WATCHDOG_S)
+        self._watchdog.cancel()
         _await_ends(ends)
 
     def __enter__(self) -> Writer:
@@ -158,14 +160,21 @@ def die_between_commits() -> None:
     _patch(Workers, "send", _instead_of_commit(1))
 
 
-def _instead_of_commit(sent: int) -> Callable[[Workers, int, wire.Order], None]:
+def hang_between_commits() -> None:
+    """One shard has committed; what the others are to be told is kept back, for ever."""
+    _patch(Workers, "send", _instead_of_commit(1, dies=False))
+
+
+def _instead_of_commit(sent: int, *, dies: bool = True) -> Callable[[Workers, int, wire.Order], None]:
     original, links = Workers.send, list[int]()
 
     def send(workers: Workers, shard: int, order: wire.Order) -> None:
         if isinstance(order, wire.Commit) and len(links) == sent:
-            if links:
+            if links and dies:
                 select.select(links, [], [], WATCHDOG_S)  # its answer: it has committed
-            os._exit(9)
+            if dies:
+                os._exit(9)
+            return
         if isinstance(order, wire.Commit):
             link = workers.links[shard]
             assert link is not None
@@ -188,6 +197,7 @@ def die_in_the_page() -> None:
 async def serve(directory: str, shards: int) -> None:
     db = Engine(directory, shards=shards, config=CONFIG)
     db.start()
+    await db.apply_chunk([])  # from here on the loop drives it
     sys.stdout.write("started\n")
     sys.stdout.flush()
     loop = asyncio.get_running_loop()
@@ -221,9 +231,10 @@ async def _carry_out(db: Engine, what: str, *numbers: str) -> str:
         case "restart":
             db.stop()
             db.start()
+            await db.apply_chunk([])
         case "die":
             {"publish": die_before_publish, "commit": die_before_commit, "commits": die_between_commits,
-             "page": die_in_the_page}[numbers[0]]()  # fmt: skip
+             "page": die_in_the_page, "never": hang_between_commits}[numbers[0]]()  # fmt: skip
         case "digest":
             return (await db.digest()).hex()
         case "workers":
