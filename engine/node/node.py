@@ -27,8 +27,8 @@ from shardengine.engine.node.policy import NodePolicy
 from shardengine.engine.node.proposals import Outcome, Proposals
 from shardengine.engine.node.trimming import Marks, Trimmer
 from shardengine.engine.read.view import View
-from shardengine.engine.run.opening import data_path
 from shardengine.engine.run.starting import settled
+from shardengine.engine.storage.files import data_path
 from shardengine.shards.kv import KeyValue
 from shardengine.shards.machine import Machine, encode
 from shardengine.shards.types import ApplyResult, LogId

@@ -17,6 +17,7 @@ from shardengine.shards.store import ReadStore
 from shardengine.shards.types import Standing
 
 _SPARE_READERS = 16
+_SLOTS_A_READER = 8
 
 
 class Recovered:
@@ -99,10 +100,11 @@ def open_read_store(generation: Generation, shard: int, config: EngineConfig) ->
         generation.shard(shard),
         generation.identity(shard),
         map_bytes=config.map_bytes,
-        readers_max=readers_max(config),
+        readers_max=reader_slots(config),
     )
 
 
-def readers_max(config: EngineConfig) -> int:
-    """Slots in a shard's readers' table."""
-    return config.views_max + _SPARE_READERS
+def reader_slots(config: EngineConfig) -> int:
+    """Slots in a shard's readers' table: for the engine's views, its cuts and a worker's pins; and for other processes,
+    each with its cut, the next one, four that LMDB's binding keeps, and two views."""
+    return config.views_max + _SPARE_READERS + config.readers_max * _SLOTS_A_READER
