@@ -194,8 +194,9 @@ class Followed(Cuts):
         *,
         nobody: bool,
     ) -> Position | None:
-        """Where the transactions `fresh`, which see `found`, stand together; None: nowhere, or nobody can tell yet. Before
-        they were begun `page` was read, at `sequence` or later, and `nobody` had the directory if there was none."""
+        """Where the transactions `fresh`, which see `found`, stand together; None: nowhere, or nobody can tell yet.
+        Before they were begun `page` was read, at `sequence` or later, and `nobody` had the directory if there was none.
+        """
         newest = max(position.group for position in found)
         if page is not None and newest <= page.position.group and (page.same_boot or self.lives(page)):
             return page.position
