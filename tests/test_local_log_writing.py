@@ -28,9 +28,11 @@ from tests.local_logs import opened, small
 from tests.syncs import Syncs, ends_with
 
 
-async def test_what_comes_while_a_sync_runs_goes_with_one_write_and_one_sync(
+async def test_what_comes_while_a_sync_runs_goes_with_one_write_and_one_sync_and_is_not_read_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async with opened(tmp_path / "log") as log:
+        await log.append([b"before"])
     async with opened(tmp_path / "log") as log:
         begun, go, calls = threading.Event(), threading.Event(), list[str]()
         sync, write = os.fdatasync, os.pwrite
@@ -51,10 +53,14 @@ async def test_what_comes_while_a_sync_runs_goes_with_one_write_and_one_sync(
         await asyncio.to_thread(begun.wait, WATCHDOG_S)
         others = [asyncio.create_task(log.append([b"other %d" % number])) for number in range(30)]
         await asyncio.sleep(0)
-        assert await log.last() == 0
+        reading = log.read(0)
+        assert (await anext(reading)).frame == b"before"
+        following = asyncio.ensure_future(anext(reading))
+        await asyncio.sleep(0)
+        assert await log.last() == 1 and not following.done()
         go.set()
-        assert await first == [1]
-        assert [await other for other in others] == [[2 + number] for number in range(30)]
+        assert await first == [2] and (await following).frame == b"first"
+        assert [await other for other in others] == [[3 + number] for number in range(30)]
         assert calls == ["write", "sync"] * 2
 
 

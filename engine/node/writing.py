@@ -112,17 +112,22 @@ class Writer:
             return
         self._last, self._time_ms, self._end, self._zeroed = opened.last, opened.time_ms, opened.end, opened.end
         self._tell(self._host.opened, opened)
-        self._serve(opened.segments)
-        opened.segments.close()
+        try:
+            self._serve(opened.segments)
+            opened.segments.close()
+            self._mark_closed(directory, opened.segments)
+        finally:
+            opened.lock.close()
+            self._tell(self._host.ended)
+
+    def _mark_closed(self, directory: Path, segments: Segments) -> None:
+        """Have the next opening know that nothing was in the making."""
         try:
             if self._failure is None:
-                opened.segments.anchors.check()
+                segments.anchors.check()
                 write_checked(directory / CLOSED, Closed(self._last))
         except (OSError, EngineError) as error:
             log.warning("%s: closed, and not marked so: %s", directory, error)
-        finally:
-            opened.lock.close()
-        self._tell(self._host.ended)
 
     def _serve(self, segments: Segments) -> None:
         """Until all is done that was handed over before None."""
