@@ -24,7 +24,7 @@ from shardengine.engine.node.opening import CLOSED
 from shardengine.engine.node.tail import Tail
 from tests.disks import in_a_file_system, needs_file_systems
 from tests.killing import WATCHDOG_S
-from tests.local_logs import opened, small
+from tests.local_logs import frames, opened, small
 from tests.syncs import Syncs, ends_with
 
 
@@ -115,6 +115,49 @@ async def test_after_a_failed_sync_what_is_durable_can_be_read_and_nothing_is_ta
     assert not (tmp_path / "log" / CLOSED).exists()
     async with opened(tmp_path / "log") as log:
         assert (await anext(log.read(0))).frame == b"durable"
+
+
+class Lacking:
+    """The next `times` writes lack room, when they have written everything."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times = 0
+        self._write = os.pwrite
+        monkeypatch.setattr(os, "pwrite", self)
+
+    def __call__(self, descriptor: int, data: bytes, at: int) -> int:
+        written = self._write(descriptor, data, at)
+        if self.times:
+            self.times -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written
+
+
+async def test_what_lacked_room_is_undone_to_its_last_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path / "log") as log:
+        await log.append([b"first"])
+        lacking = Lacking(monkeypatch)
+        for size in (10, 1000):  # the second goes into new segments, and lacks room for the head of one
+            lacking.times = 1
+            with pytest.raises(LogFullError) as refused:
+                await log.append([bytes([number]) * size for number in (1, 2, 3, 4)])
+            assert refused.value.size >= 4 * size
+        await log.append([b"other" * 2])
+    (tmp_path / "log" / CLOSED).unlink()
+    assert await frames(tmp_path / "log") == [b"first", b"other" * 2]
+
+
+async def test_what_lacked_room_and_cannot_be_undone_ends_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path / "log") as log:
+        await log.append([b"first"])
+        Lacking(monkeypatch).times = 2
+        for _ in range(2):
+            with pytest.raises(LogFailedError) as failed:
+                await log.append([b"doubtful"])
+            assert failed.value.errno == errno.ENOSPC
+    assert (await frames(tmp_path / "log"))[0] == b"first"
 
 
 FULL = """

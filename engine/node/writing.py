@@ -263,10 +263,10 @@ class Writer:
 
     def _fail(self, segments: Segments, error: Exception) -> LogFailedError:
         """Nothing is written any more."""
-        number = error.errno if isinstance(error, OSError) else None
+        number, said = (error.errno, error.strerror) if isinstance(error, OSError) else (None, str(error))
         path = str(getattr(error, "filename", None) or segments.newest.path)
         failure = self._failure = LogFailedError(
-            f"the log cannot be written any more behind position {self._last}: {path}: {error!r}",
+            f"the log cannot be written any more behind position {self._last}: {path}: {said}",
             hint="see the kernel's log; open it anew, on a disk that works: what was acknowledged is there",
             path=path,
             errno=number,
