@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from shardengine import Engine, EngineConfig, Reader, StoreError
+from shardengine import Engine, EngineConfig, EngineStateError, NoCutError, Reader, StoreError
+from shardengine.engine.read import follow
 from shardengine.engine.run.recovering import reader_slots
 from tests.directories import contents, opened, puts
 from tests.disks import in_a_file_system, needs_file_systems
@@ -63,6 +65,33 @@ def test_a_medium_that_cannot_be_written_is_read_unless_an_engine_lives_there(st
     with Writer(tmp_path / "live") as writer:
         assert writer.ask("flip", 1, 1) == "64"
         assert read_only(tmp_path / "live", tmp_path).startswith("EngineStateError an engine runs on ")
+
+
+def test_a_reader_without_slots_reads_no_more_once_an_engine_has_come(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "db"
+    shutil.copytree(stopped, path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with Reader(path) as reader:
+        assert reader.get(b"k1") == b"v1"
+        with Writer(path):
+            for _ in range(2):
+                with pytest.raises(EngineStateError, match="an engine runs on"):
+                    reader.get(b"k1")
+        assert reader.get(b"k1") == b"v1"
+
+
+def test_an_engine_that_writes_no_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "TRIES_MAX", 12)
+    with Writer(tmp_path / "db") as writer:
+        (page,) = (tmp_path / "db").glob("gen-*/control")
+        page.unlink()
+        with pytest.raises(NoCutError, match="shows nothing to other processes"):
+            Reader(tmp_path / "db")
+        assert writer.ask("restart") == "0"
+        with Reader(tmp_path / "db") as reader:
+            assert reader.age() is None
 
 
 # ---- the readers' tables ---------------------------------------------------------------------------------------------
