@@ -30,6 +30,7 @@ class DictStore:
         self.data: dict[bytes, bytes] = {}
         self.position = Position()
         self.solo: bytes | None = None
+        self.runs = b""
         self.faults: list[tuple[str, EngineError]] = []
         self.open: dict[bytes, bytes | None] | None = None
 
@@ -60,13 +61,13 @@ class DictStore:
         assert pairs == sorted(pairs) and longest >= max(len(value) for _, value in pairs)
         self.write(dict(pairs))
 
-    def commit(self, position: Position, solo_results: bytes | None = None) -> None:
+    def commit(self, position: Position, solo_results: bytes | None = None, solo_runs: bytes = b"") -> None:
         assert self.open is not None
         writes, self.open = self.open, None
         self._fault("commit")
         merged = {**self.data, **writes}
         self.data = {key: value for key, value in merged.items() if value is not None}
-        self.position, self.solo = position, solo_results
+        self.position, self.solo, self.runs = position, solo_results, solo_runs
 
     def abort(self) -> None:
         self.open = None
@@ -106,7 +107,7 @@ class World:
         return self.handle(wire.Part(position, self.extent((group, list(commands))), decided))
 
     def solo(self, group: int, *commands: Any) -> wire.SoloDone:
-        order = wire.Solo(Position(group, 10 * group + 9, 1, 0), self.extent((group, list(commands))))
+        order = wire.Solo(Position(group, 10 * group + 9, 1, 0), self.extent((group, list(commands))), b"runs")
         (answer,) = self.handle(order)
         assert isinstance(answer, wire.SoloDone)
         return answer
@@ -226,7 +227,7 @@ def test_a_solo_is_committed_with_its_results(world: World) -> None:
     assert world.store.solo is not None
     stored = wire.decode_results(world.store.solo)
     assert (stored.rejected, stored.values) == ({11: "because"}, {10: 3})
-    assert world.store.data == {b"k": b"3"}
+    assert (world.store.runs, world.store.data) == (b"runs", {b"k": b"3"})
 
 
 @pytest.mark.parametrize("fault", ["write", "commit"])

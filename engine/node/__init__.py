@@ -8,7 +8,9 @@ Words, besides those of `engine/__init__`:
     append       add frames at the end; they are durable when it returns
     propose      have a command put into the log and applied
     barrier      wait until all that was acknowledged before is applied here; who waits at the same time shares one
-    segment      one file of a local log
+    segment      one file of a local log; a *spare* one has no records yet, and no name
+    synced       of a record: the position up to which all was on the disk before it was written
+    torn         of the end of a log: in the making when everything died
 
 Files, lowest first:
 
@@ -20,6 +22,7 @@ Files, lowest first:
     layout.py     the bytes of a segment
     segments.py   the files of a local log
     opening.py    what is there when it is opened, and what of it may be believed
+    looking.py    the files, read beside whoever writes them
     writing.py    the thread that writes
     local.py      the log in files
     memory.py     the log in this process

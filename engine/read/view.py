@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from types import TracebackType
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from shardengine.engine.contract import ScanResult, scanned
 from shardengine.engine.errors import ForkedError, WrongThreadError, view_closed
@@ -20,6 +20,11 @@ class _Process:
     forks: ClassVar[int] = 0
 
 
+def forks() -> int:
+    """Another number in a forked child than in its parent."""
+    return _Process.forks
+
+
 class View:
     """All shards as they were at one applied index, while applies go on. Opens nothing and waits for nobody.
 
@@ -28,8 +33,6 @@ class View:
     readers' table keeps pages for the child. A view that outlives `view_age_max_ms`, or its engine's
     run, is closed for it; reads then raise ViewClosedError. That of a `SyncEngine` is for any thread.
     """
-
-    _for_any: ClassVar[bool] = False
 
     def __init__(self, cut: Cut, opened_at: float) -> None:
         self._held = [cut]
@@ -64,11 +67,7 @@ class View:
         """Let go of the state: at once in the engine's thread, soon from any other. Closing twice does nothing, nor
         does closing in a forked child do anything to the parent's view."""
         cut = self._let_go(why)
-        if (
-            cut is not None
-            and self._forks == _Process.forks
-            and (self._for_any or threading.get_ident() == self._thread)
-        ):
+        if cut is not None and threading.get_ident() == self._thread and self._here():
             cut.reads.take_back()
 
     def _let_go(self, why: str) -> Cut | None:
@@ -89,10 +88,8 @@ class View:
             self._let_go("it was dropped")  # at any moment, in any thread: nothing else may be done here
 
     def _open(self) -> Cut:
-        if self._forks != _Process.forks:
-            raise _forked()
-        if threading.get_ident() != self._thread and not self._for_any:
-            raise WrongThreadError("the view belongs to another thread", hint="use it where its engine lives")
+        self._check_process()
+        self._check_thread()
         try:
             cut = self._held[0]
         except IndexError:
@@ -103,7 +100,18 @@ class View:
             why = cut.ended
         raise view_closed(self.revision, why)
 
-    def __enter__(self) -> View:
+    def _here(self) -> bool:
+        return self._forks == _Process.forks
+
+    def _check_process(self) -> None:
+        if not self._here():
+            raise ForkedError("the view was opened before a fork, in the parent process", hint="make one per process")
+
+    def _check_thread(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise WrongThreadError("the view belongs to another thread", hint="use it where its engine lives")
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -113,18 +121,21 @@ class View:
 
 
 class SharedView(View):
-    """A view for any thread. It holds `Reads.lock` for a lookup, or a slice of a scan, at a time."""
-
-    _for_any = True
+    """A view for any thread. It holds the lock of its cuts for a lookup, or a slice of a scan, at a time."""
 
     def __init__(self, cut: Cut, opened_at: float) -> None:
         super().__init__(cut, opened_at)
         self._lock = cut.reads.lock
 
-    def _check_process(self) -> None:
-        """For who is about to take the lock, which no thread of a forked child may ever give back."""
-        if self._forks != _Process.forks:
-            raise _forked()
+    def close(self, why: str = "it was closed") -> None:
+        """Let go of the state. Closing twice does nothing, nor does closing in a forked child do anything to the
+        parent's view."""
+        cut = self._let_go(why)
+        if cut is not None and self._here():
+            cut.reads.take_back()
+
+    def _check_thread(self) -> None:
+        """Any will do."""
 
     def get(self, key: bytes) -> bytes | None:
         self._check_process()
@@ -167,10 +178,6 @@ class SharedView(View):
         self._check_process()
         with self._lock:
             return self._open().count()
-
-
-def _forked() -> ForkedError:
-    return ForkedError("the view was opened before a fork, in the parent process", hint="make one per process")
 
 
 def _after_fork() -> None:
