@@ -119,12 +119,12 @@ class Cuts:
 
     cut: Cut
 
-    def __init__(self, owner: Callable[[bytes], int]) -> None:
-        """`owner` gives the shard of a key."""
+    def __init__(self, owner: Callable[[bytes], int], lock: threading.RLock | None = None) -> None:
+        """`owner` gives the shard of a key. `lock`: None makes one."""
         self.owner = owner
         self.handed_back: deque[Cut] = deque()
         self.closer: object = None
-        self.lock = threading.RLock()
+        self.lock = lock or threading.RLock()
         self._stores: list[ReadStore] = []
         self._pinned: set[Cut] = set()
         self._closed = False

@@ -34,6 +34,8 @@ class View:
     run, is closed for it; reads then raise ViewClosedError. That of a `SyncEngine` is for any thread.
     """
 
+    _for_any: ClassVar[bool] = False
+
     def __init__(self, cut: Cut, opened_at: float) -> None:
         self._held = [cut]
         self._thread = threading.get_ident()
@@ -67,7 +69,7 @@ class View:
         """Let go of the state: at once in the engine's thread, soon from any other. Closing twice does nothing, nor
         does closing in a forked child do anything to the parent's view."""
         cut = self._let_go(why)
-        if cut is not None and threading.get_ident() == self._thread and self._here():
+        if cut is not None and self._here() and (self._for_any or threading.get_ident() == self._thread):
             cut.reads.take_back()
 
     def _let_go(self, why: str) -> Cut | None:
@@ -89,7 +91,8 @@ class View:
 
     def _open(self) -> Cut:
         self._check_process()
-        self._check_thread()
+        if threading.get_ident() != self._thread and not self._for_any:
+            raise WrongThreadError("the view belongs to another thread", hint="use it where its engine lives")
         try:
             cut = self._held[0]
         except IndexError:
@@ -107,10 +110,6 @@ class View:
         if not self._here():
             raise ForkedError("the view was opened before a fork, in the parent process", hint="make one per process")
 
-    def _check_thread(self) -> None:
-        if threading.get_ident() != self._thread:
-            raise WrongThreadError("the view belongs to another thread", hint="use it where its engine lives")
-
     def __enter__(self) -> Self:
         return self
 
@@ -121,21 +120,14 @@ class View:
 
 
 class SharedView(View):
-    """A view for any thread. It holds the lock of its cuts for a lookup, or a slice of a scan, at a time."""
+    """A view for any thread. It holds the lock of its cuts for a lookup, or a slice of a scan, at a time. First it
+    looks what process this is: no thread of a forked child may ever give that lock back."""
+
+    _for_any = True
 
     def __init__(self, cut: Cut, opened_at: float) -> None:
         super().__init__(cut, opened_at)
         self._lock = cut.reads.lock
-
-    def close(self, why: str = "it was closed") -> None:
-        """Let go of the state. Closing twice does nothing, nor does closing in a forked child do anything to the
-        parent's view."""
-        cut = self._let_go(why)
-        if cut is not None and self._here():
-            cut.reads.take_back()
-
-    def _check_thread(self) -> None:
-        """Any will do."""
 
     def get(self, key: bytes) -> bytes | None:
         self._check_process()
