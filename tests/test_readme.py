@@ -65,6 +65,7 @@ def output(snippet: str, directory: Path) -> list[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory)}
     done = subprocess.run(
         [sys.executable, str(directory / "snippet.py")],
+        cwd=directory,
         env=environment,
         capture_output=True,
         text=True,
