@@ -183,7 +183,7 @@ def rules(stage: Stage, phase: str) -> list[Rule]:
         for hit in range(1, count + 1) if call in WRITES or phase == "apply" else sorted({1, count} - {0}):
             ways = ERRORS[call] if phase == "apply" else [ERRORS[call][hit % len(ERRORS[call])]]
             found += [Rule(phase, "host", call, hit, hit, error) for error in ways]
-            if errno.ENOSPC in ways:
+            if errno.ENOSPC in ways and hit in (1, count):
                 found.append(Rule(phase, "host", call, hit, EVER, errno.ENOSPC))
     return found
 
