@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,10 @@ import pytest
 
 from shardengine import run
 from shardengine.engine.node.frames import Frame, FrameIds, encode_frame
+from shardengine.engine.node.looking import overview, walk
 from shardengine.engine.node.opening import LOCK
 from tests.commands import cli
-from tests.local_logs import SEGMENT, content, copied, records, small
+from tests.local_logs import SEGMENT, content, copied, opened, records, small
 
 DATAS = [[b"%d of %d" % (number, count) + bytes(150) for number in range(count)] for count in range(1, 6)] * 4
 ENTRIES = sum(map(len, DATAS))
@@ -61,9 +65,9 @@ def test_every_record_and_frame_is_verified(node: Path) -> None:
 def test_damage_exits_1_and_names_file_and_offset(node: Path, tmp_path: Path) -> None:
     file, record, _ = records(node / "log")[7]
     spoilt = copied(node / "log", tmp_path / "spoilt")
-    with (spoilt / file.name).open("r+b") as opened:
-        opened.seek(record.at + 60)
-        opened.write(b"?")
+    with (spoilt / file.name).open("r+b") as damaged:
+        damaged.seek(record.at + 60)
+        damaged.write(b"?")
     ran = cli("log", spoilt, "--verify", "--json")
     assert ran.code == 1 and (ran.facts["ok"], ran.facts["offset"]) == (False, record.at)
     assert ran.facts["path"] == str(spoilt / file.name)
@@ -118,6 +122,30 @@ def test_a_log_is_read_while_a_process_appends_to_it(tmp_path: Path) -> None:
         await log.aclose()
 
     run(beside)
+
+
+async def test_who_looks_sees_rising_positions_and_no_damage_while_the_log_is_written_and_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, lambda descriptor: None)
+    ended, seen = threading.Event(), list[int]()
+
+    def look() -> None:
+        while not ended.is_set():
+            positions = [record.position for _, record in walk(tmp_path / "log")]
+            assert positions == sorted(set(positions))
+            seen.append(overview(tmp_path / "log").last)
+
+    async with opened(tmp_path / "log") as log:
+        looking = asyncio.create_task(asyncio.to_thread(look))
+        for number in range(800):
+            positions = await log.append([bytes(number % 300)] * (1 + number % 5))
+            if number % 50 == 0:
+                await log.truncate_before(max(1, positions[-1] - 100))
+        ended.set()
+        await looking
+    assert seen == sorted(seen) and len(seen) > 3
 
 
 @pytest.mark.parametrize(

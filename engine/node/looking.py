@@ -70,18 +70,20 @@ def overview(directory: Path) -> Overview:
 def walk(directory: Path, after: int = 0) -> Iterator[tuple[Segment, Record]]:
     """Every record behind position `after`, in order, and the segment it lies in: of the segments that there are when
     it begins, but for those that are removed meanwhile. Blocks. Raises as `overview`."""
-    closed = read_closed(directory)
-    _, segments = _listed(directory)
-    for segment, behind in zip_longest(segments, segments[1:]):
-        if behind is not None and behind.first <= after + 1:
-            continue
-        try:
-            for record in _records(segment, behind, closed):
-                if record.position > after:
-                    yield segment, record
-        except FileNotFoundError:
-            if behind is None:
-                raise
+    closed, gone = read_closed(directory), True
+    while gone:
+        gone = False
+        _, segments = _listed(directory)
+        for segment, behind in zip_longest(segments, segments[1:]):
+            if behind is not None and behind.first <= after + 1:
+                continue
+            try:
+                for record in _records(segment, behind, closed):
+                    if record.position > after:
+                        after = record.position
+                        yield segment, record
+            except FileNotFoundError:
+                gone = behind is None
 
 
 def _records(segment: Segment, behind: Segment | None, closed: Closed | None) -> Iterator[Record]:
