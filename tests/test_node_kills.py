@@ -103,15 +103,18 @@ def test_a_power_loss_in_mode_process_costs_nothing_and_nobody_decides_anything(
     tmp_path: Path, cut: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was not synced is gone: pages of the engine's files, and what the log has behind its last sync."""
-    rng, acknowledged = seeded(), set[int]()
+    rng, acknowledged, losses = seeded(), set[int](), 0
     for turn in range(4):
-        acknowledged |= kill_once(tmp_path, turn * 100_000_000, cut, rng)
-        for file in (tmp_path / "data").glob("gen-*/shard-*/data.mdb"):
-            lose(file, rng)
+        answered = kill_once(tmp_path, turn * 100_000_000, cut, rng)
+        acknowledged |= answered
+        if answered:  # else it may have written nothing yet, and what it found was synced
+            losses += 1
+            for file in (tmp_path / "data").glob("gen-*/shard-*/data.mdb"):
+                lose(file, rng)
         monkeypatch.setenv(ANOTHER_BOOT, str(turn))
     found = numbers_in(tmp_path, cut)
     assert acknowledged <= found.keys() and set(found.values()) == {1}
-    assert len(list((tmp_path / "data").glob("set-aside-*"))) == 4
+    assert len(list((tmp_path / "data").glob("set-aside-*"))) >= losses
 
 
 def lose(file: Path, rng: random.Random) -> None:
