@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardengine.engine.node.local import LocalLog
+from shardengine.engine.node.local.log import LocalLog
 from shardengine.engine.node.log import Log, Logged, LogState
 from shardengine.engine.node.memory import MemoryLog
 from shardengine.engine.node.node import Node, NodeStatus

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from shardengine.engine.node.layout import HEAD_BYTES, Record
-from shardengine.engine.node.opening import CLOSED, list_segments, read_about
+from shardengine.engine.node.local.layout import HEAD_BYTES, Record
+from shardengine.engine.node.local.opening import CLOSED, list_segments, read_about
 from shardengine.node import LocalLog
 
 SEGMENT = 4 << 10

@@ -14,8 +14,8 @@ import pytest
 
 from shardengine import run
 from shardengine.engine.node.frames import Frame, FrameIds, encode_frame
-from shardengine.engine.node.looking import overview, walk
-from shardengine.engine.node.opening import LOCK
+from shardengine.engine.node.local.looking import overview, walk
+from shardengine.engine.node.local.opening import LOCK
 from tests.commands import cli
 from tests.local_logs import SEGMENT, content, copied, opened, records, small
 

@@ -91,11 +91,13 @@ def places(files: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
 
 
 def _folder(path: str, files: Mapping[str, str], place: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """A file at its place, or all files of a folder there."""
+    """A file at its place, or all files of a folder there, and of the folders in it."""
     if not path.endswith("/"):
         return {path: place}
-    order = listed(files[f"{path}__init__.py"])
-    return {path + name: (*place, at) for at, name in enumerate([*order, "__init__.py"])}
+    found: dict[str, tuple[int, ...]] = {}
+    for at, name in enumerate([*listed(files[f"{path}__init__.py"]), "__init__.py"]):
+        found |= _folder(path + name, files, (*place, at))
+    return found
 
 
 def violations(files: Mapping[str, str]) -> list[str]:

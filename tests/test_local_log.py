@@ -22,8 +22,8 @@ from shardengine import (
     WrongLoopError,
     run,
 )
-from shardengine.engine.node import segments
-from shardengine.engine.node.opening import CLOSED
+from shardengine.engine.node.local import segments
+from shardengine.engine.node.local.opening import CLOSED
 from shardengine.engine.storage import files
 from shardengine.node import LocalLog
 from tests.directories import in_another_process

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from shardengine import FormatError, LogDamagedError
-from shardengine.engine.node.layout import HEAD_BYTES, Record
-from shardengine.engine.node.opening import ABOUT, CLOSED, FORMAT, About, list_segments, read_about
-from shardengine.engine.node.segments import name_of
+from shardengine.engine.node.local.layout import HEAD_BYTES, Record
+from shardengine.engine.node.local.opening import ABOUT, CLOSED, FORMAT, About, list_segments, read_about
+from shardengine.engine.node.local.segments import name_of
 from shardengine.engine.storage.files import write_checked
 from tests.local_logs import SEGMENT, content, copied, filled, frames, records, small
 

@@ -18,10 +18,10 @@ from shardengine import (
     LogFailedError,
     LogFullError,
 )
-from shardengine.engine.node import segments
+from shardengine.engine.node.local import segments
+from shardengine.engine.node.local.opening import CLOSED
+from shardengine.engine.node.local.tail import Tail
 from shardengine.engine.node.log import Logged
-from shardengine.engine.node.opening import CLOSED
-from shardengine.engine.node.tail import Tail
 from tests.disks import in_a_file_system, needs_file_systems
 from tests.killing import WATCHDOG_S
 from tests.local_logs import frames, opened, small

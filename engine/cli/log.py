@@ -13,8 +13,8 @@ from shardengine.engine.cli.common import DONE, DataSaysNoError, json_option, qu
 from shardengine.engine.cli.streams import print_facts, print_json
 from shardengine.engine.errors import FrameDamagedError, LogDamagedError
 from shardengine.engine.node.frames import decode_frame
-from shardengine.engine.node.looking import find_log, overview, walk
-from shardengine.engine.node.opening import read_closed
+from shardengine.engine.node.local.looking import find_log, overview, walk
+from shardengine.engine.node.local.opening import read_closed
 
 
 @click.command()

@@ -12,20 +12,14 @@ Words, besides those of `engine/__init__`:
     synced       of a record: the position up to which all was on the disk before it was written
     torn         of the end of a log: in the making when everything died
 
-Files, lowest first:
+Files and rooms, lowest first:
 
     log.py        what a log is
     frames.py     entries to a frame and back
     refusals.py   what every log of ours refuses
     arrivals.py   who waits for the next frame
-    tail.py       the newest frames, in memory
-    layout.py     the bytes of a segment
-    segments.py   the files of a local log
-    opening.py    what is there when it is opened, and what of it may be believed
-    looking.py    the files, read beside whoever writes them
-    writing.py    the thread that writes
-    local.py      the log in files
-    memory.py     the log in this process
+    memory.py     a log in this process
+    local/        a log in local files
     policy.py     what a node decides by itself
     proposals.py  what is proposed, from the call to its outcome
     place.py      where in its log a node stands

@@ -20,7 +20,7 @@ from shardengine.engine.node.appending import Appender
 from shardengine.engine.node.barriers import Barriers
 from shardengine.engine.node.feeding import Feeder
 from shardengine.engine.node.frames import frame_bytes
-from shardengine.engine.node.local import LocalLog
+from shardengine.engine.node.local.log import LocalLog
 from shardengine.engine.node.log import Log, LogState
 from shardengine.engine.node.place import find_place
 from shardengine.engine.node.policy import NodePolicy

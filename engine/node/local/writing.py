@@ -18,10 +18,10 @@ from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
 from shardengine.engine.errors import EngineError, LogFailedError, LogFullError, StoreError
-from shardengine.engine.node.layout import HEAD_BYTES, Record, record_bytes
+from shardengine.engine.node.local.layout import HEAD_BYTES, Record, record_bytes
+from shardengine.engine.node.local.opening import CLOSED, Closed, Opened, open_directory
+from shardengine.engine.node.local.segments import Segments
 from shardengine.engine.node.log import Logged
-from shardengine.engine.node.opening import CLOSED, Closed, Opened, open_directory
-from shardengine.engine.node.segments import Segments
 from shardengine.engine.storage.files import write_checked
 from shardengine.ipc.errors import FULL
 from shardengine.ipc.files import SyncError, sync, write_all

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shardengine.engine.errors import LogDamagedError
-from shardengine.engine.node.layout import HEAD_BYTES, Record
-from shardengine.engine.node.opening import (
+from shardengine.engine.node.local.layout import HEAD_BYTES, Record
+from shardengine.engine.node.local.opening import (
     ABOUT,
     About,
     Closed,
@@ -24,7 +24,7 @@ from shardengine.engine.node.opening import (
     read_about,
     read_closed,
 )
-from shardengine.engine.node.segments import Segment
+from shardengine.engine.node.local.segments import Segment
 
 _ATTEMPTS = 100
 

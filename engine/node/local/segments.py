@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shardengine.engine.errors import DirectoryChangedError, LogDamagedError
-from shardengine.engine.node.layout import HEAD_BYTES, Codec, Head, Walk, encode_head
+from shardengine.engine.node.local.layout import HEAD_BYTES, Codec, Head, Walk, encode_head
 from shardengine.engine.node.log import Logged
 from shardengine.engine.node.refusals import truncated
 from shardengine.engine.storage.anchors import Anchors

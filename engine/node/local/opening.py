@@ -20,8 +20,8 @@ from typing import NamedTuple
 import msgspec
 
 from shardengine.engine.errors import EngineLockedError, FormatError, LogLockedError
-from shardengine.engine.node.layout import HEAD_BYTES, Walk, decode_head
-from shardengine.engine.node.segments import SPARE, Segment, Segments, damaged, first_of, name_of
+from shardengine.engine.node.local.layout import HEAD_BYTES, Walk, decode_head
+from shardengine.engine.node.local.segments import SPARE, Segment, Segments, damaged, first_of, name_of
 from shardengine.engine.storage.files import (
     Lock,
     make_directories,

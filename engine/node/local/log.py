@@ -20,12 +20,12 @@ from shardengine.engine.errors import (
     named,
 )
 from shardengine.engine.node.arrivals import Arrivals
+from shardengine.engine.node.local.opening import Opened
+from shardengine.engine.node.local.segments import Segments
+from shardengine.engine.node.local.tail import Tail
+from shardengine.engine.node.local.writing import Call, Cut, Writer
 from shardengine.engine.node.log import Logged, LogState
-from shardengine.engine.node.opening import Opened
 from shardengine.engine.node.refusals import FRAME_BYTES_MAX, check_frames, closed, truncated
-from shardengine.engine.node.segments import Segments
-from shardengine.engine.node.tail import Tail
-from shardengine.engine.node.writing import Call, Cut, Writer
 from shardengine.engine.run.tasks import called_back
 from shardengine.engine.run.waiting import resolve
 from shardengine.engine.storage.files import absolute
