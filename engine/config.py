@@ -135,8 +135,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     views_max: _Views = 64
     """Views open at once, at most."""
 
+    readers_max: _Views = 64
+    """Other processes that read the directory through a `Reader` at once, at most."""
+
     view_age_max_ms: _TimeMs = 60_000
-    """How long a view may stay open, milliseconds: an old one makes the data files grow."""
+    """How long a view may stay open, milliseconds: an old one makes the data files grow. Those of a `Reader` are
+    closed when that is used next."""
 
     snapshot_timeout_ms: _TimeMs = 600_000
     """How long a snapshot may take from the call to its last byte, and how long an install waits for what is in flight,

@@ -19,7 +19,6 @@ from shardengine.engine.read.view import View
 from shardengine.engine.run.busy import Busy
 from shardengine.engine.run.facts import facts
 from shardengine.engine.run.launch import machine_name
-from shardengine.engine.run.opening import data_path
 from shardengine.engine.run.owner import Owner
 from shardengine.engine.run.readside import ReadSide
 from shardengine.engine.run.replacing import Replacing
@@ -31,7 +30,7 @@ from shardengine.engine.run.taking import Taking
 from shardengine.engine.run.tasks import one_turn
 from shardengine.engine.snapshot.keeper import Snapshots
 from shardengine.engine.snapshot.policy import SnapshotPolicy
-from shardengine.engine.storage.files import absolute
+from shardengine.engine.storage.files import absolute, data_path
 from shardengine.engine.storage.hardstate import HardStateFile
 from shardengine.shards.digest import DIGEST_MODULUS
 from shardengine.shards.kv import KeyValue

@@ -162,6 +162,11 @@ class ViewClosedError(EngineError):
     """The view was closed, outlived its age limit, or its engine was stopped."""
 
 
+class NoCutError(EngineError):
+    """Another process's engine left no state of one index to be read: it commits without a pause, starts just now, or
+    died within a commit."""
+
+
 class LogError(EngineError):
     """Something is wrong with the log of a node, or with its place."""
 

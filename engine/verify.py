@@ -1,4 +1,4 @@
-"""Judge what lies at rest: a stopped directory, or a snapshot. Changes nothing.
+"""Judge what lies at rest, a stopped directory or a snapshot, or what a live engine shows. Changes nothing.
 
 A page that is wrong under a right checksum can end the process that opens it, inside liblmdb. So the files are looked
 at in a child: what that does not survive is a finding, and another child goes on with the next file.
@@ -21,21 +21,23 @@ from shardengine.engine.beside import each
 from shardengine.engine.commit.decision import DecisionFile, recover
 from shardengine.engine.config import load_config
 from shardengine.engine.errors import EngineError, FormatError, StoreError
+from shardengine.engine.read.attach import Reader
 from shardengine.engine.run.launch import launch_of, machine_name
-from shardengine.engine.run.opening import data_path
-from shardengine.engine.snapshot.check import Claim, Verdict, claims_of, judge
+from shardengine.engine.snapshot.check import Claim, Verdict, claims_of, fault_of_records, judge
 from shardengine.engine.snapshot.manifest import Manifest, read_manifest
 from shardengine.engine.snapshot.parts import damaged, read_part
-from shardengine.engine.storage.files import Lock
+from shardengine.engine.storage.files import Lock, data_path
 from shardengine.engine.storage.generations import Directory, Generation
 from shardengine.engine.storage.hardstate import HardStateFile
 from shardengine.engine.storage.matching import check_machine
+from shardengine.engine.storage.placing import made
 from shardengine.ipc.errors import hint_for
 from shardengine.ipc.ring import RingReader
 from shardengine.shards.digest import checksum
 from shardengine.shards.kv import KeyValue
 from shardengine.shards.machine import Machine
-from shardengine.shards.types import Position
+from shardengine.shards.store import ReadTx
+from shardengine.shards.types import LogId, Standing
 from shardengine.shards.worker import Process, import_machine
 
 log = logging.getLogger("shardengine")
@@ -46,6 +48,8 @@ PREDECESSORS_MS = 30_000
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 """What a page that is wrong can end a process with."""
 _PROGRAM = "from shardengine.engine.verify import child; child(*sys.argv[1:], given.read())"
+_LIVE_MS = 86_400_000
+"""How long a live directory may take, milliseconds."""
 _CHILD_S, _BYTES_PER_S = 120, 1 << 20  # how long a child may take: so long, and as it reads a very slow disk
 
 
@@ -82,6 +86,35 @@ def verify_directory(path: str | Path, machine: type[Machine] | None = None) -> 
         lock.close()
 
 
+class Live(msgspec.Struct, frozen=True):
+    """What a live engine shows, judged: the entry it stands at, its records, their digest."""
+
+    findings: list[Finding]
+    last_applied: LogId
+    entries: int
+    digest: bytes
+
+
+def verify_live(path: str | Path, machine: type[Machine] = KeyValue) -> Live:
+    """Judge one cut of a directory beside its engine: every record against the limits and the place that `machine`
+    gives its key, and their number. Pages, rings and the decision record are not looked at: they change meanwhile, and
+    a page that is wrong may end this process.
+
+    Blocks for as long as it takes to read all of it twice; the engine's files grow meanwhile. Raises as `Reader`.
+    """
+    instance, findings = made(machine), []
+    config = load_config(view_age_max_ms=_LIVE_MS)
+    with Reader(path, machine, config=config) as reader, reader.view() as view:
+        cut = view.cut()
+        generation = reader.generation
+        for shard, transaction in enumerate(cut.shards):
+            if isinstance(transaction, ReadTx):
+                name, limits = generation.shard(shard).name, generation.info.config.limits
+                fault = fault_of_records(Claim(name, generation.identity(shard), limits), transaction, instance)
+                findings += [Finding(shard, fault)] if fault else []
+        return Live(findings, view.last_applied, len(view), view.digest())
+
+
 def _verify(directory: Directory, machine: type[Machine] | None) -> list[Finding]:
     try:
         directory.load()
@@ -95,20 +128,20 @@ def _verify(directory: Directory, machine: type[Machine] | None) -> list[Finding
         check_machine(fixed, machine, directory.path)
 
     findings = _judge_hard_state(directory)
-    positions: list[Position] = []
+    standings: list[Standing] = []
     claims = [
         Claim(generation.shard(shard).name, generation.identity(shard), fixed.limits)
         for shard in range(generation.shards)
     ]
     for shard, verdict in enumerate(_in_children(generation.path, claims, _placing(machine, fixed.machine))):
         findings += [Finding(shard, problem) for problem in verdict.problems]
-        if verdict.position is not None:
-            positions.append(verdict.position)
+        if verdict.standing is not None:
+            standings.append(verdict.standing)
         for name in ("ring", "owner"):
             if not (generation.shard(shard) / name).is_file():
                 findings.append(Finding(shard, f"its {name} is missing"))
-    if len(positions) == generation.shards:
-        findings += _judge(generation, positions)
+    if len(standings) == generation.shards:
+        findings += _judge(generation, standings)
     return findings
 
 
@@ -129,15 +162,15 @@ def _placing(machine: type[Machine] | None, name: str) -> type[Machine] | None:
     return machine
 
 
-def _judge(generation: Generation, positions: list[Position]) -> list[Finding]:
-    """Positions against the record, and the parts of a group that is still to be redone against their checksums."""
+def _judge(generation: Generation, standings: list[Standing]) -> list[Finding]:
+    """Where shards stand, against the record; the parts of a group that is still to be redone, against their sums."""
     try:
         decision = DecisionFile(generation.decision, readonly=True)
     except (EngineError, OSError) as error:
         return [Finding(None, str(error))]
     decision.close()
     try:
-        recovery = recover(decision.record, positions)
+        recovery = recover(decision.record, standings)
     except EngineError as error:
         return [Finding(None, str(error))]
     findings: list[Finding] = []

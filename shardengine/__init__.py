@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import LogRegressedError as LogRegressedError
     from shardengine.engine.errors import LogReplacedError as LogReplacedError
     from shardengine.engine.errors import LogTruncatedError as LogTruncatedError
+    from shardengine.engine.errors import NoCutError as NoCutError
     from shardengine.engine.errors import NodeStoppedError as NodeStoppedError
     from shardengine.engine.errors import NotAppendedError as NotAppendedError
     from shardengine.engine.errors import OutcomeUnknownError as OutcomeUnknownError
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import WorkerFailedError as WorkerFailedError
     from shardengine.engine.errors import WrongLoopError as WrongLoopError
     from shardengine.engine.errors import WrongThreadError as WrongThreadError
+    from shardengine.engine.read.attach import Reader as Reader
     from shardengine.engine.read.view import View as View
     from shardengine.engine.run.shell import run as run
     from shardengine.engine.snapshot.archive import export_snapshot as export_snapshot
@@ -175,6 +177,7 @@ _HOMES = {
         "LogRegressedError",
         "LogReplacedError",
         "LogTruncatedError",
+        "NoCutError",
         "NodeStoppedError",
         "NotAppendedError",
         "OutcomeUnknownError",
@@ -225,6 +228,7 @@ _HOMES = {
         "import_snapshot",
     ),
     "engine.snapshot.policy": ("SnapshotPolicy",),
+    "engine.read.attach": ("Reader",),
     "engine.read.view": ("View",),
     "engine.run.shell": ("run",),
     "engine.engine": ("Engine",),

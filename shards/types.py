@@ -58,3 +58,10 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
     index: int = 0
     term: int = 0
     clock: int = 0
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """Where a shard at rest stands, and the `solo_runs` that came with its last commit, if that was a Solo."""
+
+    position: Position
+    solo_runs: bytes = b""

@@ -73,10 +73,12 @@ class Writes(_Message, frozen=True):
 
 
 class Solo(_Message, frozen=True):
-    """Apply what lies at `extent` and commit it, with its results, in one go."""
+    """Apply what lies at `extent` and commit it, with its results and `runs`, in one go. What `runs` are is the
+    coordinator's business."""
 
     position: Position
     extent: Extent
+    runs: bytes = b""
 
 
 class Commit(_Message, frozen=True):

@@ -274,9 +274,9 @@ class _Telling(Store):
         )
         self._say = say
 
-    def commit(self, position: Position, solo_results: bytes | None = None) -> None:
+    def commit(self, position: Position, solo_results: bytes | None = None, solo_runs: bytes = b"") -> None:
         with _saying_alive(self._say) if self._syncs else nullcontext():
-            super().commit(position, solo_results)
+            super().commit(position, solo_results, solo_runs)
 
     def sync(self) -> None:
         with _saying_alive(self._say):

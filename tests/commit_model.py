@@ -29,7 +29,7 @@ from shardengine.engine.commit.decision import Recovery
 from shardengine.engine.errors import DamagedError
 from shardengine.ipc.ring import Extent
 from shardengine.shards import wire
-from shardengine.shards.types import Position
+from shardengine.shards.types import Position, Standing
 from tests.commit_pieces import (
     CANCELLED,
     CODES,
@@ -39,6 +39,7 @@ from tests.commit_pieces import (
     KEY,
     PENDING,
     PUBLISHED,
+    Committed,
     Issue,
     Outcome,
     Side,
@@ -47,6 +48,7 @@ from tests.commit_pieces import (
     event_of,
     position_of,
 )
+from tests.commit_terms import accepted, check_terms, decoded, recorded, taken_along, term_of
 from tests.commit_world import Draft, Label, Setting, Step, World, with_side
 from tests.explorer import Explorer, ViolationError
 
@@ -116,7 +118,7 @@ class Model:
         if half in taken:
             raise ViolationError(f"no half of the rings is free for group {number}")
         draft.issued = (*world.issued, Issue(item, solo, half))
-        draft.todo = world.todo[1:]
+        draft.todo, draft.runs = world.todo[1:], accepted(world.runs, item)
         for shard in shards:
             draft.fill(shard, half, number * CODES + item)
         return self.trying, draft.tell("submit", Group(number, shards, solo, self.items[item].exchange))
@@ -127,6 +129,7 @@ class Model:
     def _record(self, world: World) -> Step:
         draft, self.trying = Draft(self, world), Label(f"the record of group {world.recording} is written")
         draft.record, draft.recording = world.recording, 0
+        draft.recorded = recorded(world.runs, world.issued[world.recording - 1].item)
         if self.setting.frees_early:
             draft.free(world.recording)
         return self.trying, draft.tell("recorded", world.recording)
@@ -160,29 +163,26 @@ class Model:
     def _spawned(self, shard: int, side: Side) -> Side:
         """A new process, which says Hello. All that the old one was sent or held is lost."""
         position = position_of(side.group, side.content)
-        return Side(
-            side.group,
-            side.content,
-            side.ring,
-            side.writes,
-            0,
-            False,
-            (),
-            (wire.encode(wire.Hello(shard, position, wire.PartResults({}, {}))),),
-        )
+        hello = wire.encode(wire.Hello(shard, position, wire.PartResults({}, {})))
+        return Side(side.group, side.content, side.ring, side.writes, 0, False, (), (hello,), side.runs)
 
-    def order(self, action: SendPart | SendSolo | SendWrites, side: Side, issued: tuple[Issue, ...]) -> bytes:
-        issue = issued[action.group - 1]
+    def order(self, action: SendPart | SendSolo | SendWrites, draft: Draft) -> bytes:
+        issue, side, runs = draft.issued[action.group - 1], draft.sides[action.shard], b""
+        if isinstance(action, SendSolo):
+            record = draft.issued[draft.record - 1].item + 1 if draft.record else 0
+            runs = taken_along(self.setting.new_runs, draft.runs, record, issue.item)
         half, item = issue.half, self.items[issue.item]
         if action.shard not in item.participants:  # only a mistake sends it anything: what its ring holds
             half = 0 if abs(side.ring[0]) > abs(side.ring[1]) else 1
-        key = (action, issue.item, half, side.writes[half])
+        key = (action, issue.item, half, side.writes[half], runs)
         found = self._orders.get(key)
         if found is None:
-            found = self._orders[key] = wire.encode(self._order(action, issue.item, half, side.writes[half]))
+            found = self._orders[key] = wire.encode(self._order(*key))
         return found
 
-    def _order(self, action: SendPart | SendSolo | SendWrites, item: int, half: int, writes: bytes) -> wire.Order:
+    def _order(
+        self, action: SendPart | SendSolo | SendWrites, item: int, half: int, writes: bytes, runs: bytes
+    ) -> wire.Order:
         pauses = isinstance(action, SendPart) and action.pause
         decided = isinstance(action, SendPart) and action.decided
         if pauses or (decided and self.setting.records_parts_only):
@@ -190,10 +190,10 @@ class Model:
         meant = action.shard in self.items[item].participants
         length = len(self.workers.part(action.shard, item, writes)) if meant else HALF_BYTES
         extent = Extent(half * HALF_BYTES, length, 0)
-        position = Position(action.group, item + 1, 1)
+        position = Position(action.group, item + 1, term_of(item))
         match action:
             case SendSolo():
-                return wire.Solo(position, extent)
+                return wire.Solo(position, extent, runs)
             case SendWrites(group=group):
                 return wire.Writes(group, extent)
             case SendPart(question=number):
@@ -228,21 +228,18 @@ class Model:
     def _worked(self, world: World, shard: int, side: Side, order: bytes, outcome: Outcome) -> World:
         for number, half in outcome.reads:
             self._check_read(world, shard, number, half)
-        group, content = self._committed(world, shard, side, outcome.commits)
+        group, content, runs = self._committed(world, shard, side, outcome.commits)
         inbox = side.inbox[1:] if order else side.inbox
-        after = Side(
-            group, content, side.ring, side.writes, outcome.worker, side.up, inbox, side.outbox + outcome.answers
-        )
+        outbox = side.outbox + outcome.answers
+        after = Side(group, content, side.ring, side.writes, outcome.worker, side.up, inbox, outbox, runs)
         return with_side(world, shard, after)
 
-    def _committed(
-        self, world: World, shard: int, side: Side, commits: tuple[tuple[int, bytes], ...]
-    ) -> tuple[int, bytes]:
-        group, content = side.group, side.content
-        for number, after in commits:
+    def _committed(self, world: World, shard: int, side: Side, commits: tuple[Committed, ...]) -> Committed:
+        group, content, runs = side.group, side.content, side.runs
+        for number, after, left in commits:
             self._check_commit(world, shard, number, group, content, after)
-            group, content = number, after
-        return group, content
+            group, content, runs = number, after, left
+        return group, content, runs
 
     def _die(self, world: World, shard: int, side: Side) -> Iterator[Step]:
         """The worker dies between two orders. Its orders are lost; its answers are read yet."""
@@ -252,7 +249,7 @@ class Model:
         yield Label(f"worker {shard} dies", fault=True), self._dead(world, shard, side, outbox)
 
     def _dead(self, world: World, shard: int, side: Side, outbox: tuple[bytes, ...]) -> World:
-        dead = Side(side.group, side.content, side.ring, side.writes, DEAD, side.up, (), (*outbox, END))
+        dead = Side(side.group, side.content, side.ring, side.writes, DEAD, side.up, (), (*outbox, END), side.runs)
         return with_side(world._replace(deaths=world.deaths - 1), shard, dead)
 
     def _die_over(self, world: World, shard: int, side: Side, order: bytes, outcome: Outcome) -> Iterator[Step]:
@@ -261,8 +258,8 @@ class Model:
         ways = [(count, 0) for count in range(1, len(commits) + 1)]
         ways += [(len(commits), count) for count in range(1, len(answers))]
         for committed, answered in ways:
-            group, content = self._committed(world, shard, side, commits[:committed])
-            after = side._replace(group=group, content=content)
+            group, content, runs = self._committed(world, shard, side, commits[:committed])
+            after = side._replace(group=group, content=content, runs=runs)
             text = f"worker {shard} dies, {committed} commits and {answered} answers into its work on"
             self.met.add("death between commit and answer")
             yield Label(text, order, True), self._dead(world, shard, after, (*side.outbox, *answers[:answered]))
@@ -276,14 +273,15 @@ class Model:
         key = (
             world.issued,
             world.record,
-            *((side.group, side.content, side.ring, side.writes) for side in world.sides),
+            world.recorded,
+            *((side.group, side.content, side.ring, side.writes, side.runs) for side in world.sides),
         )
         found = self._starts.get(key)
         if found is None:
             found = self._starts[key] = self._started(world)
-        commit, todo, issued, sides = found
+        commit, todo, issued, sides, runs = found
         budget = (world.deaths, world.kills - 1, world.failures)
-        return World(commit, todo, issued, world.record, 0, *budget, sides)
+        return World(commit, todo, issued, world.record, 0, *budget, sides, runs, world.recorded)
 
     def _started(self, world: World) -> tuple[Any, ...]:
         recovery = self._recover(world)
@@ -302,17 +300,18 @@ class Model:
         self.met.update({"redo"} if redo else {"solo ahead of the record"} if number > world.record else ())
         commit = self.setting.commit(self.setting.shards, number, redo, recovery.committed)
         sides = tuple(self._spawned(shard, side) for shard, side in enumerate(draft.sides))
-        return self.table.intern(commit), tuple(range(recovery.position.index, len(self.items))), issued, sides
+        runs = check_terms(recovery, [issue.item for issue in issued if issue.fate != CANCELLED])
+        return self.table.intern(commit), tuple(range(recovery.position.index, len(self.items))), issued, sides, runs
 
     def _recover(self, world: World) -> Recovery:
         position, extents = Position(), {}
         if world.record:
             issue = world.issued[world.record - 1]
-            position = Position(world.record, issue.item + 1, 1)
+            position = Position(world.record, issue.item + 1, term_of(issue.item))
             extents = {shard: Extent(issue.half * HALF_BYTES, 0, 0) for shard in self.items[issue.item].participants}
-        positions = [position_of(side.group, side.content) for side in world.sides]
+        standings = [Standing(position_of(side.group, side.content), side.runs) for side in world.sides]
         try:
-            return self.setting.recover(Decision(position, [], extents, 1), positions)
+            return self.setting.recover(Decision(position, decoded(world.recorded), extents, 1), standings)
         except DamagedError as error:
             raise ViolationError(f"the start finds damage: {error}") from error
 

@@ -24,6 +24,7 @@ from shardengine.shards.machine import Context, Machine
 from shardengine.shards.shard import Shard
 from shardengine.shards.transaction import Record, Tx
 from shardengine.shards.types import Limits, Position
+from tests.commit_terms import term_of
 from tests.explorer import ViolationError
 
 PENDING, PUBLISHED, CANCELLED = range(3)
@@ -71,8 +72,8 @@ class Issue(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One shard: what is durable (last group, applied items, the halves of the ring, and what the coordinator's
-    commands wrote behind the part in each), its process, its link.
+    """One shard: what is durable (last group, applied items, the halves of the ring, what the coordinator's commands
+    wrote behind the part in each, the term runs that came with the last commit), its process, its link.
 
     worker: the number of an interned state of Shard, or DEAD. up: its Hello was read, the end of its link was not.
     """
@@ -85,6 +86,7 @@ class Side(NamedTuple):
     up: bool = False
     inbox: tuple[bytes, ...] = ()
     outbox: tuple[bytes, ...] = ()
+    runs: bytes = b""
 
 
 def readable(message: bytes) -> str:
@@ -106,7 +108,7 @@ def readable(message: bytes) -> str:
 
 def position_of(group: int, content: bytes) -> Position:
     """Where a shard stands whose last group is `group`; the log index is that of its last item, counted from 1."""
-    return Position(group, (content[-1] & ~OURS) + 1, 1) if group else Position()
+    return Position(group, (content[-1] & ~OURS) + 1, term_of(content[-1] & ~OURS)) if group else Position()
 
 
 def event_of(answer: wire.Answer) -> tuple[Any, ...]:
@@ -210,10 +212,14 @@ class AppendLog(Machine):
         tx.put(KEY, (tx.get(KEY) or b"") + bytes([command.item]))
 
 
+Committed = tuple[int, bytes, bytes]
+"""A group, the value behind it, and the runs that came with it."""
+
+
 class MemoryStore:
-    """A TransactionalStore of one value. `commits` lists what was committed: (group, value). A `failing` commit is
-    refused, unless it `lies`: then it is done, and said to be refused. There is no room for a value that ends with one
-    of the bytes `full`."""
+    """A TransactionalStore of one value. `commits` lists what was committed. A `failing` commit is refused, unless it
+    `lies`: then it is done, and said to be refused. There is no room for a value that ends with one of the bytes
+    `full`."""
 
     def __init__(
         self, content: bytes, pending: bytes | None, failing: bool, lies: bool = False, full: bytes = b""
@@ -223,7 +229,7 @@ class MemoryStore:
         self.pending = pending
         self.failing = failing
         self.lies = lies
-        self.commits: list[tuple[int, bytes]] = []
+        self.commits: list[Committed] = []
 
     def begin(self) -> None:
         assert self.pending is None, "a transaction is open already"
@@ -243,12 +249,12 @@ class MemoryStore:
         if self.pending and self.pending[-1] in self.full:
             raise StoreFullError("write refused")
 
-    def commit(self, position: Position, solo_results: bytes | None = None) -> None:
+    def commit(self, position: Position, solo_results: bytes | None = None, solo_runs: bytes = b"") -> None:
         pending, self.pending = self.pending, None
         assert pending is not None, "no transaction to commit"
         if not self.failing or self.lies:
             self.content = pending
-            self.commits.append((position.group, pending))
+            self.commits.append((position.group, pending, solo_runs))
         if self.failing:
             raise StoreFullError("commit refused")
 
@@ -263,7 +269,7 @@ class Outcome(NamedTuple):
     """What an order did: the worker's next state, what it committed, which (group, half) it read, its answers."""
 
     worker: int
-    commits: tuple[tuple[int, bytes], ...]
+    commits: tuple[Committed, ...]
     reads: tuple[tuple[int, int], ...]
     answers: tuple[bytes, ...]
 

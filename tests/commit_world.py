@@ -22,10 +22,12 @@ from shardengine.engine.commit.actions import (
 from shardengine.engine.commit.decision import Record as Decision
 from shardengine.engine.commit.decision import Recovery, recover
 from shardengine.engine.commit.table import Commit
+from shardengine.engine.intake.tail import Tail
 from shardengine.shards import wire
 from shardengine.shards.shard import Shard
-from shardengine.shards.types import Position
+from shardengine.shards.types import Standing
 from tests.commit_pieces import CANCELLED, CODES, DEAD, KEY, OURS, PENDING, PUBLISHED, Issue, Item, Side, readable
+from tests.commit_terms import NewRuns, taken_back
 from tests.explorer import ViolationError
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 class Setting(NamedTuple):
     """A world. `deaths` of single workers, `kills` of everything and `failures` of commits happen at most that often,
-    at any step. The last nine are the rules; anything but the default is a mistake to be caught, or to look past:
+    at any step. The last ten are the rules; anything but the default is a mistake to be caught, or to look past:
     without `deadlines` nobody minds who is waited for in vain."""
 
     shards: int
@@ -44,7 +46,8 @@ class Setting(NamedTuple):
     failures: int = 0
     commit: type[Commit] = Commit
     shard: type[Shard] = Shard
-    recover: Callable[[Decision, Sequence[Position]], Recovery] = recover
+    recover: Callable[[Decision, Sequence[Standing]], Recovery] = recover
+    new_runs: NewRuns = Tail.runs_between
     solo_beside: bool = False
     frees_early: bool = False
     lies: bool = False
@@ -55,7 +58,8 @@ class Setting(NamedTuple):
 
 class World(NamedTuple):
     """A state. `commit` is the number of an interned state of Commit. `todo`: the items not yet submitted. `record`:
-    the group that the newest readable record names. `recording`: the one that is being written, or 0."""
+    the group that the newest readable record names. `recording`: the one that is being written, or 0. `runs`: the terms
+    that the coordinator remembers, and `recorded` those in the record; see tests/commit_terms.py."""
 
     commit: int
     todo: tuple[int, ...]
@@ -66,6 +70,8 @@ class World(NamedTuple):
     kills: int
     failures: int
     sides: tuple[Side, ...]
+    runs: bytes = b""
+    recorded: bytes = b""
 
 
 class Label(NamedTuple):
@@ -90,9 +96,11 @@ class Draft:
         self.commit, self.todo, self.issued, self.record, self.recording = world[:5]
         self.budget = world[5:8]
         self.sides = list(world.sides)
+        self.runs, self.recorded = world.runs, world.recorded
 
     def done(self) -> World:
-        return World(self.commit, self.todo, self.issued, self.record, self.recording, *self.budget, tuple(self.sides))
+        place = self.commit, self.todo, self.issued, self.record, self.recording, *self.budget
+        return World(*place, tuple(self.sides), self.runs, self.recorded)
 
     def tell(self, event: str, *arguments: Any) -> World:
         """Tell the table what happened, and do what it says."""
@@ -105,10 +113,8 @@ class Draft:
 
     def _carry_out(self, action: Action) -> None:
         match action:
-            case SendPart(shard, number):
-                self._send(shard, self.model.order(action, self.sides[shard], self.issued))
-            case SendSolo(shard, number) | SendWrites(shard, number):
-                self._send(shard, self.model.order(action, self.sides[shard], self.issued))
+            case SendPart(shard) | SendSolo(shard) | SendWrites(shard):
+                self._send(shard, self.model.order(action, self))
             case SendAsk(shard, number, question):
                 self._send(shard, wire.encode(wire.Ask(number, wire.Question(question, [KEY], []))))
             case RunCommands(number):
@@ -191,6 +197,7 @@ class Draft:
         """A killer is sent again, and so is what was staged; what was voted down is dropped."""
         again = [] if killer is None else [self.issued[number - 1].item]
         self.model.met.update(() if killer is None else ("killer",))
+        self.runs = taken_back(self.runs, self.issued[number - 1].item)
         self._settle(number, CANCELLED)
         for staged in range(number + 1, len(self.issued) + 1):
             again.append(self.issued[staged - 1].item)
@@ -200,4 +207,4 @@ class Draft:
 
 def with_side(world: World, shard: int, side: Side) -> World:
     sides = world.sides
-    return World(*world[:8], (*sides[:shard], side, *sides[shard + 1 :]))
+    return World(*world[:8], (*sides[:shard], side, *sides[shard + 1 :]), *world[9:])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shardengine.engine.commit.coordinator import Coordinator
-from shardengine.engine.commit.decision import DecisionFile, Record, create_decision
+from shardengine.engine.commit.decision import DecisionFile, Record, Recovery, create_decision
 from shardengine.engine.commit.host import OvertimeError
 from shardengine.engine.commit.inflight import Batch
 from shardengine.engine.commit.packing import Packing
@@ -65,7 +65,7 @@ class Indoors:
             splitter=splitter,
             packing=Packing(self._writers, splitter, half_bytes),
             decision=self._decision,
-            position=Position(),
+            recovery=Recovery(Position(), [], None, frozenset()),
             commit=Commit(shards),
         )
         for shard in range(shards):

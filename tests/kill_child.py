@@ -24,6 +24,7 @@ from tests.kill_points import Points, arm, kind_of
 from tests.logs import Log, log_named, told
 
 CONFIG = EngineConfig(map_bytes=16 << 20, ring_bytes=1 << 20, value_bytes_max=16 << 10)
+TERMS_TOLD = 100
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -50,12 +51,13 @@ class Orders(msgspec.Struct, frozen=True):
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
-    """The state that the engine had when `start` returned, and what it had sent to its workers by then."""
+    """The state that the engine had when `start` returned, and what it had sent to its workers by then. `terms` are
+    those of the newest entries."""
 
     outcome: str
     index: int
     term: int
-    entry_term: int | None
+    terms: list[int | None]
     count: int
     digest: bytes
     records: dict[bytes, bytes]
@@ -99,8 +101,9 @@ async def look(db: Engine, outcome: str, sent: list[str]) -> Opened:
     last = db.last_applied()
     workers = [int(worker["pid"]) for worker in db.stats()["workers"]]
     records = dict(db.scan_prefix(b"").entries)
-    digest, term = await db.digest(), db.entry_term(last.index)
-    return Opened(outcome, last.index, last.term, term, len(db), digest, records, workers, sent)
+    digest, first = await db.digest(), max(1, last.index + 1 - TERMS_TOLD)
+    terms = [db.entry_term(index) for index in range(first, last.index + 1)]
+    return Opened(outcome, last.index, last.term, terms, len(db), digest, records, workers, sent)
 
 
 async def feed(db: Engine, log: Log, first: int, last: int) -> Acknowledged:

@@ -22,7 +22,6 @@ from shardengine.engine.verify import verify_directory
 from tests import banking
 from tests.kill_child import Acknowledged, Ended, Frame, Opened, Orders, Viewed
 from tests.logs import log_named, model_of, told
-from tests.streams import term_at
 
 ROOT = Path(__file__).resolve().parent.parent
 WATCHDOG_S = 60.0
@@ -184,8 +183,9 @@ class Judge:
         assert not wrong, f"at {index}, {len(wrong)} keys differ from the model, among them {sorted(wrong)[:5]}"
         assert opened.digest == self.model.digest()
         assert opened.count == len(expected)
-        if index:
-            assert (opened.term, opened.entry_term) == (term_at(index), term_at(index))
+        entries = self._log.entries(index + 1 - len(opened.terms), index)
+        assert opened.terms == [entry.term for entry in entries]
+        assert opened.term == (entries[-1].term if entries else 0)
         self.redone += opened.outcome == "redone"
         assert not {"asking Part", "Ask", "Writes"} & set(opened.sent), "a redo asks nobody"
         self.expect(index, orders)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from shardengine.engine.node.layout import HEAD_BYTES, Record
@@ -14,6 +16,16 @@ SEGMENT = 4 << 10
 
 def small(path: Path) -> LocalLog:
     return LocalLog(path, segment_bytes=SEGMENT)
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[LocalLog]:
+    log = small(path)
+    await log.open()
+    try:
+        yield log
+    finally:
+        await log.aclose()
 
 
 async def filled(path: Path, *calls: list[bytes]) -> None:

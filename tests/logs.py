@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from shardengine import ApplyResult, Entry, KeyValue, Machine, encode
+from shardengine import ApplyResult, Entry, KeyValue, Machine, Put, encode
 from shardengine.adaptors import MemoryStateMachine
+from shardengine.engine.commit.decision import SOLO_RUNS_MAX
 from shardengine.shards.placement import shard_of, slot_of
 from tests.banking import Banking
-from tests.streams import Follower, chunk_ends, entries, script_ends, term_at
+from tests.streams import Follower, chunk_ends, ends_of, entries, script_ends, term_at
 from tests.wander import LETTERS, Wander, Wanderer
 
 T = TypeVar("T")
@@ -86,14 +87,33 @@ class Wandering:
         return chunk_ends(sizes_seed, start, largest)
 
     def script(self, start: int) -> list[list[int]]:
-        last = start + self.PERIOD - (start + 1) % self.PERIOD
-        ends = [[last]]
-        for together in self.CHUNKS:
-            ends.append([])
-            for size in together:
-                last += size
-                ends[-1].append(last)
-        return ends
+        return ends_of(self.CHUNKS, self.PERIOD, start)
+
+
+class Framed:
+    """Puts in turn to every shard, each entry of a term of its own, as where a term is a frame's place in a log. The
+    script has one by one, then more of them together than a solo may take along, then one by one again."""
+
+    machine: ClassVar[type[Machine]] = KeyValue
+    PERIOD = 80
+    CHUNKS = ((1,), (1,), (SOLO_RUNS_MAX + 1,), (1,))
+
+    def __init__(self, shards: int) -> None:
+        names = [b"key-%d" % n for n in range(self.PERIOD)]
+        self._names = [[name for name in names if shard_of(slot_of(name), shards) == shard] for shard in range(shards)]
+
+    def entries(self, first: int, last: int) -> list[Entry]:
+        return [Entry(index, 3 * index, encode(self._command_at(index))) for index in range(first, last + 1)]
+
+    def _command_at(self, index: int) -> Put:
+        names = self._names[index % len(self._names)]
+        return Put(names[index % self.PERIOD % len(names)], b"value-%d" % index)
+
+    def ends(self, sizes_seed: str, start: int, largest: int) -> Iterator[int]:
+        return chunk_ends(sizes_seed, start, largest)
+
+    def script(self, start: int) -> list[list[int]]:
+        return ends_of(self.CHUNKS, self.PERIOD, start)
 
 
 class Model(Protocol):
@@ -144,13 +164,15 @@ def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def log_named(name: str, seed: int, shards: int) -> Log:
-    """`plain`, `wander`, or `bank` with how many of a hundred transfers are over two shards: `bank 10`."""
+    """`plain`, `wander`, `framed`, or `bank` with how many of a hundred transfers are over two shards: `bank 10`."""
     kind, _, percent = name.partition(" ")
     match kind:
         case "plain":
             return Plain(seed)
         case "wander":
             return Wandering(shards)
+        case "framed":
+            return Framed(shards)
         case _:
             return Banking(seed, shards, int(percent))
 

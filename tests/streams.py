@@ -6,7 +6,7 @@ Two processes that know the seed know the whole log: the one that is killed feed
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from shardengine import ApplyResult, CompareAndSwap, Delete, Entry, Put, encode
 from tests.model import Model
@@ -63,9 +63,14 @@ def chunk_ends(sizes_seed: str, start: int, largest: int) -> Iterator[int]:
 def script_ends(start: int) -> list[list[int]]:
     """Where the script's chunks end, those in flight together in one list; the first one reaches its starting place,
     and is never empty."""
-    last = start + SCRIPT_ENTRIES - (start + 1) % SCRIPT_ENTRIES
+    return ends_of(SCRIPT_CHUNKS, SCRIPT_ENTRIES, start)
+
+
+def ends_of(chunks: Sequence[Sequence[int]], period: int, start: int) -> list[list[int]]:
+    """The same for a script of other chunks, which starts behind a multiple of its period, less one."""
+    last = start + period - (start + 1) % period
     ends = [[last]]
-    for together in SCRIPT_CHUNKS:
+    for together in chunks:
         ends.append([])
         for size in together:
             last += size

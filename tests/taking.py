@@ -150,5 +150,5 @@ def tree(path: Path) -> dict[str, bytes]:
     return {
         str(file.relative_to(path)): file.read_bytes() if file.is_file() and file.name != "data.mdb" else b""
         for file in sorted(path.rglob("*"))
-        if file.name not in ("ring", "lock.mdb", "decision", "worker.log", "run-mark")
+        if file.name not in ("ring", "lock.mdb", "decision", "control", "worker.log", "run-mark")
     }

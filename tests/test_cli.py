@@ -161,7 +161,9 @@ def test_digest_stats_and_verify_as_json(loaded: Path) -> None:
     stats = cli("stats", "--data", loaded, "--json").facts
     assert (stats["shards"], stats["entries"]) == (3, 3000)
     assert stats["last_applied"] == {"index": 3000, "term": 1}
-    assert [worker["shard"] for worker in stats["workers"]] == [0, 1, 2]
+    assert [shard["shard"] for shard in stats["per_shard"]] == [0, 1, 2]
+    assert sum(shard["entries"] for shard in stats["per_shard"]) == 3000
+    assert (stats["engine"], stats["pid"]) == ("stopped", None)
     assert stats["bytes_on_disk"] > len(records(1, 3000))
     assert cli("verify", "--data", loaded, "--json").facts == {"ok": True, "findings": []}
 

@@ -279,7 +279,8 @@ def test_a_kill_while_a_second_file_is_loaded_loses_and_doubles_nothing(tmp_path
         load.process.wait()
     reached = cli("stats", "--data", data, "--json").facts["last_applied"]["index"]
     ran = cli("load", "-", "--data", data, "--json", stdin=second.decode())
-    assert (ran.code, ran.facts["skipped"]) == (0, reached - 50)
+    assert ran.code == 0
+    assert ran.facts["skipped"] >= reached - 50, "a start finishes what was decided; what is read before may be less"
     assert (ran.facts["index"], ran.facts["entries"]) == (60_050, 60_050)
 
 

@@ -120,7 +120,7 @@ def test_another_number_of_shards_than_the_directory_has_exits_3_with_what_to_do
 def test_a_directory_in_use_exits_3_and_names_who_holds_it(tmp_path: Path) -> None:
     with running("load", "-", "--data", tmp_path / "data", "--shards", 2, "--json") as load:
         load.write(records(1, 20_000))
-        ran = cli("stats", "--data", tmp_path / "data")
+        ran = cli("snapshot", "--data", tmp_path / "data")
         assert ran.code == 3
         assert str(load.process.pid) in ran.err
         assert load.end().code == 0
@@ -198,7 +198,9 @@ def test_a_load_killed_in_the_middle_goes_on_and_loads_nothing_twice(tmp_path: P
         assert reached < stats["last_applied"]["index"] == stats["entries"] < TOTAL
         reached = stats["entries"]
     last = cli(*args, stdin=whole.decode())
-    assert (last.code, last.facts["skipped"], last.facts["records"]) == (0, reached, TOTAL - reached)
+    skipped = last.facts["skipped"]
+    assert skipped >= reached, "a start finishes what was decided; what is read before it may be less"
+    assert (last.code, last.facts["records"]) == (0, TOTAL - skipped)
     assert cli("digest", "--data", data, "--json").facts == expected_facts(tmp_path, TOTAL)
     assert cli("verify", "--data", data).code == 0
 

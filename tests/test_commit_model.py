@@ -18,7 +18,7 @@ from shardengine.engine.commit.decision import Record as Decision
 from shardengine.engine.commit.decision import Recovery, recover
 from shardengine.engine.commit.state import Phase
 from shardengine.engine.commit.table import Commit
-from shardengine.shards.types import Position
+from shardengine.shards.types import Standing
 from tests.commit_model import Walk, explore
 from tests.commit_pieces import Item
 from tests.commit_world import Setting
@@ -261,19 +261,19 @@ class HelloSaysNothing(Commit):
         return super().hello(shard, 0)
 
 
-def redo_up_to(record: Decision, positions: Sequence[Position]) -> Recovery:
+def redo_up_to(record: Decision, standings: Sequence[Standing]) -> Recovery:
     """Whoever stands below the record redoes what its ring holds up to that number."""
-    recovery = recover(record, positions)
-    behind = {shard for shard, position in enumerate(positions) if position.group < record.position.group}
+    recovery = recover(record, standings)
+    behind = {shard for shard, found in enumerate(standings) if found.position.group < record.position.group}
     if not behind:
         return recovery
     shards = frozenset(record.participants) | behind
-    return Recovery(recovery.position, Group(record.position.group, shards), shards - behind)
+    return recovery._replace(redo=Group(record.position.group, shards), committed=shards - behind)
 
 
-def redo_nothing(record: Decision, positions: Sequence[Position]) -> Recovery:
+def redo_nothing(record: Decision, standings: Sequence[Standing]) -> Recovery:
     """A start takes the newest position and leaves the shards as they are."""
-    return recover(record, positions)._replace(redo=None, committed=frozenset())
+    return recover(record, standings)._replace(redo=None, committed=frozenset())
 
 
 MISTAKES: dict[str, tuple[Setting, str]] = {

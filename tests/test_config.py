@@ -57,7 +57,7 @@ def test_every_setting_says_what_it_means() -> None:
 
 
 def test_every_number_has_its_unit_last_unless_it_counts_things() -> None:
-    counted = {"shards", "in_flight_chunks_max", "views_max", "snapshots_keep"}
+    counted = {"shards", "in_flight_chunks_max", "views_max", "readers_max", "snapshots_keep"}
     numbers = {f.name for f in FIELDS if "int" in str(f.type)}
     assert {n for n in numbers - counted if not n.removesuffix("_max").endswith(("_bytes", "_ms", "_us"))} == set()
 

@@ -71,9 +71,9 @@ async def test_many_stand_next_to_each_other_in_one_frame(tmp_path: Path) -> Non
         others = [node.propose(CompareAndSwap(b"o%d" % i, b"never", b"")) for i in range(20)]
         together = node.propose_many([Put(b"m%d" % i, b"") for i in range(300)])
         called = asyncio.gather(*others)
-        many, last = await asyncio.gather(together, node.propose(Put(b"o", b"")))
-        assert all(result.succeeded for result in [*many, last])
-        assert not any(result.succeeded for result in await called)
+        many, last = await asyncio.gather(together, node.propose(CompareAndSwap(b"o", b"never", b"")))
+        assert all(result.succeeded for result in many)
+        assert not any(result.succeeded for result in [*await called, last])
         assert [result.index for result in many] == list(range(many[0].index, many[0].index + 300))
         assert len({node.engine.entry_term(result.index) for result in many}) == 1
         assert await node.propose_many([]) == []

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shardengine.engine.commit.actions import Group
-from shardengine.engine.commit.decision import SLOT_BYTES, DecisionFile, Record, Recovery, create_decision, recover
+from shardengine.engine.commit.decision import (
+    SLOT_BYTES,
+    DecisionFile,
+    Record,
+    Recovery,
+    create_decision,
+    encode_runs,
+    recover,
+)
 from shardengine.engine.errors import CommitRuleError, DamagedError
 from shardengine.engine.intake.tail import TERM_RUNS_MAX
 from shardengine.ipc.ring import Extent
 from shardengine.shards.placement import SHARDS_MAX
-from shardengine.shards.types import U64_MAX, LogId, Position
+from shardengine.shards.types import U64_MAX, LogId, Position, Standing
 
 
 def record_of(number: int, *shards: int) -> Record:
@@ -20,6 +29,10 @@ def record_of(number: int, *shards: int) -> Record:
     position = Position(number, number * 10, 1, number * 100)
     extents = {shard: Extent(8 * number, 64, 0xFACE + shard) for shard in shards}
     return Record(position, [LogId(1, 1)], extents, 1)
+
+
+def recovery_at(number: int, redo: Group | None, committed: frozenset[int]) -> Recovery:
+    return Recovery(at(number), [LogId(1, 1)] if number else [], redo, committed)
 
 
 def at(number: int) -> Position:
@@ -176,17 +189,17 @@ def test_a_missing_file_is_an_error_of_the_file_system(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "positions", "expected"),
     [
-        (Record(Position(), [], {}, 1), (0, 0), Recovery(at(0), None, frozenset())),
-        (record_of(5, 0, 1), (5, 5), Recovery(at(5), None, frozenset())),
-        (record_of(5, 0), (5, 3), Recovery(at(5), None, frozenset())),
-        (record_of(5), (3, 4), Recovery(at(5), None, frozenset())),
-        (record_of(5, 0, 1), (5, 4), Recovery(at(5), Group(5, frozenset({0, 1})), frozenset({0}))),
-        (record_of(5, 0, 1), (2, 4), Recovery(at(5), Group(5, frozenset({0, 1})), frozenset())),
-        (record_of(5, 1), (2, 4), Recovery(at(5), Group(5, frozenset({1})), frozenset())),
-        (record_of(5, 0, 2), (0, 4, 5), Recovery(at(5), Group(5, frozenset({0, 2})), frozenset({2}))),
-        (record_of(5, 0, 1), (5, 6), Recovery(at(6), None, frozenset())),
-        (record_of(5, 0, 1), (9, 8), Recovery(at(9), None, frozenset())),
-        (Record(Position(), [], {}, 1), (0, 2), Recovery(at(2), None, frozenset())),
+        (Record(Position(), [], {}, 1), (0, 0), recovery_at(0, None, frozenset())),
+        (record_of(5, 0, 1), (5, 5), recovery_at(5, None, frozenset())),
+        (record_of(5, 0), (5, 3), recovery_at(5, None, frozenset())),
+        (record_of(5), (3, 4), recovery_at(5, None, frozenset())),
+        (record_of(5, 0, 1), (5, 4), recovery_at(5, Group(5, frozenset({0, 1})), frozenset({0}))),
+        (record_of(5, 0, 1), (2, 4), recovery_at(5, Group(5, frozenset({0, 1})), frozenset())),
+        (record_of(5, 1), (2, 4), recovery_at(5, Group(5, frozenset({1})), frozenset())),
+        (record_of(5, 0, 2), (0, 4, 5), recovery_at(5, Group(5, frozenset({0, 2})), frozenset({2}))),
+        (record_of(5, 0, 1), (5, 6), recovery_at(6, None, frozenset())),
+        (record_of(5, 0, 1), (9, 8), recovery_at(9, None, frozenset())),
+        (Record(Position(), [], {}, 1), (0, 2), recovery_at(2, None, frozenset())),
     ],
     ids=[
         "a fresh generation",
@@ -205,7 +218,8 @@ def test_a_missing_file_is_an_error_of_the_file_system(tmp_path: Path) -> None:
 def test_a_start_goes_on_from_the_record_and_the_shards(
     record: Record, positions: tuple[int, ...], expected: Recovery
 ) -> None:
-    assert recover(record, [at(number) for number in positions]) == expected
+    new = b"" if record.term_runs else encode_runs([LogId(1, 1)])
+    assert recover(record, [Standing(at(number), new if number else b"") for number in positions]) == expected
 
 
 @pytest.mark.parametrize(
@@ -243,6 +257,59 @@ def test_a_contradiction_between_record_and_shards_is_damage_and_names_the_shard
     record: Record, positions: list[Position], shards: set[int]
 ) -> None:
     with pytest.raises(DamagedError, match=r"shard \d stands at .* contradicts") as caught:
-        recover(record, positions)
+        recover(record, [Standing(position) for position in positions])
     assert caught.value.shard in shards
     assert caught.value.hint
+
+
+RECORDED = Record(Position(5, 50, 2, 0), [LogId(1, 1), LogId(40, 2)], {0: Extent(0, 64, 1), 1: Extent(0, 64, 2)}, 1)
+
+
+def standing(group: int, term: int, *runs: LogId) -> Standing:
+    return Standing(Position(group, group * 10, term, 0), encode_runs(runs))
+
+
+def test_terms_that_began_behind_the_record_are_those_of_the_newest_solo() -> None:
+    done = standing(5, 2)
+    assert recover(RECORDED, [done, done]).term_runs == RECORDED.term_runs
+    assert recover(RECORDED, [standing(6, 2), done]).term_runs == RECORDED.term_runs
+    first, second = LogId(51, 3), LogId(65, 7)
+    older, newer = standing(6, 3, first), standing(7, 7, first, second)
+    for standings in ([older, newer], [newer, older], [done, newer]):
+        assert recover(RECORDED, standings).term_runs == [*RECORDED.term_runs, first, second]
+    stale, elsewhere = (
+        standing(4, 1, LogId(31, 1)),
+        msgspec.structs.replace(RECORDED, participants={1: Extent(0, 64, 2)}),
+    )
+    assert recover(elsewhere, [stale, done]).term_runs == RECORDED.term_runs
+
+
+@pytest.mark.parametrize(
+    "solo",
+    [
+        standing(6, 3),
+        standing(6, 4, LogId(51, 3)),
+        standing(6, 3, LogId(50, 3)),
+        standing(6, 3, LogId(61, 3)),
+        standing(6, 2, LogId(51, 2)),
+        standing(6, 3, LogId(55, 3), LogId(51, 4)),
+        Standing(Position(6, 60, 3, 0), b"\xc1"),
+        Standing(Position(6, 60, 3, 0), encode_runs([LogId(51, 3)])[:-1]),
+    ],
+    ids=[
+        "none, of a new term",
+        "up to another term",
+        "that begin in the record",
+        "that begin beyond it",
+        "of the record's term",
+        "that fall",
+        "that are no message",
+        "cut off",
+    ],
+)
+def test_terms_of_a_solo_that_do_not_go_on_from_the_record_are_damage(solo: Standing) -> None:
+    with pytest.raises(
+        DamagedError, match=r"shard 1 ends at .* do not go on from those of the decision record"
+    ) as caught:
+        recover(RECORDED, [standing(5, 2), solo])
+    assert caught.value.shard == 1 and caught.value.hint

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardengine import Engine, Put, encode
-from shardengine.engine.run import runtime
+from shardengine.engine.run import resources
 from shardengine.ipc.errors import RingError
 from shardengine.ipc.ring import ALIGNMENT, RingReader, RingWriter, create_ring
 from tests.model import log_of
@@ -199,7 +199,7 @@ def test_a_ring_that_is_not_written_through_its_map_says_so_when_the_disk_is_ful
 async def test_an_engine_on_a_file_system_that_promises_nothing_says_so_and_writes_its_rings_by_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(runtime, "filesystem_of", lambda path: "btrfs")
+    monkeypatch.setattr(resources, "filesystem_of", lambda path: "btrfs")
     async with Engine(tmp_path / "db", shards=2) as db:
         assert "lies on btrfs, which promises nothing for reserved disk" in caplog.text
         assert db.stats()["filesystem"] == "btrfs"

@@ -30,6 +30,7 @@ class DictStore:
         self.data: dict[bytes, bytes] = {}
         self.position = Position()
         self.solo: bytes | None = None
+        self.runs = b""
         self.faults: list[tuple[str, EngineError]] = []
         self.open: dict[bytes, bytes | None] | None = None
 
@@ -60,13 +61,13 @@ class DictStore:
         assert pairs == sorted(pairs) and longest >= max(len(value) for _, value in pairs)
         self.write(dict(pairs))
 
-    def commit(self, position: Position, solo_results: bytes | None = None) -> None:
+    def commit(self, position: Position, solo_results: bytes | None = None, solo_runs: bytes = b"") -> None:
         assert self.open is not None
         writes, self.open = self.open, None
         self._fault("commit")
         merged = {**self.data, **writes}
         self.data = {key: value for key, value in merged.items() if value is not None}
-        self.position, self.solo = position, solo_results
+        self.position, self.solo, self.runs = position, solo_results, solo_runs
 
     def abort(self) -> None:
         self.open = None

@@ -12,7 +12,8 @@ from shardengine.engine.adaptors.clocks import move_clocks
 from shardengine.engine.adaptors.tracing import Step, Trace, Tracer
 from shardengine.engine.errors import EngineError, RehearsalError
 from shardengine.engine.intake.chunks import error_of
-from shardengine.engine.run.launch import launch_of, made
+from shardengine.engine.run.launch import launch_of
+from shardengine.engine.storage.placing import made
 from shardengine.shards import wire
 from shardengine.shards.running import problem_of
 from shardengine.shards.types import Limits

@@ -26,7 +26,7 @@ from shardengine.engine.errors import (
     still_runs,
 )
 from shardengine.engine.intake.tail import Tail, normalised
-from shardengine.engine.run.launch import check_machine, made
+from shardengine.engine.run.launch import check_machine
 from shardengine.engine.run.owner import Owner
 from shardengine.engine.run.standing import check_name
 from shardengine.engine.run.waiting import ForIndex
@@ -36,6 +36,7 @@ from shardengine.engine.snapshot.keeper import Known, metadata_of
 from shardengine.engine.storage.files import absolute
 from shardengine.engine.storage.generations import DirectoryConfig
 from shardengine.engine.storage.hardstate import check_follows
+from shardengine.engine.storage.placing import made
 from shardengine.shards.digest import records_digest
 from shardengine.shards.kv import KeyValue
 from shardengine.shards.machine import Machine

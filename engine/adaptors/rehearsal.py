@@ -13,8 +13,9 @@ from shardengine.engine.adaptors.elsewhere import Task, traced_elsewhere
 from shardengine.engine.adaptors.tracing import Step, Trace, Tracer, in_order
 from shardengine.engine.errors import ConfigError, RehearsalError
 from shardengine.engine.intake.tail import normalised
-from shardengine.engine.run.launch import machine_name, made
+from shardengine.engine.run.launch import machine_name
 from shardengine.engine.run.starting import refuse_worker
+from shardengine.engine.storage.placing import made
 from shardengine.shards.machine import Machine, encode
 from shardengine.shards.placement import SHARDS_MAX
 from shardengine.shards.running import text_of

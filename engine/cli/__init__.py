@@ -2,21 +2,26 @@
 
     shardengine demo                                   the whole engine on real input, in a minute
     shardengine load records.tsv --data DIR            every line becomes a committed entry
+    shardengine put KEY VALUE --data DIR               through the log of a node; `delete`, `cas`
     shardengine get KEY --data DIR                     one value
     shardengine scan PREFIX --data DIR                 keys and values in key order
     shardengine digest --data DIR                      what to compare two replicas by
-    shardengine stats --data DIR                       shards, sizes, workers
-    shardengine verify --data DIR                      every file against every other, on a stopped directory
+    shardengine stats --data DIR                       shards, sizes, whether an engine runs
+    shardengine verify --data DIR                      every file against every other; of a live engine, its state
     shardengine snapshot --data DIR                    take a snapshot; `snapshots` lists them
     shardengine restore PATH --data DIR                replace the state by a snapshot, of any shard count
     shardengine export PATH FILE                       a snapshot as one file; `import` unpacks it
     shardengine reshard DIR --shards N                 another number of shards
     shardengine compact DIR                            give back the room that deleted records left
+    shardengine log DIR                                a node's log: what it holds, its entries, whether it is whole
 
-Each opens the directory for as long as it runs, so none works beside a live engine. Settings come from `--config
-FILE`, `SHARDENGINE_*` environment variables and options, later wins (`engine/config.py`); `SHARDENGINE_DATA` stands in
-for `--data`. Facts go to standard output, as one JSON object with `--json` (`scan`: one object a line); progress,
-remarks and errors go to standard error, and `--quiet` leaves the errors.
+`get`, `scan`, `digest`, `stats` and `log` read beside a live engine and start nothing, unless an engine that died has
+left a commit half done, which they finish first; `verify` checks what can be checked of a live directory, and says so.
+Every other command opens the directory as an engine for as long as it runs, so none of them works beside a live one.
+
+Settings come from `--config FILE`, `SHARDENGINE_*` environment variables and options, later wins (`engine/config.py`);
+`SHARDENGINE_DATA` stands in for `--data`. Facts go to standard output, as one JSON object with `--json` (`scan`: one
+object a line); progress, remarks and errors go to standard error, and `--quiet` leaves the errors.
 
 A command that opens a directory makes files in it, be it locks; so it refuses one that belongs to another user.
 
@@ -48,6 +53,8 @@ Files, lowest first:
     archives.py   where an exported snapshot goes to and comes from
     keep.py       the commands about snapshots and shard counts
     check.py      the command `verify`
+    propose.py    the commands `put`, `delete`, `cas`
+    log.py        the command `log`
     show.py       the commands `get`, `scan`, `digest`, `stats`
     app.py        the command group
 """

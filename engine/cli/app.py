@@ -16,6 +16,8 @@ from shardengine.engine.cli.demo import demo
 from shardengine.engine.cli.hints import for_machine, in_command_words
 from shardengine.engine.cli.keep import compact, export_, import_, reshard, restore, snapshot, snapshots
 from shardengine.engine.cli.load import load
+from shardengine.engine.cli.log import log
+from shardengine.engine.cli.propose import cas, delete, put
 from shardengine.engine.cli.show import digest, get, scan, stats
 from shardengine.engine.cli.streams import abandon, flush_remarks, named, occupy, say
 from shardengine.engine.errors import ConfigError, EngineError, MachineMismatchError
@@ -37,8 +39,8 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 _COMMANDS: list[click.Command] = [
-    *(demo, load, get, scan, digest, stats, verify),
-    *(snapshot, snapshots, restore, export_, import_, reshard, compact),
+    *(demo, load, put, delete, cas, get, scan, digest, stats, verify),
+    *(snapshot, snapshots, restore, export_, import_, reshard, compact, log),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command `verify`: a stopped directory, a snapshot, or an exported one, against itself."""
+"""The command `verify`: a directory, a snapshot, or an exported one, against itself."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from shardengine.engine.cli.common import (
     quiet_option,
 )
 from shardengine.engine.cli.streams import print_json, print_text
-from shardengine.engine.errors import SnapshotDamagedError, TravelError
+from shardengine.engine.errors import EngineLockedError, SnapshotDamagedError, TravelError
 from shardengine.engine.snapshot.manifest import MANIFEST
-from shardengine.engine.verify import verify_directory, verify_snapshot
+from shardengine.engine.storage.files import Lock
+from shardengine.engine.verify import Finding, verify_directory, verify_live, verify_snapshot
+from shardengine.shards.kv import KeyValue
 from shardengine.shards.machine import Machine
 
 _PATH = click.Path(exists=True, allow_dash=True, path_type=Path)
@@ -46,10 +48,13 @@ def verify(
     quiet: bool,
     as_json: bool,
 ) -> int:
-    """Check the files of a stopped engine, of a snapshot, or a FILE that `export` wrote.
+    """Check the files of an engine, of a snapshot, or a FILE that `export` wrote.
 
     Reads all shards page by page, their own record of where they stand, and the decision record, each against the
     others; of a snapshot its manifest and parts. Changes nothing. Exit code 1 when something is damaged.
+
+    While an engine runs on the directory, its files change: then only what it shows at one index is checked, every
+    record's place and size, and their number, and the output says so.
 
     \b
     Examples:
@@ -69,6 +74,8 @@ def verify(
         print_json(facts)
     elif facts["ok"]:
         print_text("no damage found")
+        if facts.get("live"):
+            print_text(f"an engine runs: checked the {facts['entries']} records of index {facts['index']}, no pages")
     for finding in [] if as_json else facts["findings"]:
         print_text(f"{_where(finding['shard'])}: {finding['problem']}" if is_directory else finding["problem"])
     return DONE if facts["ok"] else DATA_SAYS_NO
@@ -79,8 +86,20 @@ def _where(shard: int | None) -> str:
 
 
 def _directory_facts(data: Path, machine: type[Machine] | None) -> dict[str, Any]:
-    findings = [{"shard": found.shard, "problem": found.problem} for found in verify_directory(data, machine)]
-    return {"ok": not findings, "findings": findings}
+    try:
+        return _found(verify_directory(data, machine))
+    except EngineLockedError:
+        if not Lock.held(data / "LOCK"):
+            raise
+    live = verify_live(data, machine or KeyValue)
+    last = live.last_applied
+    at = {"index": last.index, "term": last.term, "entries": live.entries, "digest": live.digest.hex()}
+    return {**_found(live.findings), "live": True, **at}
+
+
+def _found(findings: list[Finding]) -> dict[str, Any]:
+    told = [{"shard": found.shard, "problem": found.problem} for found in findings]
+    return {"ok": not told, "findings": told}
 
 
 def _snapshot_facts(path: Path, machine: type[Machine] | None) -> dict[str, Any]:

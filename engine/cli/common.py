@@ -18,15 +18,27 @@ from typing import Any, TypeVar
 
 import click
 
-from shardengine import Engine, EngineError, KeyValue, Machine, MachineImportError
+from shardengine import (
+    Engine,
+    EngineError,
+    KeyValue,
+    Machine,
+    MachineImportError,
+    NoCutError,
+    Reader,
+    StateUntrustedError,
+)
 from shardengine.engine.cli.streams import say
 from shardengine.engine.config import DATA_VARIABLE, EngineConfig, resolve_config
 from shardengine.engine.run.launch import check_machine
+from shardengine.engine.storage.files import Lock
 from shardengine.engine.storage.generations import Directory, DirectoryConfig
 
 DONE, DATA_SAYS_NO, WRONG_USE, COULD_NOT = 0, 1, 2, 3
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_VIEW_AGE_MS = 86_400_000  # who reads the output of a scan may take a day
 
 _QUIET = "shardengine.quiet"
 
@@ -158,6 +170,23 @@ def opened(data: Path, machine: type[Machine], config_file: Path | None) -> Iter
         yield db
     finally:
         db.stop()
+
+
+@contextmanager
+def reading(data: Path, machine: type[Machine], config_file: Path | None) -> Iterator[Reader]:
+    """A reader of an existing directory, beside its engine if one runs. What an engine that died left half done, so
+    that no state of one index is there, is finished first, by one that is started here."""
+    config = resolve_config(path=config_file, overrides={"view_age_max_ms": _VIEW_AGE_MS})
+    try:
+        reader = Reader(existing(data), machine, config=config)
+    except (NoCutError, StateUntrustedError):
+        if Lock.held(data / "LOCK"):
+            raise
+        with opened(data, machine, config_file):
+            pass
+        reader = Reader(data, machine, config=config)
+    with reader:
+        yield reader
 
 
 def settings(config_file: Path | None, overrides: Mapping[str, object]) -> EngineConfig:

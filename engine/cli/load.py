@@ -41,6 +41,7 @@ from shardengine.engine.cli.results import Results, results_to
 from shardengine.engine.cli.source import Lines, Source
 from shardengine.engine.cli.streams import print_facts
 from shardengine.engine.errors import BadEntryError, StoreError, disk_error
+from shardengine.engine.node.place import NAME as NODE_FILE
 from shardengine.ipc.errors import hint_for
 from shardengine.shards.machine import Machine
 from shardengine.shards.types import U64_MAX
@@ -150,6 +151,8 @@ def load(
       shardengine load - --data jobs --machine shardengine.machines.queue:Queue --time-ms now --results -
     """
     config = settings(config_file, {"shards": shards})
+    if (data / NODE_FILE).exists():
+        raise click.UsageError(f"{data} is a node's: what is applied there comes from its log; see `shardengine put`")
     try:
         wanted = Wanted(parser_of(form, machine), clock, chunk, append, last_line, quiet)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The commands that print what a directory holds: `get`, `scan`, `digest`, `stats`."""
+"""The commands that print what a directory holds, beside its engine or without: `get`, `scan`, `digest`, `stats`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from shardengine import Engine, run
+from shardengine import View
 from shardengine.engine.cli.common import (
     DONE,
     DataSaysNoError,
@@ -19,8 +19,8 @@ from shardengine.engine.cli.common import (
     hex_option,
     json_option,
     machine_option,
-    opened,
     quiet_option,
+    reading,
     remark,
     to_bytes,
 )
@@ -58,9 +58,9 @@ def get(
       shardengine get 00ff --hex --data words --json
     """
     wanted = to_bytes(key, as_hex, "KEY")
-    with opened(data, machine, config_file) as db:
-        value = db.get(wanted)
-        index = db.last_applied().index
+    with reading(data, machine, config_file) as reader, reader.view() as view:
+        value = view.get(wanted)
+        index = view.revision
     if as_json:
         found = {} if value is None else field("value", value, as_hex)
         print_json({**field("key", wanted, as_hex), "found": value is not None, **found, "index": index})
@@ -108,8 +108,8 @@ def scan(
     after = None if start_after is None else to_bytes(start_after, as_hex, "--start-after")
     start = to_bytes(prefix, as_hex, "PREFIX")
     is_first = True
-    with opened(data, machine, config_file) as db:
-        for entries, more in _pages(db, start, limit, after, reverse):
+    with reading(data, machine, config_file) as reader, reader.view() as view:
+        for entries, more in _pages(view, start, limit, after, reverse):
             for key, value in entries:
                 _print_record(key, value, as_hex, as_json, is_first)
                 is_first = False
@@ -150,13 +150,13 @@ def _is_plain(key: bytes) -> bool:
 
 
 def _pages(
-    db: Engine, prefix: bytes, limit: int | None, after: bytes | None, reverse: bool
+    view: View, prefix: bytes, limit: int | None, after: bytes | None, reverse: bool
 ) -> Iterator[tuple[list[tuple[bytes, bytes]], bool]]:
-    """Pages of records, and with the last one whether `limit` left any out. Nobody applies meanwhile: one cut."""
+    """Pages of records, and with the last one whether `limit` left any out."""
     left = limit
     while True:
         size = PAGE_ENTRIES if left is None else min(PAGE_ENTRIES, left)
-        page = db.scan_prefix(prefix, limit=size, start_after=after, reverse=reverse)
+        page = view.scan_prefix(prefix, limit=size, start_after=after, reverse=reverse)
         left = None if left is None else left - len(page.entries)
         yield page.entries, page.more and left == 0
         if not page.more or left == 0:
@@ -181,17 +181,13 @@ def digest(data: Path, machine: type[Machine], quiet: bool, config_file: Path | 
       shardengine digest --data dir --json
     """
 
-    async def work() -> dict[str, Any]:
-        with opened(data, machine, config_file) as db:
-            found = await db.digest()
-            at = db.last_applied()
-            return {"digest": found.hex(), "index": at.index, "term": at.term, "entries": len(db)}
-
-    facts = run(work)
+    with reading(data, machine, config_file) as reader, reader.view() as view:
+        at = view.last_applied
+        facts = {"digest": view.digest().hex(), "index": at.index, "term": at.term, "entries": len(view)}
     if as_json:
         print_json(facts)
     else:
-        print_bytes(facts["digest"].encode())
+        print_bytes(str(facts["digest"]).encode())
     return DONE
 
 
@@ -202,15 +198,17 @@ def digest(data: Path, machine: type[Machine], quiet: bool, config_file: Path | 
 @config_option
 @json_option
 def stats(data: Path, machine: type[Machine], quiet: bool, config_file: Path | None, as_json: bool) -> int:
-    """Print shards, indices, sizes and workers.
+    """Print shards, indices and sizes, and whether an engine runs.
+
+    What is not in files is left out: workers, what is in flight, open views. `stats()` of the engine itself has it.
 
     \b
     Examples:
       shardengine stats --data dir
       shardengine stats --data dir --json
     """
-    with opened(data, machine, config_file) as db:
-        facts = db.stats()
+    with reading(data, machine, config_file) as reader:
+        facts = reader.stats()
     if as_json:
         print_json(facts)
     else:

@@ -16,7 +16,7 @@ from typing import Any
 from shardengine.engine.commit import actions
 from shardengine.engine.commit.actions import Action, Group
 from shardengine.engine.commit.barrier import Stage
-from shardengine.engine.commit.decision import DecisionFile, Record
+from shardengine.engine.commit.decision import SOLO_RUNS_MAX, DecisionFile, Record, Recovery, encode_runs
 from shardengine.engine.commit.exchanging import Exchanging, order_of
 from shardengine.engine.commit.flushing import Done, Flushing
 from shardengine.engine.commit.host import Host, Sender
@@ -50,24 +50,24 @@ class Coordinator:
         splitter: Splitter,
         packing: Packing,
         decision: DecisionFile,
-        position: Position,
+        recovery: Recovery,
         commit: Commit,
     ) -> None:
-        record = decision.record
         self._host = host
         self._workers = workers
         self._packing = packing
         self._decision = decision
         self._commit = commit
-        tail = Tail(position.index, position.term, position.clock, record.term_runs)
+        self.applied = position = recovery.position
+        tail = Tail(position.index, position.term, position.clock, recovery.term_runs)
         self.in_flight = InFlight(splitter, tail, host.wake)
-        self.applied = position
         self.lives = Lives(packing.shards)
         self.failure: EngineError | None = None
         self.pinning = Pinning(packing.shards, commit, tail.kept_runs)
         self.flushing = Flushing(packing.shards, commit)
         self._exchanging = Exchanging(host, commit, packing, splitter)
         if commit.open is not None:
+            record = decision.record
             redo = Batch([], packing.half_of(record), record.position, record.participants)
             self.in_flight.batches[commit.open.number] = redo
 
@@ -139,19 +139,19 @@ class Coordinator:
 
     def _next_group(self) -> Group:
         """Take the first queued chunks, and write their parts where they belong. What is raised leaves them queued."""
-        half = self.in_flight.free_half()
-        packed = self._packing.pack(self.in_flight.queue, half, self.pinning.label)
+        in_flight, half = self.in_flight, self.in_flight.free_half()
+        packed = self._packing.pack(in_flight.queue, half, self.pinning.label)
         takeover = self._exchanging.begin(packed)
-        batch = self.in_flight.submitted(self._commit.last + 1, packed, half, takeover)
+        batch = in_flight.submitted(self._commit.last + 1, packed, half, takeover, self._decision.record.position.index)
         exchange = frozenset(takeover.questions) if takeover else frozenset[int]()
         return Group(batch.position.group, batch.participants, self._solo(batch), exchange)
 
     def _solo(self, batch: Batch) -> bool:
-        """A solo leaves no record, so all its entries must be of the term that the record ends with."""
+        """A solo leaves no record, and takes a few terms along that the last one lacks. A generation's first group is
+        none: by its record it is known to hold a state."""
         if len(batch.participants) != 1 or batch.takeover or not self._commit.can_solo:
             return False
-        runs = self._decision.record.term_runs
-        return bool(runs) and batch.chunks[0].terms[0][1] == runs[-1].term == batch.position.term
+        return bool(self._decision.record.term_runs) and len(batch.new_runs) <= SOLO_RUNS_MAX
 
     # ---- actions of the tables -----------------------------------------------------------------------------------
 
@@ -177,7 +177,8 @@ class Coordinator:
     def _send_solo(self, action: actions.SendSolo) -> None:
         batch = self.in_flight.batches[action.group]
         self.pinning.decided(batch.position.index)
-        self._workers.send(action.shard, wire.Solo(batch.position, batch.extents[action.shard]))
+        runs = encode_runs(batch.new_runs)
+        self._workers.send(action.shard, wire.Solo(batch.position, batch.extents[action.shard], runs))
 
     def _record(self, action: actions.Record) -> None:
         """Write the decision: from its first byte on there is no way back."""

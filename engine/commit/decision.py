@@ -23,18 +23,21 @@ import msgspec
 
 from shardengine.engine.commit.actions import Group
 from shardengine.engine.errors import CommitRuleError, DamagedError
+from shardengine.engine.intake.tail import can_be_runs
 from shardengine.engine.slots import Slots
 from shardengine.ipc.files import allocate, create_file, open_file, sync
 from shardengine.ipc.ring import Extent
-from shardengine.shards.types import LogId, Position
+from shardengine.shards.types import LogId, Position, Standing
 
 SLOT_BYTES = 64 * 1024
+SOLO_RUNS_MAX = 64
+"""So many term runs since the record may be left with a shard."""
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
     """A decided group.
 
-    position: where the log stands behind it. term_runs: the first index of each term, ascending, the newest
+    position: where the log stands behind it. term_runs: the first index of each term up to there, ascending, the newest
     TERM_RUNS_MAX of them. participants: for each shard with parts, the extent that holds them. Its size is bounded by
     that number and the shard count, and within a slot.
     """
@@ -48,6 +51,12 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 _NONE = Record(Position(), [], {}, 0)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Record).decode
+_decode_runs = msgspec.msgpack.Decoder(list[LogId]).decode
+
+
+def encode_runs(runs: Sequence[LogId]) -> bytes:
+    """As a solo takes them along, and `recover` finds them: b"" for none."""
+    return _encode(runs) if runs else b""
 
 
 def create_decision(path: Path, record: Record) -> None:
@@ -112,23 +121,24 @@ class DecisionFile:
 class Recovery(NamedTuple):
     """Where a start finds the log, and what is left to do.
 
-    position: of the whole engine once `redo` is done. redo: the recorded group when some shard has not committed it;
-    `committed` are its participants that have.
+    position: of the whole engine once `redo` is done. term_runs: up to there. redo: the recorded group when some shard
+    has not committed it; `committed` are its participants that have.
     """
 
     position: Position
+    term_runs: list[LogId]
     redo: Group | None
     committed: frozenset[int]
 
 
-def recover(record: Record, positions: Sequence[Position]) -> Recovery:
-    """Judge the newest record against every shard's own position. No I/O.
+def recover(record: Record, standings: Sequence[Standing]) -> Recovery:
+    """Judge the newest record against where every shard itself stands. No I/O.
 
     A shard behind the record that took part in it must redo exactly that group. A shard ahead of it can only have
-    committed a solo, which is sent to it alone with nothing else open: its position is then the newest. Raises
-    DamagedError for anything else.
+    committed a solo, which is sent to it alone with nothing else open: its position is then the newest, and it has all
+    term runs since the record. Raises DamagedError for anything else.
     """
-    group = record.position.group
+    group, positions = record.position.group, [standing.position for standing in standings]
     behind: set[int] = set()
     ahead: set[Position] = set()
     for shard, position in enumerate(positions):
@@ -148,8 +158,30 @@ def recover(record: Record, positions: Sequence[Position]) -> Recovery:
     if not record.participants.keys() <= set(range(len(positions))):
         raise _contradiction(len(positions), Position(), record)
     newest = max((*positions, record.position), key=lambda position: position.group)
+    term_runs = record.term_runs
+    if newest.group > group:
+        shard = positions.index(newest)
+        term_runs = _continued(record, shard, standings[shard])
     redo = Group(group, frozenset(record.participants)) if behind else None
-    return Recovery(newest, redo, frozenset(record.participants) - behind if behind else frozenset())
+    return Recovery(newest, term_runs, redo, frozenset(record.participants) - behind if behind else frozenset())
+
+
+def _continued(record: Record, shard: int, standing: Standing) -> list[LogId]:
+    """The term runs of the record, and behind them those that the newest solo has left with `shard`."""
+    last = LogId(standing.position.index, standing.position.term)
+    try:
+        since = _decode_runs(standing.solo_runs) if standing.solo_runs else []
+    except msgspec.MsgspecError:
+        since = [LogId(0, 0)]  # goes on from nothing
+    runs = [*record.term_runs, *since]
+    if (since and since[0].index <= record.position.index) or not can_be_runs(runs, last):
+        raise DamagedError(
+            f"shard {shard} ends at {last}, and its term runs {since} do not go on from those of the decision record "
+            f"{record.position}, {record.term_runs[-1:]}",
+            hint="restore a snapshot, or start over in another directory",
+            shard=shard,
+        )
+    return runs
 
 
 def _in_order(one: Position, other: Position) -> bool:

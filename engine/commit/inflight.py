@@ -17,7 +17,7 @@ from shardengine.engine.intake.tail import Tail, normalised
 from shardengine.ipc.ring import Extent
 from shardengine.shards import wire
 from shardengine.shards.fast import Normal
-from shardengine.shards.types import ApplyResult, Entry, Position
+from shardengine.shards.types import ApplyResult, Entry, LogId, Position
 
 OURS = -1
 """Where the number of a shard stands: the coordinator's own commands."""
@@ -25,9 +25,10 @@ OURS = -1
 
 class Batch:
     """A submitted group: its chunks, the half of the rings it owns, where its parts lie there, the coordinator's own
-    commands, if it has any, and what became of those and of its shards' (`results`, `noes`)."""
+    commands, if it has any, and what became of those and of its shards' (`results`, `noes`). `new_runs` are the term
+    runs up to its end that the record did not have when it was submitted."""
 
-    __slots__ = ("chunks", "extents", "half", "noes", "participants", "position", "results", "takeover")
+    __slots__ = ("chunks", "extents", "half", "new_runs", "noes", "participants", "position", "results", "takeover")
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Batch:
         position: Position,
         extents: dict[int, Extent],
         takeover: Takeover | None = None,
+        new_runs: Sequence[LogId] = (),
     ) -> None:
         self.chunks = chunks
         self.takeover = takeover
@@ -43,6 +45,7 @@ class Batch:
         self.position = position
         self.participants = frozenset(extents)
         self.extents = extents
+        self.new_runs = new_runs
         self.results: dict[int, wire.PartResults] = {}
         self.noes: dict[int, tuple[int | None, wire.Problem]] = {}
 
@@ -117,13 +120,14 @@ class InFlight:
         self.bytes += chunk.bytes
         return chunk
 
-    def submitted(self, number: int, packed: Packed, half: int, takeover: Takeover | None) -> Batch:
-        """The first chunks of the queue are group `number` from now on."""
+    def submitted(self, number: int, packed: Packed, half: int, takeover: Takeover | None, recorded: int) -> Batch:
+        """The first chunks of the queue are group `number` from now on; the record ends at entry `recorded`."""
         last = packed.chunks[-1]
         for _ in packed.chunks:
             self.queue.popleft()
         position = Position(number, last.last, last.terms[-1][1], last.clock)
-        batch = self.batches[number] = Batch(packed.chunks, half, position, packed.extents, takeover)
+        new_runs = self.tail.runs_between(recorded, last.last)
+        batch = self.batches[number] = Batch(packed.chunks, half, position, packed.extents, takeover, new_runs)
         return batch
 
     def free_half(self) -> int:

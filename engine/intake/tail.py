@@ -5,6 +5,8 @@ from __future__ import annotations
 import reprlib
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
+from operator import attrgetter
 
 import msgspec
 
@@ -14,6 +16,9 @@ from shardengine.shards.types import U64_MAX, Entry, LogId
 
 TERM_RUNS_MAX = 1024
 """So many of the newest runs of entries of one term are kept."""
+
+
+_index_of = attrgetter("index")
 
 
 class Mark(msgspec.Struct, frozen=True, gc=False):
@@ -47,7 +52,7 @@ class Tail:
         """The term of an accepted entry; None beyond the tail, and before the oldest run that is kept."""
         if not 1 <= index <= self.index:
             return None
-        at = bisect_right(self.term_runs, index, key=lambda run: run.index)
+        at = bisect_right(self.term_runs, index, key=_index_of)
         return self.term_runs[at - 1].term if at else None
 
     def check(self, chunk: Normal) -> int:
@@ -120,6 +125,13 @@ class Tail:
         """The term runs of entries up to `index`, the newest TERM_RUNS_MAX of them, as a record keeps them."""
         return [run for run in self.term_runs[-2 * TERM_RUNS_MAX :] if run.index <= index][-TERM_RUNS_MAX:]
 
+    def runs_between(self, after: int, last: int) -> list[LogId]:
+        """The term runs that begin behind entry `after`, up to entry `last`."""
+        runs = self.term_runs
+        if not runs or runs[-1].index <= after:
+            return []
+        return runs[bisect_right(runs, after, key=_index_of) : bisect_right(runs, last, key=_index_of)]
+
     def forget_old_runs(self) -> None:
         del self.term_runs[: -2 * TERM_RUNS_MAX]
 
@@ -128,6 +140,12 @@ class Tail:
         self.index, self.term, self.clock = mark.last, mark.term, mark.clock
         while self.term_runs and self.term_runs[-1].index > mark.last:
             self.term_runs.pop()
+
+
+def can_be_runs(runs: Sequence[LogId], last: LogId) -> bool:
+    """Whether these can be the term runs of a log that ends with `last`."""
+    rise = all(one.index < two.index and one.term < two.term for one, two in pairwise([LogId(-1, -1), *runs]))
+    return rise and (not runs or (runs[-1].index <= last.index and runs[-1].term == last.term))
 
 
 def normalised(entries: Sequence[Entry], clock: int) -> Normal:

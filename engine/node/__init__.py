@@ -20,6 +20,7 @@ Files, lowest first:
     layout.py     the bytes of a segment
     segments.py   the files of a local log
     opening.py    what is there when it is opened, and what of it may be believed
+    looking.py    the files, read beside whoever writes them
     writing.py    the thread that writes
     local.py      the log in files
     memory.py     the log in this process

@@ -175,7 +175,8 @@ class Feeder:
         """Wait, or have the frame fed in pieces, or raise what the node fails with."""
         failed = self._failed
         assert failed is not None and failed.task is not None
-        if isinstance(failed.error, ChunkTooLargeError) and len(failed.entries) > 1:
+        too_large = isinstance(failed.error, ChunkTooLargeError) and len(failed.entries) > 1
+        if too_large and failed.position != self._in_pieces:
             self._in_pieces = failed.position
         elif isinstance(failed.error, StoreFullError):
             await self._await_room(failed.position, failed.error)

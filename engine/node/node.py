@@ -22,13 +22,13 @@ from shardengine.engine.node.feeding import Feeder
 from shardengine.engine.node.frames import frame_bytes
 from shardengine.engine.node.local import LocalLog
 from shardengine.engine.node.log import Log, LogState
-from shardengine.engine.node.place import check_identity, find_place
+from shardengine.engine.node.place import find_place
 from shardengine.engine.node.policy import NodePolicy
 from shardengine.engine.node.proposals import Outcome, Proposals
 from shardengine.engine.node.trimming import Marks, Trimmer
 from shardengine.engine.read.view import View
-from shardengine.engine.run.opening import data_path
 from shardengine.engine.run.starting import settled
+from shardengine.engine.storage.files import data_path
 from shardengine.shards.kv import KeyValue
 from shardengine.shards.machine import Machine, encode
 from shardengine.shards.types import ApplyResult, LogId
@@ -115,8 +115,7 @@ class Node:
         try:
             state = await self._log.open()
             try:
-                check_identity(self._path, state)
-                position = await find_place(self._engine, self._log, state)
+                position = await find_place(self._path, self._engine, self._log, state)
             except BaseException:
                 await self._log.aclose()
                 raise

@@ -212,8 +212,7 @@ def _recover(directory: Path, segments: Segments) -> tuple[int, int, int]:
     time_ms = 0
     for segment, behind in pairwise(segments.kept):
         last, time_ms, end = read_whole(segment, time_ms)
-        if last + 1 != behind.first:
-            raise segment.damaged(end, f"position {last + 1} is missing or damaged; {behind.path.name} is whole")
+        check_next(segment, last, end, behind)
     newest = segments.newest
     last, time_ms, end = read_whole(newest, time_ms)
     check_end(newest, last, end, closed)
@@ -252,9 +251,15 @@ def read_whole(segment: Segment, time_ms: int) -> tuple[int, int, int]:
     return last, time_ms, walk.at
 
 
+def check_next(segment: Segment, last: int, end: int, behind: Segment) -> None:
+    """Raises LogDamagedError when position `last`, which ends there, is not the one before the next segment."""
+    if last + 1 != behind.first:
+        raise segment.damaged(end, f"position {last + 1} is missing or damaged; {behind.path.name} begins behind it")
+
+
 def check_end(newest: Segment, last: int, end: int, closed: Closed | None) -> None:
     """Raises LogDamagedError when what ends the log was no record in the making. Blocks. Raises OSError."""
-    if closed is not None and closed.last != last:
+    if closed is not None and last < closed.last:
         raise newest.damaged(end, f"the log was closed behind position {closed.last}, and ends behind {last}")
     with newest.walk(end) as walk:
         for record in walk.behind():

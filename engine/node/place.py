@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 
 from shardengine.engine.engine import Engine
-from shardengine.engine.errors import LogRegressedError, LogReplacedError, LogTruncatedError
+from shardengine.engine.errors import LogRegressedError, LogReplacedError, LogTruncatedError, disk_error
 from shardengine.engine.node.frames import Frame, decode_frame
 from shardengine.engine.node.log import Log, LogState
 from shardengine.engine.storage.files import read_checked, write_checked
+from shardengine.shards.types import LogId
 
 NAME = "node"
 _HINT = "a node's directory and its log belong together: give it the one it had, or an empty directory"
@@ -23,22 +24,33 @@ class _Place(msgspec.Struct, frozen=True):
     log: str
 
 
-def check_identity(directory: Path, state: LogState) -> None:
-    """Remember the log's identity, the first time. Raises LogReplacedError when it is another one's; FormatError,
-    StoreError."""
+async def find_place(directory: Path, engine: Engine, log: Log, state: LogState) -> int:
+    """The position up to which all frames are applied whole, and behind which to read on. Remembers the log's identity,
+    the first time.
+
+    Raises LogReplacedError when the log is another one than it was; LogTruncatedError, LogRegressedError or
+    LogReplacedError when it does not continue what is applied; FormatError, StoreError.
+    """
     path = directory / NAME
     try:
         known = read_checked(path, _Place).log
     except FileNotFoundError:
-        write_checked(path, _Place(state.identity))
-        return
-    if known != state.identity:
+        known = None
+    if known not in (None, state.identity):
         raise LogReplacedError(
             f"{directory} was made from the log {known}, and this is the log {state.identity}",
             hint=_HINT,
             expected=known,
             got=state.identity,
         )
+    _check_ends(engine.last_applied(), state)
+    position = await _compare(engine, log, state)
+    if known is None:
+        try:
+            write_checked(path, _Place(state.identity))
+        except OSError as error:
+            raise disk_error("the log's identity cannot be remembered", error, path=str(path)) from error
+    return position
 
 
 def entries_of_last_frame(engine: Engine) -> int:
@@ -49,12 +61,7 @@ def entries_of_last_frame(engine: Engine) -> int:
     return count
 
 
-async def find_place(engine: Engine, log: Log, state: LogState) -> int:
-    """The position up to which all frames are applied whole, and behind which to read on.
-
-    Raises LogTruncatedError, LogRegressedError or LogReplacedError when the log does not continue what is applied.
-    """
-    last = engine.last_applied()
+def _check_ends(last: LogId, state: LogState) -> None:
     if state.first > last.term + 1:
         raise LogTruncatedError(
             f"the log begins at position {state.first}, and is applied up to position {last.term} (entry {last.index})",
@@ -65,10 +72,16 @@ async def find_place(engine: Engine, log: Log, state: LogState) -> int:
     if state.last < last.term:
         raise LogRegressedError(
             f"the log ends at position {state.last}, and is applied up to position {last.term} (entry {last.index})",
-            hint=f"it is an older copy, or lost what it had acknowledged; {_HINT}",
+            hint="it is an older copy, or lost what it had acknowledged, or the directory was fed without a node; "
+            + _HINT,
             last=state.last,
             applied=last,
         )
+
+
+async def _compare(engine: Engine, log: Log, state: LogState) -> int:
+    """See `find_place`: the newest applied frame against what the log holds in its place."""
+    last = engine.last_applied()
     if last.index == 0 or state.first > last.term:
         return last.term
     applied, frame = entries_of_last_frame(engine), await _frame_at(log, last.term)

@@ -18,7 +18,7 @@ from shardengine.engine.node.log import Logged
 from shardengine.engine.node.refusals import truncated
 from shardengine.engine.storage.anchors import Anchors
 from shardengine.engine.storage.files import sync_directory
-from shardengine.ipc.files import allocate, create_file, open_file, sync, write_all
+from shardengine.ipc.files import SyncError, allocate, create_file, open_file, sync, write_all
 
 SUFFIX = ".log"
 SPARE = "spare-"
@@ -149,7 +149,7 @@ class Segments:
         """Make a spare the newest segment, for records from `first` on; all before are on the disk. It takes the place
         of the newest one if that has none. Blocks.
 
-        Raises OSError. It is the spare that it was then; but behind a SyncError its name may have changed.
+        Raises OSError, and it is the spare that it was; SyncError, and nobody can tell what it is.
         """
         self.anchors.check()
         path, descriptor = self._spares[0]
@@ -157,7 +157,10 @@ class Segments:
         write_all(descriptor, encode_head(Head(first, self.size, self._identity)), 0)
         sync(descriptor, path, content_only=True)
         path.rename(segment.path)
-        sync_directory(self._directory)
+        try:
+            sync_directory(self._directory)
+        except OSError as error:
+            raise SyncError(error.errno, error.strerror, str(self._directory)) from error
         del self._spares[0]
         if self.descriptor >= 0:
             os.close(self.descriptor)

@@ -1,8 +1,8 @@
 """Reads: one read transaction per shard, all at the same applied index.
 
-A `Cut` never changes. The published one answers `get`; a view holds a cut of its own choosing for as long as it likes.
-A publish opens a new read transaction on each shard that committed, shares those of the others with the cut before,
-and closes what no cut holds any more.
+A `Cut` never changes. The one that is shown answers `get`; a view holds a cut of its own choosing for as long as it
+likes. A publish opens a new read transaction on each shard that committed, shares those of the others with the cut
+before, and closes what no cut holds any more. `Reads` is that for an engine; `follow.py` for other processes.
 
 Invariants: `ReadTx.holders` counts the cuts, alive, that hold it; a cut is alive while published or pinned. Every store
 has a slot in its readers' table prepared for the next publish, which therefore cannot fail for the lack of one.
@@ -36,7 +36,7 @@ class Cut:
 
     __slots__ = ("_owner", "ended", "pins", "position", "reads", "shards")
 
-    def __init__(self, shards: Sequence[ReadTx | Lost], position: Position, reads: Reads) -> None:
+    def __init__(self, shards: Sequence[ReadTx | Lost], position: Position, reads: Cuts) -> None:
         self.shards = shards
         self.position = position
         self.pins = 0
@@ -98,33 +98,22 @@ class Lost:
     get = scan = count = _refuse
 
 
-class Reads:
-    """The readers' side of one generation: its stores, the published cut, and the pinned ones.
+class Cuts:
+    """The cuts of one generation: the one that is shown, `cut`, and those that are pinned, with their stores.
 
     `closer` is who will close it, kept alive as long as any cut of it is: a view may outlive all else of its engine.
     """
 
-    def __init__(
-        self, open_store: Callable[[int], ReadStore], shards: int, position: Position, owner: Callable[[bytes], int]
-    ) -> None:
-        """`open_store` opens the store of a shard. Whatever is raised leaves none open."""
+    cut: Cut
+
+    def __init__(self, owner: Callable[[bytes], int]) -> None:
+        """`owner` gives the shard of a key."""
         self.owner = owner
         self.handed_back: deque[Cut] = deque()
         self.closer: object = None
-        self._open_store = open_store
         self._stores: list[ReadStore] = []
         self._pinned: set[Cut] = set()
         self._closed = False
-        try:
-            for shard in range(shards):
-                self._stores.append(open_store(shard))
-                self._stores[shard].prepare()
-            self.cut = self._hold([store.begin() for store in self._stores], position)
-            self._prepare()
-        except BaseException:
-            for store in self._stores:
-                store.close()
-            raise
 
     @property
     def stores(self) -> Sequence[ReadStore]:
@@ -133,36 +122,16 @@ class Reads:
 
     @property
     def pinned(self) -> int:
-        """Cuts that are kept alive beside the published one."""
+        """Cuts that are kept alive beside the one that is shown."""
         self.take_back()
         return len(self._pinned - {self.cut})
 
-    def publish(self, shards: Collection[int], position: Position) -> None:
-        """Make what `shards` have committed visible, all at once."""
-        self.take_back()
-        old = self.cut
-        fresh = list(old.shards)
-        for shard in shards:
-            fresh[shard] = self._begin(shard)
-            old = self.cut
-        self.cut = self._hold(fresh, position)
-        if old.pins == 0:
-            self._drop(old)
-
     def pin(self) -> Cut:
-        """The published cut, kept until it is unpinned as often as it was pinned. Raises StoreError when a readers'
-        table is full."""
+        """The cut that is shown, kept until it is unpinned as often as it was pinned."""
         self.take_back()
-        if self.cut.pins == 0:
-            self._prepare()
         self.cut.pins += 1
         self._pinned.add(self.cut)
         return self.cut
-
-    def _prepare(self) -> None:
-        """One slot a store for the next publish, and one for the one after it, when this cut is kept till then."""
-        for store in self._stores:
-            store.prepare()
 
     def take_back(self) -> None:
         """Unpin what was handed back. The thread that publishes."""
@@ -174,14 +143,6 @@ class Reads:
                 if cut is not self.cut and cut.ended is None:
                     self._drop(cut)
 
-    def copy(self, shard: int, descriptor: int) -> None:
-        """Write what `shard` has committed, compacted, as an environment's file. Blocks; any thread."""
-        pinned = self._stores[shard].begin()
-        try:
-            self._stores[shard].copy(pinned, descriptor)
-        finally:
-            pinned.close()
-
     def close(self, why: str = _CLOSED) -> None:
         """Close every transaction and environment. Cuts still pinned are dead. Closing twice does nothing."""
         if not self._closed:
@@ -191,6 +152,86 @@ class Reads:
             self.cut.ended = why
             for store in self._stores:
                 store.close()
+
+    def _show(self, shards: Sequence[ReadTx | Lost], position: Position) -> None:
+        """In place of the cut before, which goes unless it is pinned."""
+        old = self.cut
+        self.cut = self._hold(shards, position)
+        if old.pins == 0:
+            self._drop(old)
+
+    def _end_all(self, why: str) -> None:
+        """Every pinned cut ends. The one that is shown is replaced, or closed, by the caller."""
+        for cut in self._pinned:
+            cut.ended = why
+            if cut is not self.cut:
+                self._drop(cut)
+        if self.cut in self._pinned:  # its views end; who reads the newest state goes on
+            ended, self.cut = self.cut, self._hold(self.cut.shards, self.cut.position)
+            self._drop(ended)
+        self._pinned.clear()
+
+    def _hold(self, shards: Sequence[ReadTx | Lost], position: Position) -> Cut:
+        for shard in shards:
+            if isinstance(shard, ReadTx):
+                shard.holders += 1
+        return Cut(shards, position, self)
+
+    def _drop(self, cut: Cut) -> None:
+        for shard in cut.shards:
+            if isinstance(shard, ReadTx):
+                shard.holders -= 1
+                if shard.holders == 0:
+                    shard.close()
+
+
+class Reads(Cuts):
+    """The readers' side of an engine over one generation: what it publishes is the cut that is shown."""
+
+    def __init__(
+        self, open_store: Callable[[int], ReadStore], shards: int, position: Position, owner: Callable[[bytes], int]
+    ) -> None:
+        """`open_store` opens the store of a shard. Whatever is raised leaves none open."""
+        super().__init__(owner)
+        self._open_store = open_store
+        try:
+            for shard in range(shards):
+                self._stores.append(open_store(shard))
+                self._stores[shard].prepare()
+            self.cut = self._hold([store.begin() for store in self._stores], position)
+            self._prepare()
+        except BaseException:
+            for store in self._stores:
+                store.close()
+            raise
+
+    def publish(self, shards: Collection[int], position: Position) -> None:
+        """Make what `shards` have committed visible, all at once."""
+        self.take_back()
+        fresh = list(self.cut.shards)
+        for shard in shards:
+            fresh[shard] = self._begin(shard)
+        self._show(fresh, position)
+
+    def pin(self) -> Cut:
+        """As any cut's. Raises StoreError when a readers' table is full."""
+        self.take_back()
+        if self.cut.pins == 0:
+            self._prepare()
+        return super().pin()
+
+    def _prepare(self) -> None:
+        """One slot a store for the next publish, and one for the one after it, when this cut is kept till then."""
+        for store in self._stores:
+            store.prepare()
+
+    def copy(self, shard: int, descriptor: int) -> None:
+        """Write what `shard` has committed, compacted, as an environment's file. Blocks; any thread."""
+        pinned = self._stores[shard].begin()
+        try:
+            self._stores[shard].copy(pinned, descriptor)
+        finally:
+            pinned.close()
 
     # ---- slots in the readers' table -----------------------------------------------------------------------------
 
@@ -203,10 +244,12 @@ class Reads:
             self._stores[shard].clear_dead_readers()
             self._stores[shard].make_way()
 
-    def keep_locks(self) -> None:
-        """Now and then: the system drops LMDB's locks when any descriptor of `lock.mdb` is closed in this process."""
+    def look_after(self) -> None:
+        """Now and then. The system drops LMDB's locks when any descriptor of `lock.mdb` is closed in this process; and
+        the slots of other processes' readers that were killed keep pages for ever."""
         for store in self._stores:
             store.keep_locks()
+            store.clear_dead_readers()
 
     def worker_came(self, shard: int) -> None:
         """A new worker of `shard` has opened the environment, and was sent nothing yet. If it took itself for the first
@@ -253,27 +296,3 @@ class Reads:
         shards[shard] = transaction
         self.cut = self._hold(shards, old.position)
         self._drop(old)
-
-    def _end_all(self, why: str) -> None:
-        """Every pinned cut ends. The published one is replaced, or closed, by the caller."""
-        for cut in self._pinned:
-            cut.ended = why
-            if cut is not self.cut:
-                self._drop(cut)
-        if self.cut in self._pinned:  # its views end; who reads the newest state goes on
-            ended, self.cut = self.cut, self._hold(self.cut.shards, self.cut.position)
-            self._drop(ended)
-        self._pinned.clear()
-
-    def _hold(self, shards: Sequence[ReadTx | Lost], position: Position) -> Cut:
-        for shard in shards:
-            if isinstance(shard, ReadTx):
-                shard.holders += 1
-        return Cut(shards, position, self)
-
-    def _drop(self, cut: Cut) -> None:
-        for shard in cut.shards:
-            if isinstance(shard, ReadTx):
-                shard.holders -= 1
-                if shard.holders == 0:
-                    shard.close()

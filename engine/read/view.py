@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterable
 from types import TracebackType
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from shardengine.engine.contract import ScanResult
 from shardengine.engine.errors import ForkedError, WrongThreadError, view_closed
@@ -17,6 +17,11 @@ class _Process:
     """Which process this is: how many forks led to it."""
 
     forks: ClassVar[int] = 0
+
+
+def forks() -> int:
+    """Another number in a forked child than in its parent."""
+    return _Process.forks
 
 
 class View:
@@ -61,7 +66,7 @@ class View:
         """Let go of the state: at once in the engine's thread, soon from any other. Closing twice does nothing, nor
         does closing in a forked child do anything to the parent's view."""
         cut = self._let_go(why)
-        if cut is not None and threading.get_ident() == self._thread and self._forks == _Process.forks:
+        if cut is not None and threading.get_ident() == self._thread and self._here():
             cut.reads.take_back()
 
     def _let_go(self, why: str) -> Cut | None:
@@ -82,10 +87,8 @@ class View:
             self._let_go("it was dropped")  # at any moment, in any thread: nothing else may be done here
 
     def _open(self) -> Cut:
-        if self._forks != _Process.forks:
-            raise ForkedError("the view was opened before a fork, in the parent process", hint="make one per process")
-        if threading.get_ident() != self._thread:
-            raise WrongThreadError("the view belongs to another thread", hint="use it where its engine lives")
+        self._check_process()
+        self._check_thread()
         try:
             cut = self._held[0]
         except IndexError:
@@ -96,7 +99,18 @@ class View:
             why = cut.ended
         raise view_closed(self.revision, why)
 
-    def __enter__(self) -> View:
+    def _here(self) -> bool:
+        return self._forks == _Process.forks
+
+    def _check_process(self) -> None:
+        if not self._here():
+            raise ForkedError("the view was opened before a fork, in the parent process", hint="make one per process")
+
+    def _check_thread(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise WrongThreadError("the view belongs to another thread", hint="use it where its engine lives")
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -90,7 +90,7 @@ class Crew:
         self._workers.flush()
         self._workers.trim_log()
         if self.reads is not None:
-            self.reads.keep_locks()
+            self.reads.look_after()
             self.reads.take_back()
         missing = [shard for shard, link in enumerate(self._workers.links) if link is None]
         if missing and self._coordinator.failure is None and self._in_place():

@@ -110,18 +110,6 @@ def _search_path() -> list[bytes]:
     return encoded
 
 
-def made(machine: type[Machine]) -> Machine:
-    """One of them. MachineImportError: its class cannot make any."""
-    try:
-        return machine()
-    except Exception as error:
-        raise MachineImportError(
-            f"{machine.__module__}.{machine.__qualname__} cannot be made: {type(error).__name__}: {error}",
-            hint="its class takes no arguments",
-            machine=machine.__qualname__,
-        ) from error
-
-
 def check_machine(machine: type[Machine]) -> None:
     """Raise MachineImportError when that is no machine."""
     if not (isinstance(machine, type) and issubclass(machine, Machine)) or machine.__abstractmethods__:

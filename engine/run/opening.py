@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from shardengine.engine.errors import ConfigError, StateUntrustedError
 from shardengine.engine.run.resources import check_resource_limits, default_shards
 from shardengine.engine.snapshot.build import Target
 from shardengine.engine.snapshot.keeper import restore_newest
-from shardengine.engine.storage.files import Lock, absolute, make_directories, refuse_network_filesystem
+from shardengine.engine.storage.files import Lock, make_directories, refuse_network_filesystem
 from shardengine.engine.storage.generations import (
     SET_ASIDE,
     Directory,
@@ -37,15 +36,6 @@ class Opened:
     generation: Generation
     outcome: str
     discarded: Path | None
-
-
-def data_path(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Path:
-    """Where a data directory lies, or will: absolute, and through its links once and for all. Raises ConfigError."""
-    place = absolute(path)
-    try:
-        return place.resolve()
-    except (OSError, RuntimeError) as error:  # links in a circle
-        raise ConfigError(f"{place} leads nowhere: {error}", hint="name another directory", path=str(place)) from error
 
 
 def open_directory(path: Path, machine: type[Machine], config: EngineConfig) -> Opened:

@@ -14,9 +14,10 @@ from shardengine.engine.storage.generations import Generation
 from shardengine.ipc.ring import RingWriter, create_ring
 from shardengine.shards.digest import checksum
 from shardengine.shards.store import ReadStore
-from shardengine.shards.types import Position
+from shardengine.shards.types import Standing
 
 _SPARE_READERS = 16
+_SLOTS_A_READER = 8
 
 
 class Recovered:
@@ -30,10 +31,10 @@ class Recovered:
         self._generation = generation
         self._through_map = through_map
         with ExitStack() as stack:
-            positions = [self._position(shard, config) for shard in range(generation.shards)]
+            standings = [self._standing(shard, config) for shard in range(generation.shards)]
             self.decision = DecisionFile(generation.decision, synced=config.durability == "power")
             stack.callback(self.decision.close)
-            self.recovery: Recovery = recover(self.decision.record, positions)
+            self.recovery: Recovery = recover(self.decision.record, standings)
             self._check_redo(machine_version)
             self.rings: list[RingWriter] = []
             for shard in range(generation.shards):
@@ -44,14 +45,14 @@ class Recovered:
     def close(self) -> None:
         self._open.close()
 
-    def _position(self, shard: int, config: EngineConfig) -> Position:
+    def _standing(self, shard: int, config: EngineConfig) -> Standing:
         store = open_read_store(self._generation, shard, config)
         try:
             store.clear_dead_readers()
             transaction = store.begin()
-            position = transaction.position()
+            standing = transaction.standing()
             transaction.close()
-            return position
+            return standing
         finally:
             store.close()
 
@@ -99,10 +100,11 @@ def open_read_store(generation: Generation, shard: int, config: EngineConfig) ->
         generation.shard(shard),
         generation.identity(shard),
         map_bytes=config.map_bytes,
-        readers_max=readers_max(config),
+        readers_max=reader_slots(config),
     )
 
 
-def readers_max(config: EngineConfig) -> int:
-    """Slots in a shard's readers' table."""
-    return config.views_max + _SPARE_READERS
+def reader_slots(config: EngineConfig) -> int:
+    """Slots in a shard's readers' table: for the engine's views, its cuts and a worker's pins; and for other processes,
+    each with its cut, the next one, four that LMDB's binding keeps, and two views."""
+    return config.views_max + _SPARE_READERS + config.readers_max * _SLOTS_A_READER

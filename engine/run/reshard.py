@@ -60,7 +60,7 @@ def _settled(opened: Opened, machine: type[Machine], config: EngineConfig) -> tu
     runtime.start()
     try:
         entries = runtime.reads.cut.count()
-        position, term_runs = runtime.coordinator.applied, list(runtime.coordinator.in_flight.tail.term_runs)
+        position, term_runs = runtime.coordinator.applied, runtime.term_runs()
         runtime.stop()
     finally:
         runtime.abandon()

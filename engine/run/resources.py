@@ -1,14 +1,17 @@
-"""What the host allows this process: cores, and the sizes of maps and files."""
+"""What the host allows this process: cores, the sizes of maps and files, disk that is reserved."""
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 from pathlib import Path
 
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.errors import ConfigError
+from shardengine.engine.storage.files import filesystem_of, reserved_disk_holds
 
+log = logging.getLogger("shardengine")
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
@@ -75,3 +78,17 @@ def check_resource_limits(config: EngineConfig, shards: int) -> None:
                 value=config.map_bytes,
                 allowed=allowed,
             )
+
+
+def look_at_filesystem(path: Path) -> tuple[str, bool]:
+    """What `path` lies on, and whether disk that is reserved there stays so; a warning when not."""
+    filesystem = filesystem_of(path.resolve())
+    maps_hold = reserved_disk_holds(filesystem)
+    if not maps_hold:
+        log.warning(
+            "%s lies on %s, which promises nothing for reserved disk: on a full disk a worker may die of SIGBUS, "
+            "and be started again; nothing that was acknowledged is lost. Keep disk free, or use ext4 or xfs",
+            path,
+            filesystem,
+        )
+    return filesystem, maps_hold

@@ -26,14 +26,15 @@ from shardengine.engine.intake.split import Splitter
 from shardengine.engine.read.cut import Reads
 from shardengine.engine.run.crew import Crew
 from shardengine.engine.run.durability import Durability
-from shardengine.engine.run.launch import Launch, launch_of, machine_name, made
+from shardengine.engine.run.launch import Launch, launch_of, machine_name
 from shardengine.engine.run.opening import Opened, half_bytes
 from shardengine.engine.run.overtime import Overtime
 from shardengine.engine.run.processes import Workers
-from shardengine.engine.run.recovering import Recovered, open_read_store, readers_max
-from shardengine.engine.storage.files import filesystem_of, reserved_disk_holds
+from shardengine.engine.run.recovering import Recovered, open_read_store, reader_slots
+from shardengine.engine.run.resources import look_at_filesystem
+from shardengine.engine.storage.control import REPLACED, STOPPED, ControlPage
 from shardengine.engine.storage.generations import DirectoryConfig, Generation
-from shardengine.engine.storage.placing import check_samples
+from shardengine.engine.storage.placing import check_samples, made
 from shardengine.engine.storage.runmark import RunMark
 from shardengine.shards.machine import Machine
 from shardengine.shards.types import LogId, Position
@@ -46,7 +47,8 @@ log = logging.getLogger("shardengine")
 class Runtime:
     """Everything that exists while an engine runs.
 
-    `begin` adds what is made from the files: `durability`, `workers`, `coordinator`, `crew`; `complete` adds `reads`.
+    `begin` adds what is made from the files: `durability`, `workers`, `coordinator`, `crew`, and the control page;
+    `complete` adds `reads`. What those show, other processes read from the page: both change together.
     It is the coordinator's host; `on_wake` is called with a waiter that may go on, `on_move` when the coordinator has
     moved.
     """
@@ -154,6 +156,7 @@ class Runtime:
         """Another run has taken over: this one ends, its views with it. Who waits for a flush is told what `mark` knows
         of the new generation, which is durable as a whole unless a sync of its name has failed."""
         self.coordinator.flushing.end(None)
+        self._control.end(REPLACED)
         self.abandon()
         self.reads.close("the state it showed was replaced as a whole")
 
@@ -169,6 +172,7 @@ class Runtime:
         assert self._reading or not batch.chunks
         if self._reading:
             self.reads.publish(batch.participants, batch.position)
+            self._control.publish(batch.position)
 
     def wake(self, waiter: Any) -> None:
         self.on_wake(waiter)
@@ -197,9 +201,11 @@ class Runtime:
         """Judge what is on the disk, and have the workers start. `before` is the mark of the same run over the
         generation that this one is to replace. Raises as `start`."""
         try:
-            self.filesystem, maps_hold = self._look_at_filesystem()
+            self.filesystem, maps_hold = look_at_filesystem(self.opened.directory.path)
             standing = Recovered(self._generation, self._machine.version, self.config, through_map=maps_hold)
             self._open.callback(standing.close)
+            self._control = ControlPage(self._generation.control, through_map=maps_hold)
+            self._open.callback(self._control.close)
             self.splitter.part_bytes_max = min(ring.half_bytes for ring in standing.rings) // 2
             self.durability = Durability(self.opened, self.config.durability, lambda: self.last_applied, before)
             self._start_workers(standing)
@@ -220,26 +226,13 @@ class Runtime:
         self._open_reads(self.coordinator.applied)
         self._adopt_mark()
         self._remember_version()
+        self._control.begin(self.coordinator.applied)
 
     def drop(self) -> None:
         """End what `begin` began."""
         if self._reading:
             self.reads.close()
         self._open.close()
-
-    def _look_at_filesystem(self) -> tuple[str, bool]:
-        """What the directory lies on, and whether disk that is reserved there stays so."""
-        path = self.opened.directory.path
-        filesystem = filesystem_of(path.resolve())
-        maps_hold = reserved_disk_holds(filesystem)
-        if not maps_hold:
-            log.warning(
-                "%s lies on %s, which promises nothing for reserved disk: on a full disk a worker may die of SIGBUS, "
-                "and be started again; nothing that was acknowledged is lost. Keep disk free, or use ext4 or xfs",
-                path,
-                filesystem,
-            )
-        return filesystem, maps_hold
 
     def _remember_version(self) -> None:
         if self._generation.info.config.machine_version < self._machine.version:
@@ -256,7 +249,7 @@ class Runtime:
             splitter=self.splitter,
             packing=Packing(standing.rings, self.splitter, self.config.group_bytes),
             decision=standing.decision,
-            position=recovery.position,
+            recovery=recovery,
             commit=Commit(self.shards, recovery.position.group, recovery.redo, recovery.committed),
         )
         self.crew = Crew(self.workers, self.coordinator, self._in_place)
@@ -272,7 +265,7 @@ class Runtime:
             machine=machine_name(self._machine),
             limits=self.opened.generation.info.config.limits,
             map_bytes=self.config.map_bytes,
-            readers_max=readers_max(self.config),
+            readers_max=reader_slots(self.config),
             sync=self.config.durability == "power",
             spin_us=self.config.spin_us,
             parent=-1,
@@ -327,6 +320,7 @@ class Runtime:
         """Time has passed: look for workers that owe an answer for too long, start those that could not be started,
         and send what a full link kept back. What goes wrong here stops the engine by name."""
         try:
+            self._control.beat()
             self.crew.tick()
             self.coordinator.tick(time.monotonic(), self._patience)
             if self.durability.look_is_due():
@@ -394,6 +388,7 @@ class Runtime:
 
     def abandon(self) -> None:
         """Kill the workers and give back everything but the readers' side and the directory's lock."""
+        self._control.end(STOPPED)
         self.mark.record_failure()
         self.crew.let_go()
         self._open.close()

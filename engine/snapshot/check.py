@@ -18,7 +18,7 @@ from shardengine.ipc.errors import LACKING
 from shardengine.shards.machine import Machine
 from shardengine.shards.placement import SLOTS
 from shardengine.shards.store import Identity, ReadStore, ReadTx, damage_in
-from shardengine.shards.types import Limits, Position
+from shardengine.shards.types import Limits, Position, Standing
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -41,7 +41,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """What is wrong, and where the shard stands if that could be read."""
 
     problems: list[str]
-    position: Position | None = None
+    standing: Standing | None = None
 
 
 def claims_of(manifest: Manifest) -> list[Claim]:
@@ -71,15 +71,15 @@ def judge(claim: Claim, folder: Path, machine: Machine | None, *, records: bool 
             stack.callback(store.close)
             transaction = store.begin()
             stack.callback(transaction.close)
-            position = transaction.position()
-            fault = _fault_of(claim, transaction, position)
+            standing = transaction.standing()
+            fault = _fault_of(claim, transaction, standing.position)
             if not fault and records:
-                fault = _fault_of_records(claim, transaction, machine)
+                fault = fault_of_records(claim, transaction, machine)
     except (StoreError, OSError, msgspec.MsgspecError) as error:
         if getattr(error, "errno", 0) in LACKING:
             raise
         return Verdict([str(error)])
-    return Verdict([fault] if fault else [], position)
+    return Verdict([fault] if fault else [], standing)
 
 
 def _opened(claim: Claim, file: Path) -> ReadStore:
@@ -100,12 +100,16 @@ def _fault_of(claim: Claim, transaction: ReadTx, position: Position) -> str:
     return ""
 
 
-def _fault_of_records(claim: Claim, transaction: ReadTx, machine: Machine | None) -> str:
+def fault_of_records(claim: Claim, transaction: ReadTx, machine: Machine | None) -> str:
+    """What is wrong with the records that `transaction` sees, or "". `machine` as in `judge`."""
     limits, shard = claim.limits, claim.identity.shard
     owner = None if machine is None else owner_of(machine, claim.identity.shards)
+    counted = 0
     for key, value in transaction.scan(b"", None, reverse=False):
+        counted += 1
         if len(key) > limits.key_bytes_max or len(value) > limits.value_bytes_max:
             return f"the key {key!r}, of {len(key)} bytes with a value of {len(value)}, is over {limits}"
         if owner is not None and (fault := misplaced(key, shard, owner)):
             return f"{fault}, not {shard}: the part is another shard's, or the machine's partition_key has changed"
-    return ""
+    said = transaction.count()
+    return "" if counted == said else f"it holds {counted} records, and says {said}"

@@ -10,7 +10,6 @@ XXH3-128 of its file.
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import msgspec
 
 from shardengine.engine.config import KEY_BYTES_LIMIT, VALUE_BYTES_LIMIT
 from shardengine.engine.errors import SnapshotDamagedError, SnapshotError, SnapshotFormatError
+from shardengine.engine.intake.tail import can_be_runs
 from shardengine.engine.storage.files import write_whole
 from shardengine.ipc.errors import LACKING, hint_for
 from shardengine.ipc.files import read_plain
@@ -152,8 +152,7 @@ def _fault_of(manifest: Manifest) -> str:
 
 def _fault_of_terms(manifest: Manifest) -> str:
     runs, place = manifest.term_runs, manifest.last_included
-    rise = all(one.index < two.index and one.term < two.term for one, two in pairwise([LogId(-1, -1), *runs]))
-    if not rise or (runs and (runs[-1].index > place.index or runs[-1].term != place.term)):
+    if not can_be_runs(runs, place):
         return f"terms up to {runs[-1]} in a log that ends at {place}"
     return ""
 

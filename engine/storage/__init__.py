@@ -8,5 +8,6 @@ Files, lowest first:
     generations.py  the data directory
     matching.py     whether it is what it is opened as
     runmark.py      whether the files may hold more than the disk does; what is durable
+    control.py      what an engine shows at this moment, for other processes
     placing.py      whether keys lie where the machine places them
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import struct
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -52,6 +53,15 @@ def absolute(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Path:
     except (TypeError, ValueError, OSError) as error:
         raise ConfigError(f"{path!r} is no path: {error}", hint="pass a str, bytes, or a Path") from error
     return place
+
+
+def data_path(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Path:
+    """Where a data directory lies, or will: absolute, and through its links once and for all. Raises ConfigError."""
+    place = absolute(path)
+    try:
+        return place.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise ConfigError(f"{place} leads nowhere: {error}", hint="name another directory", path=str(place)) from error
 
 
 # ---- whole or absent -------------------------------------------------------------------------------------------------
@@ -141,6 +151,7 @@ def read_small(path: Path) -> bytes:
     return data
 
 
+_FLOCK = struct.Struct("@hhqqi0q")  # `struct flock` of 64-bit Linux
 _REPLACED_MAX = 100
 _WRITTEN_BY = "was it written by another program, or another version?"
 
@@ -259,6 +270,26 @@ class Lock:
             hint="one engine at a time may use a directory; stop the other one",
             pid=pid,
         )
+
+    @classmethod
+    def held_here(cls, path: Path) -> bool:
+        """Whether this process has the file locked, which it must not close a descriptor of then."""
+        return path.resolve() in cls._held
+
+    @classmethod
+    def held(cls, path: Path) -> bool:
+        """Whether some process has the file locked. Takes and writes nothing. Raises OSError, FileRefusedError."""
+        if cls.held_here(path):
+            return True
+        try:
+            descriptor = open_file(path)
+        except FileNotFoundError:
+            return False
+        try:
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            return bool(_FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK)
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """Give the lock back."""

@@ -1,7 +1,7 @@
 """The data directory: what it remembers, its generations, and whether they can be trusted.
 
     DIR/  LOCK  CURRENT  config  run-mark  hardstate  worker.log
-          gen-000001/  GENERATION  decision  shard-000/{data.mdb lock.mdb owner ring}  shard-001/...
+          gen-000001/  GENERATION  decision  control  shard-000/{data.mdb lock.mdb owner ring}  shard-001/...
           snapshots/  snapshot-metadata
           node  log/                 of a node: which log it applies, and that log if it is a local one
           loads                      what `shardengine load` took, and of what
@@ -98,6 +98,10 @@ class Generation:
     @property
     def decision(self) -> Path:
         return self.path / "decision"
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control"
 
     def shard(self, shard: int) -> Path:
         return self.path / f"shard-{shard:03}"
@@ -232,7 +236,10 @@ class Directory:
         for entry in self.path.iterdir():
             check_owner(entry, entry.lstat())
         for generation in self._generations():
-            for file in (generation / "GENERATION", generation / "decision", *generation.glob("shard-*/*")):
+            for file in (
+                *(generation / name for name in ("GENERATION", "decision", "control")),
+                *generation.glob("shard-*/*"),
+            ):
                 with suppress(FileNotFoundError):
                     check_file(file)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from shardengine.engine.errors import MachineMismatchError
+from shardengine.engine.errors import MachineImportError, MachineMismatchError
 from shardengine.shards.machine import Machine
 from shardengine.shards.placement import shard_table, slot_of
 from shardengine.shards.store import ReadStore, ReadTx
@@ -13,6 +13,18 @@ SAMPLES = 16
 """Keys of each shard that a start looks at."""
 
 Owner = Callable[[bytes], int]
+
+
+def made(machine: type[Machine]) -> Machine:
+    """One of them. MachineImportError: its class cannot make any."""
+    try:
+        return machine()
+    except Exception as error:
+        raise MachineImportError(
+            f"{machine.__module__}.{machine.__qualname__} cannot be made: {type(error).__name__}: {error}",
+            hint="its class takes no arguments",
+            machine=machine.__qualname__,
+        ) from error
 
 
 def owner_of(machine: Machine, shards: int) -> Owner:

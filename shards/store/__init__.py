@@ -4,7 +4,8 @@ Databases: `data` (key -> value), `expiry` (key -> deadline and its inverse; not
 
     identity   whose files these are: format, generation, shard, shards, slots, machine
     position   group, index, term, clock: committed in the same transaction as the data they describe
-    solo       group and results of the last Solo, so that an answer lost with its worker can be given again
+    solo       group and results of the last Solo, so that an answer lost with its worker can be given again; and the
+               term runs since the decision record, which it leaves nowhere else
 
 Every commit is page-level copy on write, so the death of a process leaves the last commit. `sync=False` (mode
 "process") leaves it to the kernel when pages reach the disk: that survives every process, not the machine.

@@ -24,6 +24,7 @@ PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 BadKey = lmdb.BadValsizeError
 POSITION = b"position"
 IDENTITY = b"identity"
+SOLO = b"solo"
 SPARE_TXNS = 4
 """Closed read transactions whose slots in the readers' table are kept for those to come."""
 DATA, META = b"data", b"meta"
@@ -46,8 +47,18 @@ class Identity(msgspec.Struct, frozen=True):
     format: int = FORMAT
 
 
+class SoloRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What a Solo, `group`, left beside its position: its results, and the `runs` that came with it. It is of no
+    interest once another group is committed."""
+
+    group: int
+    results: bytes
+    runs: bytes = b""
+
+
 encode = msgspec.msgpack.encode
 decode_position = msgspec.msgpack.Decoder(Position).decode
+decode_solo = msgspec.msgpack.Decoder(SoloRecord).decode
 _decode_identity = msgspec.msgpack.Decoder(Identity).decode
 
 
@@ -76,21 +87,29 @@ def number_of(error: lmdb.Error) -> int:
 
 
 def open_environment(
-    path: Path, map_bytes: int, readers_max: int, *, readonly: bool, sync: bool = False, part: bool = False
+    path: Path,
+    map_bytes: int,
+    readers_max: int,
+    *,
+    readonly: bool,
+    sync: bool = False,
+    part: bool = False,
+    slots: bool = True,
 ) -> lmdb.Environment:
     """Open the environment at `path`; with `part`, a file of a snapshot, which nobody writes and which needs no lock.
+    Without `slots` nothing is written, and nobody may write while it is open.
 
     Raises StoreFullError when the disk has no room for it, StoreError for anything else.
     """
     try:
-        if not part:
+        if slots and not part:
             _allocate_readers(path / "lock.mdb", readers_max)
         env = lmdb.open(
             os.fsencode(path),
             mode=FILE_MODE,
             map_size=map_bytes,
             subdir=not part,
-            lock=not part,
+            lock=slots and not part,
             create=not readonly,
             readonly=readonly,
             writemap=not readonly,
@@ -104,8 +123,7 @@ def open_environment(
             lib_version=0,
         )
     except lmdb.Error as error:
-        full = isinstance(error, lmdb.ReadersFullError)
-        hint = f"close views, raise views_max, or see who else reads {path}" if full else ""
+        hint = open_hint(path, error)
         raise refusal(f"cannot open {path}", error, hint, path=str(path), map_bytes=map_bytes) from error
     except OSError as error:
         kind = StoreFullError if error.errno in FULL else StoreError
@@ -113,6 +131,15 @@ def open_environment(
     keep_from_children(env)
     _close_on_exec(path if part else path / "data.mdb")
     return env
+
+
+def open_hint(path: Path, error: lmdb.Error) -> str:
+    """What to do about an environment that cannot be opened, or whose readers' table is full."""
+    if "already open in this process" in str(error):
+        return "one engine or reader of a directory per process: close the other one, or open it after the fork"
+    if not isinstance(error, lmdb.ReadersFullError):
+        return ""
+    return f"close views or readers, raise readers_max, raise views_max, or see who else reads {path}"
 
 
 def _allocate_readers(table: Path, readers_max: int) -> None:

@@ -17,6 +17,7 @@ from shardengine.shards.store.env import (
     META,
     PAGE_BYTES,
     POSITION,
+    SOLO,
     Identity,
     encode,
     make_databases,
@@ -25,7 +26,6 @@ from shardengine.shards.store.env import (
     reserve_a_commit,
     used_bytes,
 )
-from shardengine.shards.store.writer import SOLO
 from shardengine.shards.types import Position
 
 

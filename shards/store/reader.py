@@ -26,18 +26,21 @@ from shardengine.shards.store.env import (
     META,
     PAGE_BYTES,
     POSITION,
+    SOLO,
     SPARE_TXNS,
     Identity,
     check_identity,
     check_length,
     decode_position,
+    decode_solo,
     keep_from_children,
     number_of,
     open_environment,
+    open_hint,
     open_table,
     refusal,
 )
-from shardengine.shards.types import Position
+from shardengine.shards.types import Position, Standing
 
 _BEGINS = 2  # a publish, and another one if the cut of the first is kept
 
@@ -68,6 +71,12 @@ class ReadTx:
 
     def position(self) -> Position:
         return decode_position(self._txn.get(POSITION, b"", self._owner.meta))
+
+    def standing(self) -> Standing:
+        """Its position, and what a start wants to know beside it."""
+        position, left = self.position(), self._txn.get(SOLO, None, self._owner.meta)
+        solo = None if left is None else decode_solo(left)
+        return Standing(position, solo.runs if solo is not None and solo.group == position.group else b"")
 
     def count(self) -> int:
         """Live records."""
@@ -150,10 +159,18 @@ class ReadStore:
     """
 
     def __init__(
-        self, path: Path, identity: Identity | None, *, map_bytes: int, readers_max: int, part: bool = False
+        self,
+        path: Path,
+        identity: Identity | None,
+        *,
+        map_bytes: int,
+        readers_max: int,
+        part: bool = False,
+        slots: bool = True,
     ) -> None:
+        """See `open_environment`. Raises StoreMismatchError when it is no shard's, or another's; StoreError."""
         check_length(path if part else path / "data.mdb")
-        self._env = open_environment(path, map_bytes, readers_max, readonly=True, part=part)
+        self._env = open_environment(path, map_bytes, readers_max, readonly=True, part=part, slots=slots)
         self._open: set[ReadTx] = set()
         self._spare: list[lmdb.Transaction[bytes]] = []
         self._table = path / "lock.mdb"
@@ -165,7 +182,7 @@ class ReadStore:
             with self._env.begin(db=self.meta) as txn:
                 if identity is not None:
                     check_identity(path, txn.get(IDENTITY), identity)
-            if not part:
+            if slots and not part:
                 self._locks = open_table(self._table)
         except lmdb.Error as error:
             self._env.close()
@@ -215,9 +232,7 @@ class ReadStore:
         del self._spare[_BEGINS - 1 :]
 
     def _refusal(self, error: lmdb.Error) -> StoreError:
-        hint = "see README, how to back up a directory that is open"
-        if isinstance(error, lmdb.ReadersFullError):
-            hint = f"close views, raise views_max, or see who else reads {self._table.parent}"
+        hint = open_hint(self._table.parent, error) or "see README, how to back up a directory that is open"
         return refusal("cannot begin to read", error, hint)
 
     def forget(self, transaction: ReadTx, closed: lmdb.Transaction[bytes]) -> None:
@@ -263,8 +278,11 @@ class ReadStore:
         return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
 
     def clear_dead_readers(self) -> int:
-        """Free the reader slots of processes that were killed."""
-        return self._env.reader_check()
+        """Free the reader slots of processes that were killed. Returns how many; 0 also when the system cannot tell."""
+        try:
+            return self._env.reader_check()
+        except lmdb.Error:
+            return 0
 
     def close(self) -> None:
         """Close what is open. Closing twice does nothing."""

@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import lmdb
-import msgspec
 
 from shardengine.ipc.errors import hint_for
 from shardengine.shards.errors import StoreError, SyncFailedError
@@ -19,9 +18,12 @@ from shardengine.shards.store.env import (
     META,
     PAGE_BYTES,
     POSITION,
+    SOLO,
     Identity,
+    SoloRecord,
     check_identity,
     decode_position,
+    decode_solo,
     encode,
     keep_from_children,
     make_databases,
@@ -35,19 +37,10 @@ from shardengine.shards.store.reserve import Reserve
 from shardengine.shards.transaction import Record
 from shardengine.shards.types import Position
 
-SOLO = b"solo"
 _HEADROOM = b"headroom"
 _INLINE_BYTES = PAGE_BYTES // 2 - 64 - 511  # a longer value may, with its key, go to overflow pages
 _IDS_PER_PAGE = PAGE_BYTES // 8  # of the list of pages that a transaction frees
 _VALUE_PAGES_MAX = (1 << 30) // PAGE_BYTES  # of one value: see engine/config.py
-
-
-class SoloRecord(msgspec.Struct, frozen=True, array_like=True):
-    group: int
-    results: bytes
-
-
-_decode_solo = msgspec.msgpack.Decoder(SoloRecord).decode
 
 
 class Store:
@@ -103,7 +96,7 @@ class Store:
         found = self._in_meta(SOLO)
         if found is None:
             return None
-        solo = _decode_solo(found)
+        solo = decode_solo(found)
         return solo.results if solo.group == self.position.group else None
 
     def _in_meta(self, name: bytes) -> bytes | None:
@@ -206,16 +199,17 @@ class Store:
         except lmdb.Error as error:
             raise StoreError(f"{self._file}: {error}", path=str(self._file)) from error
 
-    def commit(self, position: Position, solo_results: bytes | None = None) -> None:
-        """Commit data and position together; in mode "power" the call returns when both are on the disk.
+    def commit(self, position: Position, solo_results: bytes | None = None, solo_runs: bytes = b"") -> None:
+        """Commit data and position together, and what a Solo leaves there: its results, if they are given, and
+        `solo_runs`. In mode "power" the call returns when all is on the disk.
 
         Raises StoreFullError when there is no room: the transaction is gone then and left no trace. StoreError: LMDB
         could not, and nobody knows whether it is committed before the environment is opened anew.
         """
         try:
             if solo_results is not None:
-                self._take_for_solo(len(solo_results))
-                self._guarded_put(SOLO, encode(SoloRecord(position.group, solo_results)))
+                self._take_for_solo(len(solo_results) + len(solo_runs))
+                self._guarded_put(SOLO, encode(SoloRecord(position.group, solo_results, solo_runs)))
             self._guarded_put(POSITION, encode(position))
         except StoreError:
             self.abort()
