@@ -56,6 +56,7 @@ of the disk:
 and of reads and snapshots:
 
     cut          one read transaction a shard, all at one applied index; a *view* holds one
+    control page what an engine shows at this moment, for a *reader*, which is another process
     pin          hold a commit for a snapshot, on a worker
     barrier      between two groups, where every shard pins
     label        the entry at which a snapshot is asked for

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from shardengine import FormatError, LogDamagedError
-from shardengine.engine.node.layout import HEAD_BYTES
-from shardengine.engine.node.opening import ABOUT, CLOSED, FORMAT, About, read_about
+from shardengine.engine.node.layout import HEAD_BYTES, Record
+from shardengine.engine.node.opening import ABOUT, CLOSED, FORMAT, About, list_segments, read_about
 from shardengine.engine.node.segments import name_of
 from shardengine.engine.storage.files import write_checked
 from tests.local_logs import SEGMENT, content, copied, filled, frames, records, small
@@ -122,6 +122,18 @@ async def test_a_record_is_none_in_another_place_segment_or_log(tmp_path: Path) 
     other = copied(tmp_path / "other", tmp_path / "changed")
     spoil(other / file.name, last.at, data)
     await cut_to(other, FRAMES[:-1])
+
+
+async def test_a_record_that_is_whole_and_comes_out_of_order_is_damage(tmp_path: Path) -> None:
+    await filled(tmp_path / "log", [b"first"])
+    about = read_about(tmp_path / "log")
+    assert about is not None
+    (segment,) = list_segments(tmp_path / "log", about)
+    _, _, end = records(tmp_path / "log")[0]
+    for position in (0, 1, 3):
+        spoilt = copied(tmp_path / "log", tmp_path / "spoilt")
+        spoil(spoilt / name_of(1), end, segment.codec.encode(Record(end, position, 1, 0, b"other")))
+        assert (await refused(spoilt)).offset == end
 
 
 async def test_a_frame_that_holds_the_bytes_of_a_log_does_not_pass_for_its_records(tmp_path: Path) -> None:

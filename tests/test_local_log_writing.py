@@ -24,13 +24,15 @@ from shardengine.engine.node.opening import CLOSED
 from shardengine.engine.node.tail import Tail
 from tests.disks import in_a_file_system, needs_file_systems
 from tests.killing import WATCHDOG_S
-from tests.local_logs import opened, small
+from tests.local_logs import frames, opened, small
 from tests.syncs import Syncs, ends_with
 
 
-async def test_what_comes_while_a_sync_runs_goes_with_one_write_and_one_sync(
+async def test_what_comes_while_a_sync_runs_goes_with_one_write_and_one_sync_and_is_not_read_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async with opened(tmp_path / "log") as log:
+        await log.append([b"before"])
     async with opened(tmp_path / "log") as log:
         begun, go, calls = threading.Event(), threading.Event(), list[str]()
         sync, write = os.fdatasync, os.pwrite
@@ -51,10 +53,14 @@ async def test_what_comes_while_a_sync_runs_goes_with_one_write_and_one_sync(
         await asyncio.to_thread(begun.wait, WATCHDOG_S)
         others = [asyncio.create_task(log.append([b"other %d" % number])) for number in range(30)]
         await asyncio.sleep(0)
-        assert await log.last() == 0
+        reading = log.read(0)
+        assert (await anext(reading)).frame == b"before"
+        following = asyncio.ensure_future(anext(reading))
+        await asyncio.sleep(0)
+        assert await log.last() == 1 and not following.done()
         go.set()
-        assert await first == [1]
-        assert [await other for other in others] == [[2 + number] for number in range(30)]
+        assert await first == [2] and (await following).frame == b"first"
+        assert [await other for other in others] == [[3 + number] for number in range(30)]
         assert calls == ["write", "sync"] * 2
 
 
@@ -109,6 +115,49 @@ async def test_after_a_failed_sync_what_is_durable_can_be_read_and_nothing_is_ta
     assert not (tmp_path / "log" / CLOSED).exists()
     async with opened(tmp_path / "log") as log:
         assert (await anext(log.read(0))).frame == b"durable"
+
+
+class Lacking:
+    """The next `times` writes lack room, when they have written everything."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times = 0
+        self._write = os.pwrite
+        monkeypatch.setattr(os, "pwrite", self)
+
+    def __call__(self, descriptor: int, data: bytes, at: int) -> int:
+        written = self._write(descriptor, data, at)
+        if self.times:
+            self.times -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written
+
+
+async def test_what_lacked_room_is_undone_to_its_last_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path / "log") as log:
+        await log.append([b"first"])
+        lacking = Lacking(monkeypatch)
+        for size in (10, 1000):  # the second goes into new segments, and lacks room for the head of one
+            lacking.times = 1
+            with pytest.raises(LogFullError) as refused:
+                await log.append([bytes([number]) * size for number in (1, 2, 3, 4)])
+            assert refused.value.size >= 4 * size
+        await log.append([b"other" * 2])
+    (tmp_path / "log" / CLOSED).unlink()
+    assert await frames(tmp_path / "log") == [b"first", b"other" * 2]
+
+
+async def test_what_lacked_room_and_cannot_be_undone_ends_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path / "log") as log:
+        await log.append([b"first"])
+        Lacking(monkeypatch).times = 2
+        for _ in range(2):
+            with pytest.raises(LogFailedError) as failed:
+                await log.append([b"doubtful"])
+            assert failed.value.errno == errno.ENOSPC
+    assert (await frames(tmp_path / "log"))[0] == b"first"
 
 
 FULL = """

@@ -107,7 +107,7 @@ class World:
         return self.handle(wire.Part(position, self.extent((group, list(commands))), decided))
 
     def solo(self, group: int, *commands: Any) -> wire.SoloDone:
-        order = wire.Solo(Position(group, 10 * group + 9, 1, 0), self.extent((group, list(commands))))
+        order = wire.Solo(Position(group, 10 * group + 9, 1, 0), self.extent((group, list(commands))), b"runs")
         (answer,) = self.handle(order)
         assert isinstance(answer, wire.SoloDone)
         return answer
@@ -227,7 +227,7 @@ def test_a_solo_is_committed_with_its_results(world: World) -> None:
     assert world.store.solo is not None
     stored = wire.decode_results(world.store.solo)
     assert (stored.rejected, stored.values) == ({11: "because"}, {10: 3})
-    assert world.store.data == {b"k": b"3"}
+    assert (world.store.runs, world.store.data) == (b"runs", {b"k": b"3"})
 
 
 @pytest.mark.parametrize("fault", ["write", "commit"])

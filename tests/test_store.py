@@ -22,7 +22,8 @@ from shardengine.shards.errors import StoreError, StoreMismatchError
 from shardengine.shards.placement import SLOTS
 from shardengine.shards.snapshot import copy_pinned
 from shardengine.shards.store import PAGE_BYTES, BadKey, ReadStore, Store, check_library, damage_in
-from shardengine.shards.types import Position
+from shardengine.shards.store.env import SoloRecord, decode_solo, encode
+from shardengine.shards.types import Position, Standing
 from tests.stores import MAP_BYTES, OURS, commit, random_writes, reader_at, records, store_at
 
 
@@ -99,6 +100,31 @@ def test_what_is_committed_survives_a_close_and_position_goes_with_it(tmp_path: 
     assert store.solo_results() is None, "of the last commit only"
     store.sync()
     store.close()
+
+
+def test_the_runs_of_a_solo_are_told_while_it_is_the_last_commit(tmp_path: Path) -> None:
+    store = store_at(tmp_path / "s")
+
+    def standing() -> Standing:
+        with closing(store.pin()) as transaction:
+            return transaction.standing()
+
+    assert standing() == Standing(Position())
+    store.begin()
+    store.commit(Position(7, 70, 3, 0), b"results", b"runs")
+    assert standing() == Standing(Position(7, 70, 3, 0), b"runs") and store.solo_results() == b"results"
+    store.begin()
+    store.commit(Position(8, 80, 3, 0), b"")
+    assert standing() == Standing(Position(8, 80, 3, 0), b"")
+    store.begin()
+    store.commit(Position(9, 90, 5, 0), b"", b"runs")
+    commit(store, {}, 10)
+    assert standing() == Standing(Position(10, 100, 1, 0))
+    store.close()
+
+
+def test_what_a_solo_left_before_there_were_runs_is_read_as_one_that_left_none() -> None:
+    assert decode_solo(encode((7, b"results"))) == SoloRecord(7, b"results", b"")
 
 
 def test_a_close_cuts_the_file_to_the_pages_in_use(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ Words, besides those of `engine/__init__`:
     append       add frames at the end; they are durable when it returns
     propose      have a command put into the log and applied
     barrier      wait until all that was acknowledged before is applied here; who waits at the same time shares one
-    segment      one file of a local log
+    segment      one file of a local log; a *spare* one has no records yet, and no name
+    synced       of a record: the position up to which all was on the disk before it was written
+    torn         of the end of a log: in the making when everything died
 
 Files, lowest first:
 

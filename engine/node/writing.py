@@ -112,17 +112,22 @@ class Writer:
             return
         self._last, self._time_ms, self._end, self._zeroed = opened.last, opened.time_ms, opened.end, opened.end
         self._tell(self._host.opened, opened)
-        self._serve(opened.segments)
-        opened.segments.close()
+        try:
+            self._serve(opened.segments)
+            opened.segments.close()
+            self._mark_closed(directory, opened.segments)
+        finally:
+            opened.lock.close()
+            self._tell(self._host.ended)
+
+    def _mark_closed(self, directory: Path, segments: Segments) -> None:
+        """Have the next opening know that nothing was in the making."""
         try:
             if self._failure is None:
-                opened.segments.anchors.check()
+                segments.anchors.check()
                 write_checked(directory / CLOSED, Closed(self._last))
         except (OSError, EngineError) as error:
             log.warning("%s: closed, and not marked so: %s", directory, error)
-        finally:
-            opened.lock.close()
-        self._tell(self._host.ended)
 
     def _serve(self, segments: Segments) -> None:
         """Until all is done that was handed over before None."""
@@ -258,10 +263,10 @@ class Writer:
 
     def _fail(self, segments: Segments, error: Exception) -> LogFailedError:
         """Nothing is written any more."""
-        number = error.errno if isinstance(error, OSError) else None
+        number, said = (error.errno, error.strerror) if isinstance(error, OSError) else (None, str(error))
         path = str(getattr(error, "filename", None) or segments.newest.path)
         failure = self._failure = LogFailedError(
-            f"the log cannot be written any more behind position {self._last}: {path}: {error!r}",
+            f"the log cannot be written any more behind position {self._last}: {path}: {said}",
             hint="see the kernel's log; open it anew, on a disk that works: what was acknowledged is there",
             path=path,
             errno=number,

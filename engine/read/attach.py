@@ -291,8 +291,7 @@ class Reader:
                 generation = self._generation(directory)
                 self._followed = followed = Followed(directory, generation, self._machine, self._config)
             except (EngineError, OSError) as error:
-                gone = generation is not None and not directory.names(generation)
-                if attempt + 1 < _OPENS_MAX and gone:
+                if attempt + 1 < _OPENS_MAX and (generation is None or not directory.names(generation)):
                     continue
                 if isinstance(error, OSError):
                     raise disk_error(f"{self._path} cannot be read", error, path=str(self._path)) from error

@@ -50,7 +50,7 @@ _SLOTS_MAX = LOCK_BYTES // 64 - 2  # what every readers' table has room for
 class Followed(Cuts):
     """The cuts of a generation as another process's engine publishes them. It is any thread's, one at a time.
 
-    Invariant: `cut` is the newest cut that was had, at `sequence` of the page; its index never falls.
+    Invariant: `cut` is the newest cut that was had, at `sequence` of the page.
     """
 
     def __init__(self, directory: Directory, generation: Generation, machine: type[Machine], config: EngineConfig):
@@ -71,8 +71,7 @@ class Followed(Cuts):
                 self._stores.append(_opened(generation, shard, config, slots=self.has_slots))
             check_samples(self._stores, placing)
             self.cut = self._hold([], Position())
-            if not self.renew():
-                raise self._refusal(None, [])
+            self.renew()
         except BaseException:
             for store in self._stores:
                 store.close()
@@ -127,7 +126,10 @@ class Followed(Cuts):
         return self.control.sequence == self.sequence
 
     def moved(self) -> bool:
-        """Whether another run, or another generation, has taken its place, as far as the page tells."""
+        """Whether another run, or another generation, has taken its place, as far as the page tells; or, where nothing
+        keeps an engine from our pages, one may be about to."""
+        if not self.has_slots and Lock.held(self._lock):
+            return True
         page = self.control.read()
         return (page is not None and self._is_foreign(page)) or not self.control.in_place()
 
@@ -159,7 +161,7 @@ class Followed(Cuts):
             except BaseException:
                 _close(fresh)
                 raise
-            if position is not None and position.index >= self.cut.position.index:
+            if position is not None:
                 self._show(fresh, position)
                 self.sequence = sequence
                 self._run = page.run if page is not None else None
@@ -170,7 +172,7 @@ class Followed(Cuts):
         raise self._refusal(page, found)
 
     def release(self) -> None:
-        """Let go of the cut at hand, but for its index."""
+        """Let go of the cut at hand. The next one is had when it is asked for."""
         self._show([], self.cut.position)
         self.sequence = _NONE
 
@@ -194,8 +196,9 @@ class Followed(Cuts):
         *,
         nobody: bool,
     ) -> Position | None:
-        """Where the transactions `fresh`, which see `found`, stand together; None: nowhere, or nobody can tell yet. Before
-        they were begun `page` was read, at `sequence` or later, and `nobody` had the directory if there was none."""
+        """Where the transactions `fresh`, which see `found`, stand together; None: nowhere, or nobody can tell yet.
+        Before they were begun `page` was read, at `sequence` or later, and `nobody` had the directory if there was none.
+        """
         newest = max(position.group for position in found)
         if page is not None and newest <= page.position.group and (page.same_boot or self.lives(page)):
             return page.position
