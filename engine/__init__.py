@@ -81,5 +81,6 @@ Files and rooms, lowest first:
     adaptors/    the contract in this process, over a dict
     machines/    examples, for people to read, import and start from
     node/        the engine under a log
+    sync/        both for code without a loop, in any thread
     cli/         the command line; needs the extra `cli`
 """

@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from shardengine.engine.snapshot.transfer import decode_piece as decode_piece
     from shardengine.engine.snapshot.transfer import encode_piece as encode_piece
     from shardengine.engine.snapshot.transfer import stream_snapshot as stream_snapshot
+    from shardengine.engine.sync.engine import SyncEngine as SyncEngine
     from shardengine.ipc.errors import EngineError as EngineError
     from shardengine.ipc.errors import FileRefusedError as FileRefusedError
     from shardengine.shards.errors import BadEntryError as BadEntryError
@@ -232,6 +233,7 @@ _HOMES = {
     "engine.read.view": ("View",),
     "engine.run.shell": ("run",),
     "engine.engine": ("Engine",),
+    "engine.sync.engine": ("SyncEngine",),
     "engine.adaptors.rehearsal": (
         "Rehearsal",
         "rehearse",

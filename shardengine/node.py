@@ -7,5 +7,6 @@ from shardengine.engine.node.log import Log, Logged, LogState
 from shardengine.engine.node.memory import MemoryLog
 from shardengine.engine.node.node import Node, NodeStatus
 from shardengine.engine.node.policy import NodePolicy
+from shardengine.engine.sync.node import SyncNode
 
-__all__ = ["LocalLog", "Log", "LogState", "Logged", "MemoryLog", "Node", "NodePolicy", "NodeStatus"]
+__all__ = ["LocalLog", "Log", "LogState", "Logged", "MemoryLog", "Node", "NodePolicy", "NodeStatus", "SyncNode"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from shardengine import Engine
+from collections.abc import Callable
+
+from shardengine import Engine, SyncEngine
 from shardengine.engine.read.cut import Reads
 from shardengine.engine.run import tasks
 from shardengine.engine.run.runtime import Runtime
 from shardengine.engine.run.shell import Shell
+from shardengine.node import SyncNode
 
 
 def shell_of(db: Engine) -> Shell:
@@ -39,3 +42,10 @@ def replacing(db: Engine) -> bool:
 async def one_turn() -> None:
     """Of the loop."""
     await tasks.one_turn()
+
+
+def in_the_loop(db: SyncEngine | SyncNode, work: Callable[[], object]) -> None:
+    """Have the thread that `db` owns do `work` soon."""
+    portal = db._crossing._portal
+    assert portal is not None
+    portal._loop.call_soon_threadsafe(work)

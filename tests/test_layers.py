@@ -26,8 +26,15 @@ GUESTS = (CLI, "engine/machines/")
 OWNERS = {
     "lmdb": ("shards/store/",),
     "xxhash": ("shards/digest.py",),
-    "asyncio": ("engine/run/waiting.py", "engine/run/tasks.py", "engine/run/shell.py", "engine/node/", CLI),
-    "uvloop": ("engine/run/shell.py", CLI),
+    "asyncio": (
+        "engine/run/waiting.py",
+        "engine/run/tasks.py",
+        "engine/run/shell.py",
+        "engine/node/",
+        "engine/sync/portal.py",
+        CLI,
+    ),
+    "uvloop": ("engine/run/shell.py", "engine/sync/portal.py", CLI),
     "click": (CLI,),
     "rich": (CLI,),
 }

@@ -68,7 +68,11 @@ class More(Sums):
 PROGRAM = """
 from sound import More, Set, Sums
 
-from shardengine import Engine, Entry, Limits, Rehearsal, RehearsalError, StateMachine, encode, rehearse, run
+from collections.abc import Sequence
+
+from shardengine import (
+    ApplyResult, Engine, Entry, Limits, Rehearsal, RehearsalError, StateMachine, SyncEngine, encode, rehearse, run
+)
 from shardengine.adaptors import MemoryStateMachine
 
 
@@ -84,6 +88,13 @@ async def main() -> None:
         await use(memory)
 
 
+def blocking() -> tuple[Sequence[ApplyResult], bytes | None, bytes, int, str]:
+    with SyncEngine("data", shards=2, machine=Sums) as db, db.view() as view:
+        results = db.apply_chunk([Entry(1, 1, encode(Set(b"k", b"1")))])
+        db.wait_applied(1, timeout=0.5)
+        return results, view.get(b"k"), db.digest(), len(db.snapshots()), db.create_snapshot().path
+
+
 def judged() -> Rehearsal | str:
     try:
         return rehearse(Sums, [Set(b"k", b"1")], limits=Limits(), hash_seeds=())
@@ -93,7 +104,7 @@ def judged() -> Rehearsal | str:
 
 run(main)
 """
-WRONG = f"""{COMMANDS}
+WRONG = f"""{COMMANDS.replace("Tx", "SyncEngine, Tx")}
 
 class Wrong(Machine):
     name = 5  # assignment
@@ -135,6 +146,11 @@ class Lacking(Machine):
 
 
 Lacking()  # abstract
+db = SyncEngine("data", shard=2)  # call-arg
+db.get("k")  # arg-type
+db.apply_chunk([b"k"])  # list-item
+db.digest() + 1  # operator
+db.aclose()  # attr-defined
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from shardengine.engine.errors import EngineError
 from shardengine.engine.node.log import Log
 
 
@@ -17,13 +18,20 @@ class Barriers:
         self._log = asked
         self._asking: asyncio.Task[int] | None = None
         self._next: asyncio.Task[int] | None = None
+        self._closed: EngineError | None = None
 
     async def last(self) -> int:
         """A position such that all that was acknowledged before this call is at it or before it. Raises as
-        `Log.last`."""
-        if self._next is None:
-            self._next = asyncio.ensure_future(self._ask(self._asking))
-        return await asyncio.shield(self._next)
+        `Log.last`, or what it was closed with."""
+        asking = self._next
+        if asking is None and self._closed is None:
+            asking = self._next = asyncio.ensure_future(self._ask(self._asking))
+        if asking is not None:
+            await asyncio.wait([asking])
+        if self._closed is not None:
+            raise self._closed.again()
+        assert asking is not None
+        return asking.result()
 
     async def _ask(self, before: asyncio.Task[int] | None) -> int:
         if before is not None and not before.done():
@@ -31,8 +39,9 @@ class Barriers:
         self._asking, self._next = self._next, None
         return await self._log.last()
 
-    def close(self) -> None:
-        """Nobody is told any more."""
+    def close(self, error: EngineError) -> None:
+        """Nobody is told any more: who waits, or will, is told `error`."""
+        self._closed = error
         for task in (self._asking, self._next):
             if task is not None:
                 task.cancel()

@@ -347,7 +347,7 @@ class _Run:
         self.feeder.close(error)
         for task in self._tasks:
             task.cancel()
-        self.barriers.close()
+        self.barriers.close(error)
 
     async def close(self, patience_s: float) -> None:
         """Let what was taken end, for a while; then end it."""

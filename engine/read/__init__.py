@@ -3,8 +3,8 @@
 Files, lowest first:
 
     cut.py         reads at one applied index
-    view.py        repeatable reads
-    readerview.py  repeatable reads in another process, for any thread
+    view.py        repeatable reads, in one thread or in any
+    readerview.py  repeatable reads in another process
     follow.py      one generation, as the engine of another process publishes it
     attach.py      a directory, whatever its generation, as another process reads it
 """

@@ -81,7 +81,7 @@ class Reader:
         self._path = data_path(path)
         self._machine = machine
         self._config = config or load_config()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._forks = forks()
         self._views: weakref.WeakSet[ReaderView] = weakref.WeakSet()
         self._followed: Followed | None = None
@@ -146,11 +146,10 @@ class Reader:
         with self._lock:
             cut = self._now().reads.pin()
         try:
-            return digest_of(cut, self._lock, cut.check)
+            return digest_of(cut, cut.check)
         finally:
-            with self._lock:
-                cut.hand_back()
-                cut.reads.take_back()
+            cut.hand_back()
+            cut.reads.take_back()
 
     def view(self) -> ReaderView:
         """Keep the state of now for repeatable reads, up to `view_age_max_ms`. Raises TooManyViewsError."""
@@ -159,7 +158,7 @@ class Reader:
             cut = self._now()
             if (count := sum([not view.closed for view in self._views])) >= self._config.views_max:
                 raise TooManyViewsError(f"{count} views are open", hint="close views, or raise views_max", limit=count)
-            view = ReaderView(cut.reads.pin(), time.monotonic(), self, self._lock, self._config.view_age_max_ms)
+            view = ReaderView(cut.reads.pin(), time.monotonic(), self, self._config.view_age_max_ms)
             self._views.add(view)
             return view
 
@@ -289,7 +288,7 @@ class Reader:
             directory, generation = Directory(self._path), None
             try:
                 generation = self._generation(directory)
-                self._followed = followed = Followed(directory, generation, self._machine, self._config)
+                self._followed = followed = Followed(directory, generation, self._machine, self._config, self._lock)
             except (EngineError, OSError) as error:
                 if attempt + 1 < _OPENS_MAX and (generation is None or not directory.names(generation)):
                     continue

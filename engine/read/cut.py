@@ -6,12 +6,17 @@ before, and closes what no cut holds any more. `Reads` is that for an engine; `f
 
 Invariants: `ReadTx.holders` counts the cuts, alive, that hold it; a cut is alive while published or pinned. Every store
 has a slot in its readers' table prepared for the next publish, which therefore cannot fail for the lack of one.
+
+Threads: a transaction is for one thread at a time, and must not end under who reads it. `Cuts.lock` sees to that: it
+is held while cuts change, and by every thread that reads one, but for the thread that changes them where it is the only
+one that reads.
 """
 
 from __future__ import annotations
 
 import heapq
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -25,7 +30,8 @@ from shardengine.shards.digest import records_digest
 from shardengine.shards.store import BadKey, ReadStore, ReadTx
 from shardengine.shards.types import Position
 
-_RECORDS_PER_SLICE = 512
+SLICE = 512
+"""Records that are read between two looks at what others want."""
 _CLOSED = "its engine was stopped"
 log = logging.getLogger("shardengine")
 
@@ -60,9 +66,12 @@ class Cut:
     def scan_prefix(
         self, prefix: bytes, limit: int | None = None, start_after: bytes | None = None, reverse: bool = False
     ) -> ScanResult:
+        return scanned(self.records(prefix, start_after, reverse=reverse), limit, self.position.index)
+
+    def records(self, prefix: bytes, start_after: bytes | None, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        """Those whose key starts with `prefix`, in key order over all shards, beyond `start_after` only."""
         scans = [shard.scan(prefix, start_after, reverse=reverse) for shard in self.shards]
-        merged = heapq.merge(*scans, key=itemgetter(0), reverse=reverse) if len(scans) > 1 else scans[0]
-        return scanned(merged, limit, self.position.index)
+        return heapq.merge(*scans, key=itemgetter(0), reverse=reverse) if len(scans) > 1 else scans[0]
 
     def count(self) -> int:
         return sum(shard.count() for shard in self.shards)
@@ -70,11 +79,14 @@ class Cut:
     def digest_slices(self) -> Iterator[int]:
         """The digest, as a sum of parts that take about a millisecond each. Others may go on between them."""
         for shard in self.shards:
-            self.check()
             records = shard.scan(b"", None, reverse=False)
-            while batch := list(islice(records, _RECORDS_PER_SLICE)):
+            while True:
+                with self.reads.lock:
+                    self.check()
+                    batch = list(islice(records, SLICE))
+                if not batch:
+                    break
                 yield records_digest(batch)
-                self.check()
 
     def check(self) -> None:
         """Raises ViewClosedError once it has ended."""
@@ -102,15 +114,17 @@ class Cuts:
     """The cuts of one generation: the one that is shown, `cut`, and those that are pinned, with their stores.
 
     `closer` is who will close it, kept alive as long as any cut of it is: a view may outlive all else of its engine.
+    Every method holds `lock`; a thread may take it twice.
     """
 
     cut: Cut
 
-    def __init__(self, owner: Callable[[bytes], int]) -> None:
-        """`owner` gives the shard of a key."""
+    def __init__(self, owner: Callable[[bytes], int], lock: threading.RLock | None = None) -> None:
+        """`owner` gives the shard of a key. `lock`: None makes one."""
         self.owner = owner
         self.handed_back: deque[Cut] = deque()
         self.closer: object = None
+        self.lock = lock or threading.RLock()
         self._stores: list[ReadStore] = []
         self._pinned: set[Cut] = set()
         self._closed = False
@@ -123,29 +137,39 @@ class Cuts:
     @property
     def pinned(self) -> int:
         """Cuts that are kept alive beside the one that is shown."""
-        self.take_back()
-        return len(self._pinned - {self.cut})
+        with self.lock:
+            self.take_back()
+            return len(self._pinned - {self.cut})
+
+    def count(self) -> int:
+        """Live records of the cut that is shown."""
+        with self.lock:
+            return self.cut.count()
 
     def pin(self) -> Cut:
         """The cut that is shown, kept until it is unpinned as often as it was pinned."""
-        self.take_back()
-        self.cut.pins += 1
-        self._pinned.add(self.cut)
-        return self.cut
+        with self.lock:
+            self.take_back()
+            self.cut.pins += 1
+            self._pinned.add(self.cut)
+            return self.cut
 
     def take_back(self) -> None:
-        """Unpin what was handed back. The thread that publishes."""
-        while self.handed_back:
-            cut = self.handed_back.popleft()
-            cut.pins -= 1
-            if cut.pins == 0:
-                self._pinned.discard(cut)
-                if cut is not self.cut and cut.ended is None:
-                    self._drop(cut)
+        """Unpin what was handed back. The thread that publishes, or one that reads under the lock."""
+        with self.lock:
+            while self.handed_back:
+                cut = self.handed_back.popleft()
+                cut.pins -= 1
+                if cut.pins == 0:
+                    self._pinned.discard(cut)
+                    if cut is not self.cut and cut.ended is None:
+                        self._drop(cut)
 
     def close(self, why: str = _CLOSED) -> None:
         """Close every transaction and environment. Cuts still pinned are dead. Closing twice does nothing."""
-        if not self._closed:
+        with self.lock:
+            if self._closed:
+                return
             self._closed = True
             self._end_all(why)
             self._drop(self.cut)
@@ -207,18 +231,20 @@ class Reads(Cuts):
 
     def publish(self, shards: Collection[int], position: Position) -> None:
         """Make what `shards` have committed visible, all at once."""
-        self.take_back()
-        fresh = list(self.cut.shards)
-        for shard in shards:
-            fresh[shard] = self._begin(shard)
-        self._show(fresh, position)
+        with self.lock:
+            self.take_back()
+            fresh = list(self.cut.shards)
+            for shard in shards:
+                fresh[shard] = self._begin(shard)
+            self._show(fresh, position)
 
     def pin(self) -> Cut:
         """As any cut's. Raises StoreError when a readers' table is full."""
-        self.take_back()
-        if self.cut.pins == 0:
-            self._prepare()
-        return super().pin()
+        with self.lock:
+            self.take_back()
+            if self.cut.pins == 0:
+                self._prepare()
+            return super().pin()
 
     def _prepare(self) -> None:
         """One slot a store for the next publish, and one for the one after it, when this cut is kept till then."""
@@ -238,7 +264,9 @@ class Reads(Cuts):
     def worker_ended(self, shard: int) -> None:
         """The worker of `shard` is gone, and its successor not there yet: nobody but us holds the environment. Free
         what it had pinned, which would make the file grow for ever, and see that the successor finds our locks."""
-        if not self._closed:
+        with self.lock:
+            if self._closed:
+                return
             self.take_back()
             self._stores[shard].keep_locks()
             self._stores[shard].clear_dead_readers()
@@ -247,19 +275,21 @@ class Reads(Cuts):
     def look_after(self) -> None:
         """Now and then. The system drops LMDB's locks when any descriptor of `lock.mdb` is closed in this process; and
         the slots of other processes' readers that were killed keep pages for ever."""
-        for store in self._stores:
-            store.keep_locks()
-            store.clear_dead_readers()
+        with self.lock:
+            for store in self._stores:
+                store.keep_locks()
+                store.clear_dead_readers()
 
     def worker_came(self, shard: int) -> None:
         """A new worker of `shard` has opened the environment, and was sent nothing yet. If it took itself for the first
         and emptied the readers' table, it would reuse pages under our cuts."""
-        if self._closed:
-            return
-        if not self._stores[shard].keeps_slots():
-            self._renew(shard)
-        with suppress(EngineError):  # the two that matter are there
-            self._stores[shard].prepare()
+        with self.lock:
+            if self._closed:
+                return
+            if not self._stores[shard].keeps_slots():
+                self._renew(shard)
+            with suppress(EngineError):  # the two that matter are there
+                self._stores[shard].prepare()
 
     def _begin(self, shard: int) -> ReadTx:
         try:

@@ -19,6 +19,7 @@ either case, as no page of it is reused while its slots are held.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -53,11 +54,18 @@ class Followed(Cuts):
     Invariant: `cut` is the newest cut that was had, at `sequence` of the page.
     """
 
-    def __init__(self, directory: Directory, generation: Generation, machine: type[Machine], config: EngineConfig):
+    def __init__(
+        self,
+        directory: Directory,
+        generation: Generation,
+        machine: type[Machine],
+        config: EngineConfig,
+        lock: threading.RLock,
+    ) -> None:
         """Have a first cut. Raises StateUntrustedError, EngineStateError, NoCutError, MachineMismatchError, StoreError,
         FileRefusedError, OSError; nothing is open then."""
         placing = made(machine)
-        super().__init__(owner_of(placing, generation.shards))
+        super().__init__(owner_of(placing, generation.shards), lock)
         self.generation = generation
         self.tries = 0
         self.sequence = 0
@@ -197,8 +205,7 @@ class Followed(Cuts):
         nobody: bool,
     ) -> Position | None:
         """Where the transactions `fresh`, which see `found`, stand together; None: nowhere, or nobody can tell yet.
-        Before they were begun `page` was read, at `sequence` or later, and `nobody` had the directory if there was none.
-        """
+        Before they were begun `page` was read, at `sequence` or later; if there was none, `nobody` held the lock."""
         newest = max(position.group for position in found)
         if page is not None and newest <= page.position.group and (page.same_boot or self.lives(page)):
             return page.position

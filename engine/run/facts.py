@@ -19,7 +19,7 @@ def facts(runtime: Runtime, durable: LogId, *, waiting: int, views: int) -> dict
         "puts": "compiled" if COMPILED else "python",
         "last_applied": {"index": applied.index, "term": applied.term},
         "durable": {"index": durable.index, "term": durable.term},
-        "entries": runtime.reads.cut.count(),
+        "entries": runtime.reads.count(),
         "filesystem": runtime.filesystem,
         "bytes_on_disk": runtime.opened.directory.bytes_on_disk(),
         "groups": coordinator.applied.group,

@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from typing import TypeVar
 
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.errors import (
@@ -17,20 +18,25 @@ from shardengine.engine.errors import (
     not_started,
 )
 from shardengine.engine.read.cut import Reads
-from shardengine.engine.read.view import View
+from shardengine.engine.read.view import SharedView, View
 from shardengine.engine.run.owner import Owner
 from shardengine.engine.storage.files import Lock
+
+AnyView = TypeVar("AnyView", bound=View)
+AnyShared = TypeVar("AnyShared", bound=SharedView)
 
 
 class ReadSide:
     """What the directory at `path` is read through, while the engine runs, and the views of it.
 
     Invariant: nothing is read while there is a `_refusal`, which says why; `reads` may be open then, not closed yet.
-    As long as it is, the directory is locked.
+    As long as it is, the directory is locked. All of that, and the views, change under `lock`, which is the lock of all
+    that is ever read here: who holds it may use `for_any`, in whatever thread.
     """
 
     def __init__(self, path: Path, owner: Owner, config: EngineConfig) -> None:
         self.path = path
+        self.lock = threading.RLock()
         self.reads: Reads | None = None
         self._owner = owner
         self._config = config
@@ -40,12 +46,20 @@ class ReadSide:
 
     def open(self, reads: Reads, lock: Lock) -> None:
         """From now on `reads` is what is read, in the directory that `lock` keeps."""
-        self.reads, self._lock, self._refusal = reads, lock, None
+        with self.lock:
+            reads.lock = self.lock  # nobody has read there yet
+            self.reads, self._lock, self._refusal = reads, lock, None
 
     def now(self) -> Reads:
         """Raises WrongThreadError, ForkedError, EngineStoppedError after a stop, or EngineStateError before a start."""
         if threading.get_ident() != self._owner.thread or self.reads is None or self._refusal is not None:
             self._owner.check()
+            raise self.refusal
+        return self.reads
+
+    def for_any(self) -> Reads:
+        """As `now`, in whatever thread, which holds `lock`."""
+        if self.reads is None or self._refusal is not None:
             raise self.refusal
         return self.reads
 
@@ -63,33 +77,43 @@ class ReadSide:
 
     def refuse(self) -> None:
         """The engine has stopped: views end, and from now on nothing is read."""
-        self._refusal = not_any_more()
-        for view in list(self._views):
-            view.close("its engine was stopped")
+        with self.lock:
+            self._refusal = not_any_more()
+            for view in list(self._views):
+                view.close("its engine was stopped")
 
     def close(self) -> None:
         """Of an engine that has stopped: close what was read, and free the directory. Closing twice does nothing."""
-        if self.reads is not None and self._lock is not None:
-            self.reads.close()
-            self._lock.close()
-            self.reads = self._lock = None
+        with self.lock:
+            if self.reads is not None and self._lock is not None:
+                self.reads.close()
+                self._lock.close()
+                self.reads = self._lock = None
 
     def view(self) -> View:
         """A view of now. Raises TooManyViewsError, or as `now`."""
-        reads = self.now()
+        return self._add(View, self.now())
+
+    def shared_view(self, kind: type[AnyShared]) -> AnyShared:
+        """As `view`, for any thread, and in any, which holds `lock`."""
+        return self._add(kind, self.for_any())
+
+    def _add(self, kind: type[AnyView], reads: Reads) -> AnyView:
         if (count := self.views_open) >= self._config.views_max:
             raise TooManyViewsError(f"{count} views are open", hint="close views, or raise views_max", limit=count)
-        view = View(reads.pin(), time.monotonic())
+        view = kind(reads.pin(), time.monotonic())
         self._views.add(view)
         return view
 
     @property
     def views_open(self) -> int:
         """How many."""
-        return sum([not view.closed for view in self._views])
+        with self.lock:
+            return sum([not view.closed for view in self._views])
 
     def expire_views(self, now: float) -> None:
         """Close those that are older, at `now` (in seconds), than `view_age_max_ms`."""
         oldest = now - self._config.view_age_max_ms / 1000
-        for view in [view for view in self._views if view.opened_at < oldest]:
-            view.close(f"it was older than view_age_max_ms={self._config.view_age_max_ms}")
+        with self.lock:
+            for view in [view for view in self._views if view.opened_at < oldest]:
+                view.close(f"it was older than view_age_max_ms={self._config.view_age_max_ms}")

@@ -95,7 +95,8 @@ class Shell:
     @property
     def applies(self) -> bool:
         """True while chunks are applied: started, not stopped, and not failed."""
-        return self.runtime is not None and not self._draining and self.runtime.failure is None
+        runtime = self.runtime  # which another thread may ask for
+        return runtime is not None and not self._draining and runtime.failure is None
 
     @property
     def waiting_calls(self) -> int:

@@ -219,12 +219,13 @@ class ReadStore:
         StoreError when others have taken so many that there are not even the two."""
         while len(self._spare) < SPARE_TXNS:
             try:
-                self._spare.append(self._env.begin(db=self.data))
+                spare = self._env.begin(db=self.data)
             except lmdb.Error as error:
                 if len(self._spare) < _BEGINS:
                     raise self._refusal(error) from error
                 return
-            self._spare[-1].abort()
+            spare.abort()
+            self._spare.append(spare)
 
     def make_way(self) -> None:
         """Give up a slot, for a worker that is about to start: LMDB's binding takes one as it opens an environment, and
