@@ -8,6 +8,7 @@
                                throughput against the share of commands over several shards
     python -m perf machines    each example machine beside the same commands in one process
     python -m perf node        proposals of one caller and of many, beside the bare disk, SQLite and the engine alone
+    python -m perf reads       gets in the engine's thread, in any thread, and in another process, beside py-lmdb's
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
 the engine's digest against the one computed from a dict, the others' record counts. A figure is a median over rounds,
@@ -54,6 +55,11 @@ All but the node put as many commands into a write, a transaction or a chunk as 
 for one caller. A tenth of each stretch comes before its clock starts. Rates and CPU times are medians over rounds;
 percentiles are over the calls of all rounds, and a call is a write, a transaction or a chunk where it is no proposal.
 
+`reads` asks for random keys that are there, in batches, each of them followed or preceded by one of `txn.get`: in a
+process that has nothing but py-lmdb, open on the same environments, and knows beforehand which key is on which shard. A
+figure is the median over batches. `SyncNode.get` is given an index that is applied, so it asks nobody; `Reader` is in a
+process of its own, beside an engine that runs.
+
 Files, lowest first:
 
     facts.py        the machine; CPU time and memory of processes
@@ -68,6 +74,8 @@ Files, lowest first:
     calls.py        calls that each wait for their answer, of one caller or many
     disks.py        puts to a bare file, and to SQLite
     proposing.py    puts to a node, and to the engine alone
+    gets.py         gets in one thread, and in several
+    elsewhere.py    gets in another process
     latency.py      `python -m perf latency`
     apply.py        `python -m perf apply`
     memory.py       `python -m perf memory`
@@ -76,4 +84,5 @@ Files, lowest first:
     transactions.py `python -m perf transactions`
     machines.py     `python -m perf machines`
     node.py         `python -m perf node`
+    reads.py        `python -m perf reads`
 """

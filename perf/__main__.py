@@ -16,6 +16,8 @@ from perf.machines import run_machines
 from perf.memory import run_memory
 from perf.node import Plan as NodePlan
 from perf.node import run_node
+from perf.reads import Plan as ReadsPlan
+from perf.reads import run_reads
 from perf.snapshot import run_snapshot
 from perf.transactions import Plan as TransactionsPlan
 from perf.transactions import run_transactions
@@ -71,6 +73,14 @@ _NODE = """examples:
 
 One caller is always measured, and what it does without a node is what all is compared with: a write and an fdatasync
 for each put, and an SQLite transaction for each. The directory decides which disk that is.
+"""
+_READS = """examples:
+  python -m perf reads
+  python -m perf reads --shards 4 --threads 1,2,8 --keys 1000000 --json reads.json
+  python -m perf reads --keys 500 --gets 100 --rounds 2      # does it run at all?
+
+Every batch is followed or preceded by one of txn.get, in a process that has nothing but py-lmdb. In several threads a
+get takes the time of all together, by the number of gets.
 """
 
 
@@ -134,6 +144,13 @@ def _add_node(node: argparse.ArgumentParser) -> None:
     _add(node, "proposals", "seconds")
 
 
+def _add_reads(reads: argparse.ArgumentParser) -> None:
+    _add(reads, "threads", "gets", "value_bytes", "seed", "dir", "json")
+    _add(reads, "shards", text="shard counts", kind=_list_of(_positive), shards="1,2")
+    _add(reads, "keys", text="records", keys=100_000)
+    _add(reads, "rounds", text="batches of each read", rounds=100)
+
+
 def _list_of(kind: Callable[[str], float]) -> Callable[[str], list[Any]]:
     """Of several, with commas in between."""
 
@@ -193,6 +210,8 @@ _OPTIONS: dict[str, tuple[Callable[[str], object], int | str | None, str]] = {
     "callers": (_list_of(_positive), "1,16,256", "callers who propose again when their result has come"),
     "proposals": (_positive, 100_000, "a stretch ends after so many"),
     "seconds": (_seconds, 2, "or after so many seconds, if that is earlier"),
+    "threads": (_list_of(_positive), "1,4", "threads that read through one SyncEngine"),
+    "gets": (_positive, 2_000, "gets a batch"),
     "dir": (Path, None, "where the temporary data goes (default: the system's temporary directory)"),
     "json": (Path, None, "write everything here too"),
 }
@@ -284,6 +303,10 @@ def _run_node(args: argparse.Namespace) -> int:
     return run_node(_plan(NodePlan, args), parent=args.dir, output=args.json)
 
 
+def _run_reads(args: argparse.Namespace) -> int:
+    return run_reads(_plan(ReadsPlan, args), parent=args.dir, output=args.json)
+
+
 _COMMANDS = {
     "apply": (_add_apply, "throughput and latency", _APPLY, _run_apply),
     "latency": (_add_latency, "one entry at a time", _LATENCY, _run_latency),
@@ -292,6 +315,7 @@ _COMMANDS = {
     "transactions": (_add_transactions, "commands over several shards", _TRANSACTIONS, _run_transactions),
     "machines": (_add_machines, "the example machines", _MACHINES, _run_machines),
     "node": (_add_node, "proposals to a node, beside the disk and SQLite", _NODE, _run_node),
+    "reads": (_add_reads, "gets in one thread, in several, and in another process", _READS, _run_reads),
 }
 """Of each: what adds its options, what it measures, examples, and what runs it."""
 

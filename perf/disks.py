@@ -15,6 +15,7 @@ from perf.calls import Amount, Took, one_by_one
 from perf.load import Pair, digest_of
 from perf.report import CheckError
 
+SQLITE_VERSION = sqlite3.sqlite_version
 _TABLE = "CREATE TABLE puts (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 _PUT = "INSERT OR REPLACE INTO puts VALUES (?, ?)"
 _FULL = 2  # what `PRAGMA synchronous` answers

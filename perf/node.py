@@ -15,12 +15,13 @@ from typing import Any
 import msgspec
 
 from perf.calls import Amount, Took, percentile
-from perf.disks import over_a_file, over_sqlite
+from perf.disks import SQLITE_VERSION, over_a_file, over_sqlite
 from perf.facts import machine
 from perf.load import KEY_BYTES, Load
 from perf.proposing import over_a_node, over_an_engine, puts_of
 from perf.report import CheckError, progress, save, show_machine
 from shardengine import run
+from shardengine.engine.storage.files import filesystem_of
 
 SIDES = NODE, WRITE, SQLITE, ENGINE = "node", "write + fdatasync", "SQLite", "engine alone"
 TOGETHER = 256  # commands of one `propose_many`
@@ -146,7 +147,15 @@ def run_node(plan: Plan, *, parent: Path | None, output: Path | None) -> int:
         except CheckError as error:
             print(f"check failed: {error}", file=sys.stderr)
             return 1
-    facts = {"machine": machine(), "plan": msgspec.to_builtins(plan), "durability": "process", **measurement.facts()}
+        filesystem = filesystem_of(Path(name).resolve())
+    facts = {
+        "machine": machine(),
+        "filesystem": filesystem,
+        "sqlite": SQLITE_VERSION,
+        "plan": msgspec.to_builtins(plan),
+        "durability": "process",
+        **measurement.facts(),
+    }
     show(facts)
     save(facts, output)
     return 0
@@ -162,7 +171,8 @@ def show(facts: dict[str, Any]) -> None:
     show_machine(facts)
     print(
         f"puts of {KEY_BYTES} + {plan['value_bytes']} bytes, at most {plan['proposals']:,} or {plan['seconds']:g} s a "
-        f"stretch, {plan['shards']} shards, durability {facts['durability']}, {plan['rounds']} rounds\n"
+        f"stretch, {plan['shards']} shards, durability {facts['durability']}, {facts['filesystem']}, "
+        f"SQLite {facts['sqlite']}, {plan['rounds']} rounds\n"
     )
     print(_ROW.format("callers", "side", "proposals/s", *_HEADS))
     for row in facts["node"]:

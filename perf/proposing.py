@@ -14,9 +14,8 @@ from perf.report import CheckError
 from shardengine import Engine, Entry, Put, SnapshotPolicy, encode
 from shardengine.engine.node.feeding import IN_FLIGHT_FRAMES
 from shardengine.engine.node.frames import decode_frame
-from shardengine.engine.node.local import LocalLog
-from shardengine.engine.node.node import LOG_NAME, Node
-from shardengine.engine.node.policy import NodePolicy
+from shardengine.engine.node.node import LOG_NAME
+from shardengine.node import LocalLog, Node, NodePolicy
 
 
 class Puts(msgspec.Struct, frozen=True):

@@ -25,14 +25,14 @@ from perf.workloads import Workload, workloads
 from perf.zipf import Zipf
 from shardengine import Engine, Entry, Put, encode
 from shardengine.adaptors import MemoryStateMachine
-from shardengine.engine.node.local import LocalLog
-from shardengine.engine.node.log import Logged
 from shardengine.machines.bank import Bank, Transfer
+from shardengine.node import LocalLog, Logged, SyncNode
 from shardengine.shards.placement import shard_of, slot_of
 from shardengine.shards.transaction import Tx
 
 TRANSACTIONS = ["transactions", "--keys", "500", "--entries", "300", "--chunk", "100", "--shares", "0,20", "--rounds=1"]
 NODE = ["node", "--proposals", "40", "--callers", "4", "--shards", "1", "--value-bytes", "20", "--rounds", "1"]
+READS = ["reads", "--keys", "300", "--gets", "50", "--rounds", "3", "--shards", "2", "--threads", "2"]
 MACHINES = ["machines", "--keys", "500", "--entries", "300", "--chunk", "100", "--rounds", "2"]
 
 
@@ -200,6 +200,20 @@ def test_node_prints_a_row_for_each_side_and_writes_the_same(
     assert f"{facts['fdatasync_us']:,.1f} us" in told and facts["machine"]["cores"] >= 1
 
 
+def test_reads_prints_a_row_for_each_read_and_writes_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*READS, "--json", str(tmp_path / "out")]) == 0
+    told, facts = capsys.readouterr().out, json.loads((tmp_path / "out").read_text())
+    rows = [(row["read"], row["threads"]) for row in facts["reads"]]
+    reads = [("Engine.get", 1), ("SyncEngine.get", 2), ("SyncNode.get, at_least", 1), ("Reader.get", 1)]
+    assert rows == reads
+    printed = [line for line in told.splitlines() if line.startswith("2 ")]
+    for line, row in zip(printed, facts["reads"], strict=True):
+        assert f" {row['read']} " in line and f" {row['get_ns']:,.0f} " in line
+        assert len(row["ns"]) == len(row["txn_ns"]) == 3 and min(row["ns"] + row["txn_ns"]) > 0
+
+
 def refused(arguments: list[str], directory: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What is said when the figures are refused."""
     output = directory / "out"
@@ -289,7 +303,27 @@ def test_a_table_that_lacks_a_row_gives_no_figures(
     assert "check failed: SQLite: " in refused(NODE, tmp_path, capsys)
 
 
-@pytest.mark.parametrize("command", ["apply", "latency", "memory", "snapshot", "transactions", "machines", "node"])
+def test_a_read_that_finds_something_else_gives_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    get = Engine.get
+    monkeypatch.setattr(Engine, "get", lambda db, key: (get(db, key) or b"x")[1:])
+    said = refused(READS, tmp_path, capsys)
+    assert "check failed: Engine.get: 300 of 300 records are not as they were put" in said
+
+
+def test_another_process_that_lacks_a_record_gives_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    propose_many = SyncNode.propose_many
+    monkeypatch.setattr(SyncNode, "propose_many", lambda node, commands: propose_many(node, commands[1:]))
+    assert "check failed: txn.get: 1 of 300 records are not" in refused(READS, tmp_path, capsys)
+
+
+COMMANDS = ["apply", "latency", "memory", "snapshot", "transactions", "machines", "node", "reads"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_examples_in_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         parser().parse_args([command, "--help"])
