@@ -23,8 +23,8 @@ SEGMENT = 4 << 10
 
 class Orders(msgspec.Struct, frozen=True):
     """What to do: the `script` once, or a `stream` for ever. before: the number of the last frame that was appended by
-    an earlier life. fatal: die at this point of the script; -1: none is counted. image: keep what a power loss would
-    leave."""
+    an earlier life. fatal: die at this point; -1: none is counted. image: keep what a power loss would leave; who dies
+    while that is written must do so at a point."""
 
     what: str
     seed: int = 0

@@ -190,6 +190,24 @@ def test_a_full_disk_leaves_a_page_that_is_written_by_calls_behind_until_the_nex
         assert says(tmp_path) == OTHER
 
 
+def test_a_disk_without_room_for_a_page_leaves_none_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        patch.setattr(os, "pwrite", full)
+        page = ControlPage(tmp_path / "control", through_map=True)
+        page.begin(ONE)
+        page.publish(OTHER)
+        assert says(tmp_path) is None
+    with closing(page):
+        page.beat()
+        assert says(tmp_path) == OTHER
+
+
 # ---- the page of an engine -------------------------------------------------------------------------------------------
 
 

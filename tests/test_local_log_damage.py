@@ -33,6 +33,11 @@ def spoil(file: Path, at: int, data: bytes) -> None:
         opened.write(data)
 
 
+def flip(file: Path, at: int) -> None:
+    """Change one bit of the byte there."""
+    spoil(file, at, bytes([file.read_bytes()[at] ^ 1 << CHANCE.randrange(8)]))
+
+
 async def refused(path: Path) -> LogDamagedError:
     """Opening it is, and changes nothing."""
     before = content(path)
@@ -75,7 +80,7 @@ async def test_a_flipped_bit_in_any_byte_of_what_was_on_the_disk_is_damage_with_
     for file, record, end in known[:-1]:
         for at in range(record.at, end):
             spoilt = copied(tmp_path / "log", tmp_path / "spoilt")
-            spoil(spoilt / file.name, at, bytes([file.read_bytes()[at] ^ 1 << CHANCE.randrange(8)]))
+            flip(spoilt / file.name, at)
             error = await refused(spoilt)
             assert (error.path, error.offset) == (str(spoilt / file.name), record.at)
             assert f"offset {record.at}" in str(error)
@@ -83,10 +88,9 @@ async def test_a_flipped_bit_in_any_byte_of_what_was_on_the_disk_is_damage_with_
 
 async def test_a_flipped_bit_in_any_byte_of_a_head_is_damage(tmp_path: Path) -> None:
     await filled(tmp_path / "log", FRAMES)
-    whole = (tmp_path / "log" / name_of(1)).read_bytes()
     for at in range(HEAD_BYTES):
         spoilt = copied(tmp_path / "log", tmp_path / "spoilt")
-        spoil(spoilt / name_of(1), at, bytes([whole[at] ^ 1 << CHANCE.randrange(8)]))
+        flip(spoilt / name_of(1), at)
         assert (await refused(spoilt)).offset == 0
 
 
@@ -94,7 +98,7 @@ async def test_what_was_written_together_is_cut_from_its_first_damaged_record_on
     await filled(tmp_path / "log", [b"before"], FRAMES)
     for number, (file, record, _) in enumerate(records(tmp_path / "log")):
         spoilt = copied(tmp_path / "log", tmp_path / "spoilt")
-        spoil(spoilt / file.name, record.at, b"\xff")
+        flip(spoilt / file.name, record.at)
         if number == 0:
             assert (await refused(spoilt)).offset == record.at
         else:
@@ -107,7 +111,7 @@ async def test_damage_to_any_record_of_a_log_that_was_closed_is_told(tmp_path: P
     assert await frames(copied(tmp_path / "log", tmp_path / "whole")) == [b"before", *FRAMES]
     for file, record, _ in records(tmp_path / "log"):
         spoilt = copied(tmp_path / "log", tmp_path / "spoilt")
-        spoil(spoilt / file.name, record.at, b"\xff")
+        flip(spoilt / file.name, record.at)
         assert (await refused(spoilt)).offset == record.at
 
 
@@ -145,7 +149,7 @@ async def test_a_frame_that_holds_the_bytes_of_a_log_does_not_pass_for_its_recor
     await log.aclose()
     (tmp_path / "log" / CLOSED).unlink()
     file, last, _ = records(tmp_path / "log")[-1]
-    spoil(file, last.at, b"\xff")
+    flip(file, last.at)
     await cut_to(tmp_path / "log", [b"before", b"first"])
 
 
@@ -231,7 +235,7 @@ async def test_damage_that_comes_while_the_log_is_open_is_told_by_who_reads_it(t
     log = small(tmp_path / "log")
     await log.open()
     file, record, _ = records(tmp_path / "log")[7]
-    spoil(file, record.at + 100, b"?")
+    flip(file, record.at + 100)
     with pytest.raises(LogDamagedError) as caught:
         assert [logged async for logged in log.read(0)] == []
     assert (caught.value.path, caught.value.offset) == (str(file), record.at)

@@ -13,7 +13,7 @@ import pytest
 
 from shardengine import FrameTooLargeError, LogClosedError, LogTruncatedError
 from shardengine.node import LocalLog, Log, Logged, LogState, MemoryLog
-from tests.killing import seeded
+from tests.killing import WATCHDOG_S, seeded
 
 SEGMENT = 8 << 10
 
@@ -193,6 +193,14 @@ async def test_appends_under_way_end_before_the_log_is_closed(place: Place) -> N
     assert sorted(itertools.chain(*[call.result() for call in calls])) == list(range(1, 101))
     async with opened(place.again()) as state:
         assert state.last == 100
+
+
+async def test_a_cut_under_way_ends_before_the_log_is_closed(place: Place) -> None:
+    async with opened(place.log):
+        await place.log.append(named(0, 1000))
+        cutting = asyncio.create_task(place.log.truncate_before(900))
+        await asyncio.sleep(0)
+    await asyncio.wait_for(cutting, WATCHDOG_S)
 
 
 async def test_a_log_that_is_not_open_is_refused_by_name(place: Place) -> None:

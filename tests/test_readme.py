@@ -65,6 +65,7 @@ def output(snippet: str, directory: Path) -> list[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory)}
     done = subprocess.run(
         [sys.executable, str(directory / "snippet.py")],
+        cwd=directory,
         env=environment,
         capture_output=True,
         text=True,
@@ -126,3 +127,44 @@ def test_the_make_targets_that_the_readme_names_exist() -> None:
     assert targets == {"demo", "test"}
     makefile = (ROOT / "Makefile").read_text()
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+
+
+SHOP = """
+import sys
+from shop import app
+from starlette.testclient import TestClient
+
+with TestClient(app) as client:
+    client.put("/apple", content=b"red")
+    print("open", flush=True)
+    sys.stdin.readline()
+"""
+WINDOW = """
+from starlette.testclient import TestClient
+from window import app
+
+client = TestClient(app)
+print(client.get("/apple").content, client.get("/pear").status_code, app.state.reader.age())
+"""
+
+
+def test_two_processes_of_the_window_read_beside_the_shop(tmp_path: Path) -> None:
+    for name, text in {**modules(), "open.py": SHOP, "look.py": WINDOW}.items():
+        (tmp_path / name).write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    piped = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "open.py"], cwd=tmp_path, env=environment, stdin=piped, stdout=piped, text=True
+    ) as shop:
+        try:
+            assert shop.stdout and shop.stdin
+            assert shop.stdout.readline() == "open\n"
+            looks = [
+                subprocess.Popen([sys.executable, "look.py"], cwd=tmp_path, env=environment, stdout=piped, text=True)
+                for _ in range(2)
+            ]
+            assert [look.communicate(timeout=60)[0] for look in looks] == ["b'red' 404 None\n"] * 2
+            shop.communicate("\n", timeout=60)
+            assert shop.returncode == 0
+        finally:
+            shop.kill()

@@ -16,6 +16,7 @@ from tests.killing import ROOT, environment
 WATCHDOG_S = 100
 OPENED = """
 import atexit, os, signal, sys, threading, warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 from shardengine import EngineError, ForkedError, EngineStoppedError, SyncEngine
 from tests.test_leaving import CHUNK
 
@@ -26,7 +27,8 @@ db.start()
 db.apply_chunk(CHUNK)
 """
 NODE = """
-import os, sys, threading
+import os, sys, threading, warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 from shardengine import ForkedError, Put
 from shardengine.node import SyncNode
 

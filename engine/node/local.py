@@ -41,8 +41,8 @@ class LocalLog:
     appended until `truncate_before` lets them go, in whole segments. What a process that died was appending may or may
     not be found by the next `open`; what it had acknowledged is.
 
-    An interpreter that ends without `aclose` loses nothing either; only can the next `open` not tell damage to the
-    newest records from their never having been finished.
+    An interpreter that ends without `aclose` loses nothing either; but then the next `open` cannot tell damage to the
+    newest records from records that were never finished.
     """
 
     def __init__(

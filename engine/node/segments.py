@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from shardengine.engine.errors import LogDamagedError
+from shardengine.engine.errors import DirectoryChangedError, LogDamagedError
 from shardengine.engine.node.layout import HEAD_BYTES, Codec, Head, Walk, encode_head
 from shardengine.engine.node.log import Logged
 from shardengine.engine.node.refusals import truncated
@@ -86,8 +86,8 @@ def damaged(path: Path, at: int, what: str) -> LogDamagedError:
 class Segments:
     """All segments of a log, oldest first. One thread changes them; others may read meanwhile.
 
-    Invariant: `kept` is never empty, and `descriptor` is open to write its newest one. `anchors` tell whether their
-    directory is where it was.
+    Invariant: once the log is made, `kept` is never empty, not for a moment, and `descriptor` is open to write its
+    newest one. `anchors` tell whether their directory is where it was.
     """
 
     def __init__(self, directory: Path, identity: bytes, secret: bytes, size: int, kept: list[Segment]) -> None:
@@ -116,11 +116,12 @@ class Segments:
         return len(self._spares)
 
     def close(self) -> None:
-        """Let go of the files, and remove the spare ones."""
+        """Let go of the files, and remove the spare ones, if they are where they were made."""
         while self._spares:
             path, descriptor = self._spares.pop()
             os.close(descriptor)
-            with suppress(OSError):
+            with suppress(OSError, DirectoryChangedError):
+                self.anchors.check()
                 path.unlink()
         if self.descriptor >= 0:
             os.close(self.descriptor)
@@ -165,9 +166,10 @@ class Segments:
         if self.descriptor >= 0:
             os.close(self.descriptor)
         self.descriptor = descriptor
-        if self.kept and self.kept[-1].first == first:
-            self.kept.pop()
-        self.kept.append(segment)
+        if self.kept and self.newest.first == first:
+            self.kept[-1] = segment
+        else:
+            self.kept.append(segment)
 
     def remove_before(self, position: int) -> bool:
         """Remove the oldest segment if all of it lies before `position`. Returns whether it did. Blocks. Raises

@@ -267,7 +267,7 @@ class Writer:
         path = str(getattr(error, "filename", None) or segments.newest.path)
         failure = self._failure = LogFailedError(
             f"the log cannot be written any more behind position {self._last}: {path}: {said}",
-            hint="see the kernel's log; open it anew, on a disk that works: what was acknowledged is there",
+            hint="see the kernel's log; open it anew on a disk that works; nothing that was acknowledged is touched",
             path=path,
             errno=number,
         )

@@ -13,6 +13,9 @@ The page must still say g behind the reading of the record: then that group is t
 When some have the group and some do not, only a start can finish it: NoCutError. A cut that is at hand stays good in
 either case, as no page of it is reused while its slots are held.
 
+The page is read before the metas on every CPU: between the two the interpreter gives its lock away and takes it again,
+and the engine heard of every commit through a system call before it wrote the page; both are fences.
+
 (Mode "power": what an engine that was killed had not published may be in memory only, until the next start syncs it.)
 """
 

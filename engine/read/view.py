@@ -120,7 +120,7 @@ class View:
 
 
 class SharedView(View):
-    """A view for any thread. It holds the lock of its cuts for a lookup, or a slice of a scan, at a time. Before that it
+    """A view for any thread. It holds the lock of its cuts for a lookup, or a slice of a scan, at a time. First it
     looks what process this is: no thread of a forked child may ever give that lock back."""
 
     _for_any = True

@@ -1,18 +1,18 @@
 """The control page of a generation: what its engine shows at this moment, for other processes to see.
 
-    control           one page, mapped by the engine and by readers; words of 64 bits, in the machine's order
-    +------+----------------------------------------------------------------------------------------+
-    |  0   | magic, and version of this layout                                                      |
-    |  1   | sequence: rises with every write, odd while one is under way                           |
-    |  2-5 | group, index, term, clock: what is published                                           |
-    |  6   | state: 1 live, 2 stopped, 3 replaced by another generation                             |
-    |  7   | run: another one for every start                                                       |
-    |  8   | pid of the engine                                                                      |
-    |  9   | boot on which that ran: checksum of the kernel's id, 0 where that is hidden            |
-    | 10   | boot: when it was, seconds                                                             |
-    | 11   | sum: of words 0 to 10, each times an odd number of its own, modulo 2^64                |
-    | 12   | heartbeat: CLOCK_MONOTONIC of the engine's last tick, ns; one store, so it is not summed |
-    +------+----------------------------------------------------------------------------------------+
+    control   128 bytes, mapped by the engine and by readers; words of 64 bits, in the machine's order
+    +-----+------------------------------------------------------------------------------------------+
+    |  0  | magic, and version of this layout                                                        |
+    |  1  | sequence: rises with every write, odd while one is under way                             |
+    | 2-5 | group, index, term, clock: what is published                                             |
+    |  6  | state: 1 live, 2 stopped, 3 replaced by another generation                               |
+    |  7  | run: another one for every start                                                         |
+    |  8  | pid of the engine                                                                        |
+    |  9  | boot on which that ran: checksum of the kernel's id, 0 where that is hidden              |
+    | 10  | boot: when it was, seconds                                                               |
+    | 11  | sum: of words 0 to 10, each times an odd number of its own, modulo 2^64                  |
+    | 12  | heartbeat: CLOCK_MONOTONIC of the engine's last tick, ns; one store, so it is not summed |
+    +-----+------------------------------------------------------------------------------------------+
 
 The sum covers the sequence, so a mixture of two writes is found also where stores are seen in another order than they
 were made in. Every word is one store (`memoryview.cast`; `struct.pack_into` writes byte by byte). A page that is
@@ -31,6 +31,7 @@ from pathlib import Path
 import msgspec
 
 from shardengine.engine.storage.runmark import Boot, this_boot
+from shardengine.ipc.errors import FULL
 from shardengine.ipc.files import allocate, open_file, write_all
 from shardengine.shards.digest import checksum
 from shardengine.shards.types import Position
@@ -41,7 +42,7 @@ _SEQUENCE, _STATE, _SUM, _BEAT, _WORDS = 1, 6, 11, 12, 13
 _MASK = (1 << 64) - 1
 _ODD = tuple(pow(0x9E37_79B9_7F4A_7C15, place + 1, _MASK + 1) for place in range(_SUM))
 _OF_SEQUENCE, _OF_GROUP, _OF_INDEX, _OF_TERM, _OF_CLOCK = _ODD[1:6]
-_BYTES = mmap.PAGESIZE
+_BYTES = 128
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -62,14 +63,13 @@ class ControlPage:
 
     def __init__(self, path: Path, *, through_map: bool) -> None:
         """Make the page if it is missing; what it says does not change before `begin`. `through_map`: as for a ring;
-        without, it is written by calls. Raises OSError, FileRefusedError."""
+        without, and where the disk has no room for it, it is written by calls. Raises OSError, FileRefusedError."""
         self._descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
         self._map: mmap.mmap | None = None
         try:
-            allocate(self._descriptor, 0, _BYTES)
-            if through_map:
+            if through_map and _has_disk(self._descriptor):
                 self._map = mmap.mmap(self._descriptor, _BYTES)
-            held = self._map or bytearray(os.pread(self._descriptor, _BYTES, 0))
+            held = self._map or bytearray(os.pread(self._descriptor, _BYTES, 0).ljust(_BYTES, b"\0"))
         except OSError:
             os.close(self._descriptor)
             raise
@@ -151,7 +151,7 @@ class ControlPage:
     def _store(self) -> None:
         """Where a store might be a SIGBUS. A full disk leaves the page as it was, or torn; the next tick writes it."""
         with suppress(OSError):
-            write_all(self._descriptor, self._words[:_WORDS].cast("B"), 0)
+            write_all(self._descriptor, self._words.cast("B"), 0)
 
 
 class ControlView:
@@ -193,6 +193,17 @@ class ControlView:
         self.words.release()
         if self._map is not None:
             self._map.close()
+
+
+def _has_disk(descriptor: int) -> bool:
+    """Give the page its disk; False: it is full."""
+    try:
+        allocate(descriptor, 0, _BYTES)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return False
+    return True
 
 
 def _mapped(path: Path) -> tuple[mmap.mmap | None, os.stat_result | None]:
