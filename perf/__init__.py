@@ -7,6 +7,8 @@
     python -m perf transactions
                                throughput against the share of commands over several shards
     python -m perf machines    each example machine beside the same commands in one process
+    python -m perf node        proposals of one caller and of many, beside the bare disk, SQLite and the engine alone
+    python -m perf reads       gets in the engine's thread, in any thread, and in another process, beside py-lmdb's
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
 the engine's digest against the one computed from a dict, the others' record counts. A figure is a median over rounds,
@@ -41,6 +43,23 @@ before:
     py-lmdb    one process and environment: commands run in the same overlay, over a transaction of LMDB's, one a chunk,
                which is given the last write of each key, sorted; nobody is answered, nothing could be taken back
 
+`node` gives every side the same puts, on the same file system. For each number of callers, who propose again when
+their result has come:
+
+    node               `Node.propose`, over a `LocalLog`; at last `propose_many`, by one caller
+    write + fdatasync  one thread, a loop of both, into a file whose blocks are all written before
+    SQLite             one thread, a loop of transactions, WAL, `synchronous=FULL`, all else as it comes
+    engine alone       `Engine.apply_chunk`, with as many chunks in flight as the callers' commands made frames
+
+All but the node put as many commands into a write, a transaction or a chunk as the node had in a frame, on average: one
+for one caller. A tenth of each stretch comes before its clock starts. Rates and CPU times are medians over rounds;
+percentiles are over the calls of all rounds, and a call is a write, a transaction or a chunk where it is no proposal.
+
+`reads` asks for random keys that are there, in batches, each of them followed or preceded by one of `txn.get`: in a
+process that has nothing but py-lmdb, open on the same environments, and knows beforehand which key is on which shard. A
+figure is the median over batches. `SyncNode.get` is given an index that is applied, so it asks nobody; `Reader` is in a
+process of its own, beside an engine that runs.
+
 Files, lowest first:
 
     facts.py        the machine; CPU time and memory of processes
@@ -52,6 +71,11 @@ Files, lowest first:
     transfers.py    accounts, transfers that span shards or do not, and what they lead to
     workloads.py    what each example machine is given
     places.py       a machine over a dict, and over py-lmdb
+    calls.py        calls that each wait for their answer, of one caller or many
+    disks.py        puts to a bare file, and to SQLite
+    proposing.py    puts to a node, and to the engine alone
+    gets.py         gets in one thread, and in several
+    elsewhere.py    gets in another process
     latency.py      `python -m perf latency`
     apply.py        `python -m perf apply`
     memory.py       `python -m perf memory`
@@ -59,4 +83,6 @@ Files, lowest first:
     snapshot.py     `python -m perf snapshot`
     transactions.py `python -m perf transactions`
     machines.py     `python -m perf machines`
+    node.py         `python -m perf node`
+    reads.py        `python -m perf reads`
 """

@@ -14,6 +14,10 @@ from perf.load import Load
 from perf.machines import Plan as MachinesPlan
 from perf.machines import run_machines
 from perf.memory import run_memory
+from perf.node import Plan as NodePlan
+from perf.node import run_node
+from perf.reads import Plan as ReadsPlan
+from perf.reads import run_reads
 from perf.snapshot import run_snapshot
 from perf.transactions import Plan as TransactionsPlan
 from perf.transactions import run_transactions
@@ -61,6 +65,22 @@ _MACHINES = """examples:
   python -m perf machines --keys 2000 --entries 2000 --chunk 500 --rounds 1      # does it run at all?
 
 Each example machine on this engine, on MemoryStateMachine, and over py-lmdb in one process, one transaction a chunk.
+"""
+_NODE = """examples:
+  python -m perf node
+  python -m perf node --callers 1,16,256,1024 --value-bytes 100 --rounds 10 --dir /var/tmp --json node.json
+  python -m perf node --proposals 200 --rounds 1      # does it run at all?
+
+One caller is always measured, and what it does without a node is what all is compared with: a write and an fdatasync
+for each put, and an SQLite transaction for each. The directory decides which disk that is.
+"""
+_READS = """examples:
+  python -m perf reads
+  python -m perf reads --shards 4 --threads 1,2,8 --keys 1000000 --json reads.json
+  python -m perf reads --keys 500 --gets 100 --rounds 2      # does it run at all?
+
+Every batch is followed or preceded by one of txn.get, in a process that has nothing but py-lmdb. In several threads a
+get takes the time of all together, by the number of gets.
 """
 
 
@@ -119,6 +139,18 @@ def _add_machines(machines: argparse.ArgumentParser) -> None:
     _add(machines, "rounds", text="rounds of the three sides", rounds=3)
 
 
+def _add_node(node: argparse.ArgumentParser) -> None:
+    _add(node, "callers", "value_bytes", "shards", "seed", "rounds", "dir", "json")
+    _add(node, "proposals", "seconds")
+
+
+def _add_reads(reads: argparse.ArgumentParser) -> None:
+    _add(reads, "threads", "gets", "value_bytes", "seed", "dir", "json")
+    _add(reads, "shards", text="shard counts", kind=_list_of(_positive), shards="1,2")
+    _add(reads, "keys", text="records", keys=100_000)
+    _add(reads, "rounds", text="batches of each read", rounds=100)
+
+
 def _list_of(kind: Callable[[str], float]) -> Callable[[str], list[Any]]:
     """Of several, with commas in between."""
 
@@ -149,6 +181,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 3600:
+        raise argparse.ArgumentTypeError(f"{number:g} is not between 0 and 3600 seconds")
+    return number
+
+
 def _at_least_two(text: str) -> int:
     number = int(text)
     if number < 2:
@@ -168,6 +207,11 @@ _OPTIONS: dict[str, tuple[Callable[[str], object], int | str | None, str]] = {
     "shares": (_list_of(_percent), "0,1,10,50,100", "shares of commands over several shards, percent"),
     "skews": (_list_of(_skew), "0,0.99", "how unevenly keys are drawn"),
     "keys": (_positive, 1_000_000, "keys in all"),
+    "callers": (_list_of(_positive), "1,16,256", "callers who propose again when their result has come"),
+    "proposals": (_positive, 100_000, "a stretch ends after so many"),
+    "seconds": (_seconds, 2, "or after so many seconds, if that is earlier"),
+    "threads": (_list_of(_positive), "1,4", "threads that read through one SyncEngine"),
+    "gets": (_positive, 2_000, "gets a batch"),
     "dir": (Path, None, "where the temporary data goes (default: the system's temporary directory)"),
     "json": (Path, None, "write everything here too"),
 }
@@ -255,6 +299,14 @@ def _run_machines(args: argparse.Namespace) -> int:
     return run_machines(_plan(MachinesPlan, args), parent=args.dir, output=args.json)
 
 
+def _run_node(args: argparse.Namespace) -> int:
+    return run_node(_plan(NodePlan, args), parent=args.dir, output=args.json)
+
+
+def _run_reads(args: argparse.Namespace) -> int:
+    return run_reads(_plan(ReadsPlan, args), parent=args.dir, output=args.json)
+
+
 _COMMANDS = {
     "apply": (_add_apply, "throughput and latency", _APPLY, _run_apply),
     "latency": (_add_latency, "one entry at a time", _LATENCY, _run_latency),
@@ -262,6 +314,8 @@ _COMMANDS = {
     "snapshot": (_add_snapshot, "the barrier's pause, copy and restore", _SNAPSHOT, _run_snapshot),
     "transactions": (_add_transactions, "commands over several shards", _TRANSACTIONS, _run_transactions),
     "machines": (_add_machines, "the example machines", _MACHINES, _run_machines),
+    "node": (_add_node, "proposals to a node, beside the disk and SQLite", _NODE, _run_node),
+    "reads": (_add_reads, "gets in one thread, in several, and in another process", _READS, _run_reads),
 }
 """Of each: what adds its options, what it measures, examples, and what runs it."""
 

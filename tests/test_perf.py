@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from perf import machines, places, transactions
+from perf import disks, machines, places, proposing, transactions
+from perf import node as perf_node
 from perf.__main__ import main, parser
+from perf.calls import Amount, closed_loop, one_by_one, percentile
 from perf.report import CheckError
 from perf.transfers import OPENED_WITH, Accounts
 from perf.workloads import Workload, workloads
 from perf.zipf import Zipf
-from shardengine import Entry
+from shardengine import Engine, Entry, Put, encode
 from shardengine.adaptors import MemoryStateMachine
 from shardengine.machines.bank import Bank, Transfer
+from shardengine.node import LocalLog, Logged, SyncNode
 from shardengine.shards.placement import shard_of, slot_of
 from shardengine.shards.transaction import Tx
 
 TRANSACTIONS = ["transactions", "--keys", "500", "--entries", "300", "--chunk", "100", "--shares", "0,20", "--rounds=1"]
+NODE = ["node", "--proposals", "40", "--callers", "4", "--shards", "1", "--value-bytes", "20", "--rounds", "1"]
+READS = ["reads", "--keys", "300", "--gets", "50", "--rounds", "3", "--shards", "2", "--threads", "2"]
 MACHINES = ["machines", "--keys", "500", "--entries", "300", "--chunk", "100", "--rounds", "2"]
 
 
@@ -111,6 +119,38 @@ def test_over_lmdb_deletions_and_rejections_count_too(given: dict[str, Workload]
         assert places.over_lmdb(tmp_path / f"{name}-at-once", workload.machine, [], one_chunk)[1] == digest
 
 
+# ---- calls -----------------------------------------------------------------------------------------------------------
+
+
+async def test_callers_share_the_commands_in_order_and_a_tenth_comes_before_the_clock_starts() -> None:
+    calls, together = list[tuple[int, int]](), 0
+
+    async def call(first: int, end: int) -> None:
+        nonlocal together
+        calls.append((first, end))
+        under_way.add(first)
+        together = max(together, len(under_way))
+        await asyncio.sleep(0)
+        under_way.discard(first)
+
+    under_way = set[int]()
+    took = await closed_loop(call, 3, 4, Amount(40, 60))
+    assert calls == [(first, first + 4) for first in range(0, 44, 4)] and together == 3
+    assert (took.given, took.timed, len(took.calls_ns)) == (44, 40, 10)
+
+
+def test_the_seconds_end_a_stretch_but_not_before_its_first_call() -> None:
+    calls = list[tuple[int, int]]()
+    took = one_by_one(lambda *call: calls.append(call), 3, Amount(1_000_000, 1e-9))
+    assert calls == [(0, 3), (3, 6)] and (took.given, took.timed) == (6, 3)
+
+
+def test_a_percentile_is_a_time_that_was_measured() -> None:
+    times = [1_000 * number for number in range(1_000, 0, -1)]
+    assert [percentile(times, percent) for percent in (0, 50, 99, 99.9, 100)] == [1, 500, 990, 999, 1_000]
+    assert percentile([7_000], 99.9) == 7
+
+
 # ---- the commands ----------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +181,37 @@ def test_machines_prints_a_row_for_each_and_writes_the_same(tmp_path: Path, caps
         assert all(f" {rate:,.0f} " in row for rate in one["entries_per_second"].values()), row
         assert {side: len(times) for side, times in one["seconds"].items()} == dict.fromkeys(machines.SIDES, 2)
         assert one["engine_over_memory"] > 0 and one["engine_over_py_lmdb"] > 0
+
+
+def test_node_prints_a_row_for_each_side_and_writes_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*NODE, "--rounds", "2", "--json", str(tmp_path / "out")]) == 0
+    told, facts = capsys.readouterr().out, json.loads((tmp_path / "out").read_text())
+    rows = {(row["callers"], row["side"]): row for row in facts["node"]}
+    assert list(rows) == [(callers, side) for callers in ("1", "4", "1 x 256") for side in perf_node.SIDES]
+    printed = [line for line in told.splitlines() if line.startswith(("1 ", "4 "))]
+    for line, row in zip(printed, facts["node"], strict=True):
+        assert f" {row['proposals_per_second']:,.0f} " in line and f" {row['p99_9_us']:,.0f} " in line
+        assert len(row["rates"]) == 2 and 0 < row["p50_us"] <= row["p99_us"] <= row["p99_9_us"]
+    assert {row["frames"] for (callers, _), row in rows.items() if callers == "1"} == {80}, "a put each"
+    assert rows["4", "node"]["entries_per_frame"] > 1 and rows["1 x 256", "node"]["entries_per_frame"] == 40
+    assert rows["1", "write + fdatasync"]["over_write"] == rows["1", "SQLite"]["over_sqlite"] == 1
+    assert f"{facts['fdatasync_us']:,.1f} us" in told and facts["machine"]["cores"] >= 1
+
+
+def test_reads_prints_a_row_for_each_read_and_writes_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*READS, "--json", str(tmp_path / "out")]) == 0
+    told, facts = capsys.readouterr().out, json.loads((tmp_path / "out").read_text())
+    rows = [(row["read"], row["threads"]) for row in facts["reads"]]
+    reads = [("Engine.get", 1), ("SyncEngine.get", 2), ("SyncNode.get, at_least", 1), ("Reader.get", 1)]
+    assert rows == reads
+    printed = [line for line in told.splitlines() if line.startswith("2 ")]
+    for line, row in zip(printed, facts["reads"], strict=True):
+        assert f" {row['read']} " in line and f" {row['get_ns']:,.0f} " in line
+        assert len(row["ns"]) == len(row["txn_ns"]) == 3 and min(row["ns"] + row["txn_ns"]) > 0
 
 
 def refused(arguments: list[str], directory: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -188,7 +259,71 @@ def test_a_place_that_loses_a_write_gives_no_figures(
     assert "check failed: bank: py-lmdb ends at digest " in refused(MACHINES, tmp_path, capsys)
 
 
-@pytest.mark.parametrize("command", ["apply", "latency", "memory", "snapshot", "transactions", "machines"])
+def test_an_engine_that_loses_a_put_gives_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apply_chunk, other = Engine.apply_chunk, encode(Put(b"another", b"value"))
+
+    def wrong(db: Engine, chunk: Sequence[Entry]) -> Awaitable[Any]:
+        return apply_chunk(db, [Entry(one.index, one.term, one.data if one.index != 7 else other) for one in chunk])
+
+    monkeypatch.setattr(Engine, "apply_chunk", wrong)
+    assert "check failed: node: digest " in refused(NODE, tmp_path, capsys)
+
+
+class Forgetful(LocalLog):
+    """Gives back all frames but one."""
+
+    async def read(self, after: int) -> AsyncGenerator[Logged, None]:
+        async for logged in super().read(after):
+            if logged.position != 7:
+                yield logged
+
+
+def test_a_log_that_lost_a_frame_gives_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(proposing, "LocalLog", Forgetful)
+    said = refused(NODE, tmp_path, capsys)
+    assert "check failed: node: its log holds 43 commands, which are not the 44 that were acknowledged" in said
+
+
+def test_a_file_that_lacks_a_write_gives_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lossy = SimpleNamespace(pwrite=lambda _, data, at: len(data), fsync=os.fsync, fdatasync=os.fdatasync)
+    monkeypatch.setattr(disks, "os", lossy)
+    assert "check failed: write and fdatasync: the file holds other bytes" in refused(NODE, tmp_path, capsys)
+
+
+def test_a_table_that_lacks_a_row_gives_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(disks, "_PUT", "INSERT OR REPLACE INTO puts VALUES (substr(?, 1, 1), ?)")
+    assert "check failed: SQLite: " in refused(NODE, tmp_path, capsys)
+
+
+def test_a_read_that_finds_something_else_gives_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    get = Engine.get
+    monkeypatch.setattr(Engine, "get", lambda db, key: (get(db, key) or b"x")[1:])
+    said = refused(READS, tmp_path, capsys)
+    assert "check failed: Engine.get: 300 of 300 records are not as they were put" in said
+
+
+def test_another_process_that_lacks_a_record_gives_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    propose_many = SyncNode.propose_many
+    monkeypatch.setattr(SyncNode, "propose_many", lambda node, commands: propose_many(node, commands[1:]))
+    assert "check failed: txn.get: 1 of 300 records are not" in refused(READS, tmp_path, capsys)
+
+
+COMMANDS = ["apply", "latency", "memory", "snapshot", "transactions", "machines", "node", "reads"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_examples_in_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         parser().parse_args([command, "--help"])
