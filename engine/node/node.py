@@ -207,9 +207,9 @@ class Node:
                 limit=run.frame_bytes_max,
             )
         if timeout is None:
-            return await run.proposals.put(datas)
+            return await run.proposals.put(datas, size)
         async with _within(timeout, "the proposal has no result yet, and goes on"):
-            return await run.proposals.put(datas)
+            return await run.proposals.put(datas, size)
 
     # ---- read ----------------------------------------------------------------------------------------------------
 

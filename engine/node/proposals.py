@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from shardengine.engine.errors import EngineError, OutcomeUnknownError
-from shardengine.engine.node.frames import Frame, FrameIds, encode_frame, frame_bytes
+from shardengine.engine.node.frames import Frame, FrameIds, encode_frame
 from shardengine.engine.node.policy import NodePolicy
 from shardengine.engine.run.waiting import resolve
 from shardengine.shards.types import ApplyResult
@@ -35,9 +35,9 @@ class Proposal:
 
     __slots__ = ("bytes", "datas", "future")
 
-    def __init__(self, datas: list[bytes], future: asyncio.Future[Outcome]) -> None:
+    def __init__(self, datas: list[bytes], size: int, future: asyncio.Future[Outcome]) -> None:
         self.datas = datas
-        self.bytes = frame_bytes(datas)
+        self.bytes = size
         self.future = future
 
 
@@ -78,14 +78,14 @@ class Proposals:
 
     # ---- the caller's side ---------------------------------------------------------------------------------------
 
-    async def put(self, datas: list[bytes]) -> Outcome:
-        """Queue one call's entries, once there is room, and wait for their outcome. Cancelled while it waits for room
-        it is withdrawn; after that only its outcome is lost."""
+    async def put(self, datas: list[bytes], size: int) -> Outcome:
+        """Queue one call's entries, which make a frame of `size` bytes, once there is room, and wait for their outcome.
+        Cancelled while it waits for room it is withdrawn; after that only its outcome is lost."""
         if self._closed is not None:
             raise self._closed.again()
         if self._room or not self._has_room(len(datas)):
             await self._for_room(len(datas))
-        proposal = Proposal(datas, asyncio.get_running_loop().create_future())
+        proposal = Proposal(datas, size, asyncio.get_running_loop().create_future())
         self._queue.append(proposal)
         self._entries += len(datas)
         self._bytes += proposal.bytes
