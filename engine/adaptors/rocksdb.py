@@ -68,28 +68,34 @@ class RocksDBStateMachine(InDirectory):
 
 
 class _Rows(Reads):
-    """The records of one side of the database, or of a snapshot of it."""
+    """The records of one side of the database, as an iterator of it sees them: as they were when that was made."""
 
-    def __init__(self, path: Path, source: Any, side: bytes) -> None:
+    def __init__(self, path: Path, side: bytes, found: Any = None) -> None:
         self._path = path
-        self._db = source
         self._side = side
+        self._found = found
+
+    def _iterator(self) -> Any:
+        return self._found
 
     def get(self, key: bytes) -> bytes | None:
+        sought = self._side + key
         try:
-            found = self._db.iter()
-            found.seek(self._side + key)
+            found = self._iterator()
+            found.seek(sought)
             if found.valid():
-                return bytes(found.value()) if found.key() == self._side + key else None
+                return bytes(found.value()) if found.key() == sought else None
             found.status()
         except Exception as error:  # rocksdict has no other class for what RocksDB says
             raise _told(self._path, error) from error
         return None
 
     def under(self, prefix: bytes, start_after: bytes | None = None, *, reverse: bool = False) -> Iterator[Record]:
+        """As of all. Of a view, one after the other: they share its iterator, since those of rocksdict's snapshots see
+        what was written later."""
         side = self._side
         try:
-            found = self._db.iter()
+            found = self._iterator()
             step = found.prev if reverse else found.next
             _seek(found, side + prefix, None if start_after is None else side + start_after, reverse=reverse)
             while found.valid():
@@ -103,7 +109,7 @@ class _Rows(Reads):
             raise _told(self._path, error) from error
 
     def close(self) -> None:
-        self._db = None
+        self._found = None
 
 
 def _seek(found: Any, prefix: bytes, start_after: bytes | None, *, reverse: bool) -> None:
@@ -122,8 +128,9 @@ class RocksDBStore(_Rows, Transactional):
 
     def __init__(self, path: Path, *, synced: bool) -> None:
         """`synced`: with every commit."""
-        super().__init__(path, None, _SIDES[0])
+        super().__init__(path, _SIDES[0])
         self._synced = synced
+        self._db: Any = None
 
     def open(self, *, create: bool) -> bool:
         there = self._path.is_dir()
@@ -197,6 +204,9 @@ class RocksDBStore(_Rows, Transactional):
             with _asking(self._path):
                 self._clear(before)
 
+    def _iterator(self) -> Any:
+        return self._db.iter()
+
     def get(self, key: bytes) -> bytes | None:
         try:
             found = self._db.get(self._side + key)
@@ -214,7 +224,7 @@ class RocksDBStore(_Rows, Transactional):
 
     def view(self) -> Reads:
         with _asking(self._path):
-            return _Rows(self._path, self._db.snapshot(), self._side)
+            return _Rows(self._path, self._side, self._db.iter())
 
     def close(self) -> None:
         if self._db is not None:
