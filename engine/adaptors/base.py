@@ -28,6 +28,8 @@ _REPLACED = "its engine's state was replaced"
 class InProcess(Applying):
     """A `StateMachine` over a store: everything that all of them have in common. Each says itself what it promises."""
 
+    _room: Path | None = None
+
     # ---- durability ----------------------------------------------------------------------------------------------
 
     def save_hard_state(self, state: HardState | None = None) -> None:
@@ -108,7 +110,7 @@ class InProcess(Applying):
         self._snapshots.check_newer(last, applied, force=force)
         if last.index < applied.index:
             fixed = begun(fixed)
-        with snapshot_read(snapshot, commands.machine) as records:
+        with snapshot_read(snapshot, commands.machine, self._room) as records:
             self._replace(records, fixed, Tail(last.index, last.term, manifest.clock, manifest.term_runs))
         self._installed(metadata_of(manifest))
 

@@ -6,6 +6,7 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -48,6 +49,7 @@ class InDirectory(InProcess):
         super().__init__(store, machine, limits, bad_entry)
         self._config = msgspec.structs.replace(self._config, durability=durability)
         self._home = home
+        self._room = home.path
         self._durable = LogId(0, 0)
         _all.add(self)
 
@@ -58,7 +60,8 @@ class InDirectory(InProcess):
             try:
                 return self._open_store(known)
             except BaseException:
-                store.close()
+                with suppress(StoreError):
+                    store.close()
                 home.close()
                 raise
         except OSError as error:

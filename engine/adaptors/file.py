@@ -14,11 +14,12 @@ from shardengine.engine.adaptors.journal import Chunk, Journal
 from shardengine.engine.adaptors.records import Records
 from shardengine.engine.adaptors.state import State
 from shardengine.engine.adaptors.store import Store, place_of, stands
-from shardengine.engine.errors import StoreError, disk_error
+from shardengine.engine.errors import StoreError, SyncFailedError, disk_error
 from shardengine.engine.intake.tail import Tail
 from shardengine.engine.storage.anchors import Anchors
 from shardengine.engine.storage.files import BESIDE, sync_directory
 from shardengine.engine.storage.generations import DirectoryConfig
+from shardengine.ipc.errors import hint_for
 from shardengine.ipc.files import create_file, open_file, sync
 from shardengine.shards.kv import KeyValue
 from shardengine.shards.machine import Machine
@@ -271,7 +272,9 @@ class FileStore(Store):
                 self._take(journal, state)
         except OSError as error:
             self._drop_next(journal)
-            raise disk_error(f"{self._path.parent} cannot be synced", error, path=str(self._path)) from error
+            raise SyncFailedError(
+                f"{self._path.parent} cannot be synced: {error}", hint=hint_for(error), path=str(self._path)
+            ) from error
         self._drop_next(journal)
 
     def _drop_next(self, journal: Journal) -> None:

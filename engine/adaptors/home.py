@@ -14,10 +14,12 @@ taken over, as long as no entry was applied to it.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import msgspec
 
+from shardengine.engine.adaptors.snapshots import INSTALLING
 from shardengine.engine.contract import SnapshotMetadata
 from shardengine.engine.errors import DamagedError, FormatError, disk_error
 from shardengine.engine.snapshot.keeper import METADATA
@@ -29,6 +31,7 @@ from shardengine.engine.storage.files import (
     read_checked,
     read_json,
     refuse_network_filesystem,
+    sync_directory,
     write_checked,
     write_json,
 )
@@ -74,6 +77,7 @@ class Home:
         try:
             lock.take()
             config = self._read()
+            sync_directory(self.path)  # a start that failed may have left names that the disk lacks
             self.hard.start()
             self._anchors = Anchors([self.path / "LOCK"])
         except BaseException:
@@ -93,8 +97,10 @@ class Home:
         self._anchors.check()
 
     def _read(self) -> DirectoryConfig | None:
-        for entry in self.path.iterdir():
+        for entry in list(self.path.iterdir()):
             check_owner(entry, entry.lstat())
+            if entry.name.startswith(INSTALLING):
+                shutil.rmtree(entry)
         try:
             found = read_checked(self.path / NAME, Kind)
         except FileNotFoundError:

@@ -30,6 +30,9 @@ from shardengine.shards.store import PAGE_BYTES, Identity, Loader, ReadStore
 from shardengine.shards.transaction import Record
 from shardengine.shards.types import LogId, Position
 
+INSTALLING = "shardengine-install-"
+"""What the name of a folder begins with in which a snapshot is checked; who dies leaves it."""
+
 _BATCH_RECORDS = 4096
 _MAP_BYTES = 1 << 20  # for what LMDB needs beside the records
 
@@ -74,15 +77,15 @@ def _map_bytes(records: Reads) -> int:
 
 
 @contextmanager
-def snapshot_read(snapshot: Snapshot, machine: Machine) -> Iterator[Iterator[Record]]:
-    """The records, in key order, of a snapshot of any number of parts, which are copied first, and checked as they are
-    copied. Blocks.
+def snapshot_read(snapshot: Snapshot, machine: Machine, room: Path | None) -> Iterator[Iterator[Record]]:
+    """The records, in key order, of a snapshot of any number of parts, which are copied first, into a folder in `room`,
+    None: where the system has it, and checked as they are copied. Blocks.
 
     Raises SnapshotDamagedError when a part is not what the manifest says; SnapshotError, and StoreError for what the
     system said, when this process lacks what it takes to look.
     """
     parts = zip(snapshot.manifest.parts, claims_of(snapshot.manifest), strict=True)
-    with TemporaryDirectory(prefix="shardengine-install-") as folder:
+    with TemporaryDirectory(prefix=INSTALLING, dir=room) as folder:
         try:
             copied = [copy_part(snapshot.path, *part, Path(folder), machine, records=True) for part in parts]
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -23,7 +24,8 @@ from shardengine.shards.transaction import Record
 from shardengine.shards.types import Limits
 
 NAME = "sqlite"
-WAL, SHM = f"{NAME}-wal", f"{NAME}-shm"
+WAL = f"{NAME}-wal"
+_FILES = (NAME, WAL, f"{NAME}-shm", f"{NAME}-journal")
 _APPLICATION_ID = 0x5368456E  # "ShEn"
 _BUSY_S = 5.0
 _TABLES = (
@@ -67,7 +69,7 @@ class SQLiteStateMachine(InDirectory):
         bad_entry: Literal["fail", "reject"] | None = None,
         durability: Durability = "process",
     ) -> None:
-        home = home_of(path, "sqlite", (NAME, WAL, SHM))
+        home = home_of(path, "sqlite", _FILES)
         store = SQLiteStore(home.path / NAME, synced=durability == "power")
         super().__init__(home, store, machine, limits, bad_entry, durability)
 
@@ -143,9 +145,9 @@ class SQLiteStore(_Rows, Transactional):
         if not there and not create:
             return False
         if not there:
-            create_file(self._path)
+            os.close(create_file(self._path))
             sync_directory(self._path.parent)
-        for name in (NAME, WAL, SHM):
+        for name in _FILES:
             with suppress(FileNotFoundError):
                 check_file(self._path.with_name(name))
         with _asking(self._path):
