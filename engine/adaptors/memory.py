@@ -196,7 +196,7 @@ class MemoryStateMachine:
         told, writes = commands.apply(entries, form, tail.clock, state.records)
         after = tail.copy()
         after.extend(form)
-        after.forget_old_runs()
+        after.forget_old_runs(after.index)
         state.move(writes, after)
         self._waiting.reached(form.last)
         results = Results(form.first, form.last, told)
