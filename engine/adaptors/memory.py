@@ -165,9 +165,9 @@ class MemoryStateMachine:
 
     # ---- apply ---------------------------------------------------------------------------------------------------
 
-    def check(self, data: bytes) -> None:
-        """Raise BadEntryError when `data` must not be proposed. Changes nothing."""
-        self._running().check(data)
+    def check(self, *datas: bytes) -> None:
+        """Raise BadEntryError when one of `datas` must not be proposed. Changes nothing."""
+        self._running().check(datas)
 
     async def apply_chunk(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]:
         """Apply consecutive committed entries, all or none. Entries that were applied before are skipped and say so.

@@ -27,5 +27,6 @@ Files and rooms, lowest first:
     feeding.py    the log into the engine
     appending.py  what is proposed into the log
     barriers.py   when all is applied that was acknowledged
+    run.py        one run: tasks, and how they end
     node.py       the class people use
 """
