@@ -16,6 +16,7 @@ Files and rooms, lowest first:
 
     log.py        what a log is
     frames.py     entries to a frame and back
+    entries.py    a whole log as entries
     refusals.py   what every log of ours refuses
     arrivals.py   who waits for the next frame
     memory.py     a log in this process
