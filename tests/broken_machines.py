@@ -72,9 +72,11 @@ class TwoFiles(Toy):
         return replace(state, records=pickle.loads(records.read_bytes()) if records.exists() else {})
 
     def save(self, state: State) -> None:
-        for name in self.order:
-            write(self.directory / name, pickle.dumps(replace(state, records={}) if name == "index" else state.records))
-            time.sleep(WINDOW_S)
+        parts = {"index": pickle.dumps(replace(state, records={})), "records": pickle.dumps(state.records)}
+        first, second = self.order
+        write(self.directory / first, parts[first])
+        time.sleep(WINDOW_S)
+        write(self.directory / second, parts[second])
 
 
 class IndexBehindTheData(TwoFiles):

@@ -91,8 +91,12 @@ class Late(Broken):
     machine = broken_machines.SavesAtItsStop
 
 
+class Voteless(Broken):
+    machine = broken_machines.ForgetsItsVote
+
+
 def suite_on(machine: type[Toy]) -> Broken:
-    found = [kind for kind in (Behind, Ahead, Late) if kind.machine is machine]
+    found = [kind for kind in (Behind, Ahead, Late, Voteless) if kind.machine is machine]
     return found[0]() if found else type("Found", (Broken,), {"machine": machine})()
 
 
@@ -127,6 +131,7 @@ KILLS = "test_nothing_acknowledged_is_lost_and_nothing_torn_by_sigkill"
             "after an install over a state with",
         ),
         (broken_machines.ForgetsItsVote, "test_a_hard_state_is_there_after_reopening", "after reopening is what was"),
+        (broken_machines.ForgetsItsVote, KILLS, "a vote that was saved survives SIGKILL"),
         (
             broken_machines.ForgetsTheTerm,
             "test_a_new_machine_over_the_directory_finds_what_was_applied",

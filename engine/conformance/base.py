@@ -226,15 +226,15 @@ def refusal(sentence: str) -> Iterator[None]:
 Body = Callable[[Any, Path], Coroutine[Any, Any, None]]
 
 
-def check(*needs: str) -> Callable[[Body], Callable[[Any, Path], None]]:
-    """Make a test of a coroutine function: run it in a loop of its own, within the suite's time; skip it, and say why,
-    when the machine does not support what it needs."""
+def check(*needs: str, bounded: bool = True) -> Callable[[Body], Callable[[Any, Path], None]]:
+    """Make a test of a coroutine function: run it in a loop of its own, within the suite's time unless it has bounds of
+    its own; skip it, and say why, when the machine does not support what it needs."""
 
     def made(body: Body) -> Callable[[Any, Path], None]:
         @wraps(body)
         def test(self: Hooks, tmp_path: Path) -> None:
             need(self, *needs)
-            asyncio.run(_bounded(body(self, tmp_path), self.watchdog_s))
+            asyncio.run(_within(body(self, tmp_path), self.watchdog_s if bounded else None))
 
         return test
 
@@ -250,6 +250,6 @@ def need(suite: Hooks, *needs: str) -> None:
         pytest.skip(f"{type(suite).__name__} leaves out {', '.join(lacking)}: its `supports` does not name it")
 
 
-async def _bounded(work: Awaitable[None], seconds: float) -> None:
+async def _within(work: Awaitable[None], seconds: float | None) -> None:
     async with asyncio.timeout(seconds):
         await work

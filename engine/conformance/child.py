@@ -1,7 +1,8 @@
 """The victim: a process that feeds a machine, and says so, until it is killed.
 
 It says, a line each: "opening", before the machine is started; "opened N", where the machine stands then; "applied N",
-when the chunk that ends with entry N was acknowledged.
+when the chunk that ends with entry N was acknowledged; and, of a machine that supports "hard_state", "voted N" when its
+vote in term N was saved, ahead of the first chunk that ends in this term.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any
 
 import msgspec
 
+from shardengine import HardState
 from shardengine.engine.conformance.base import Hooks
 
-LARGEST = 40  # entries in a chunk
+LARGEST = 40  # entries in a chunk: a chunk ends in the term it begins in, or in the next
+VOTE = "a node"
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -79,7 +82,12 @@ async def feed(suite: Hooks, orders: Orders, voice: int) -> None:
     machine.start()
     at, log = machine.last_applied().index, suite.log()
     os.write(voice, b"opened %d\n" % at)
+    term = log.term(at)
     for end in ends(orders.seed, at):
+        if "hard_state" in suite.supports and log.term(end) > term:
+            term = log.term(end)
+            machine.save_hard_state(HardState(term, VOTE))
+            os.write(voice, b"voted %d\n" % term)
         await machine.apply_chunk(suite.entries(log, at + 1, end))
         os.write(voice, b"applied %d\n" % end)
         at = end

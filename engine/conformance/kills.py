@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import random
@@ -17,14 +18,14 @@ from types import TracebackType
 import msgspec
 
 from shardengine.engine.conformance.base import Hooks, MachineUnderTest, broken, check, demand, expect_records
-from shardengine.engine.conformance.child import LARGEST, Orders, ends
+from shardengine.engine.conformance.child import LARGEST, VOTE, Orders, ends
 from shardengine.engine.conformance.log import Log
 
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
     "from shardengine.engine.conformance.child import main; main()"
 )
-_WORDS = 10  # a process says so many, at most, before it is killed
+_WORDS = 12  # a process says so many, at most, before it is killed
 _UNSEEN = 3  # after one kill in so many nobody looks: the next process finds what was left
 
 
@@ -89,13 +90,15 @@ def _encoded(value: object) -> str:
 class Judge:
     """What must be left in one directory, whatever was killed.
 
-    Invariant: the state stands at one of `_allowed`, none of which is below what was acknowledged.
+    Invariant: the state stands at one of `_allowed`, none of which is below what was acknowledged. `voted` is the
+    newest term whose vote was saved.
     """
 
     def __init__(self, suite: Hooks, directory: Path, log: Log, seed: str) -> None:
         self.suite = suite
         self.log = log
         self.directory = directory
+        self.voted = 0
         self._seed = seed
         self._allowed = [0]
 
@@ -130,6 +133,12 @@ class Judge:
             sentence = f"{when}, the records are those of last_applied(), {index}{self._whose(found, index)}"
             expect_records(found, self.log.contents(index), sentence)
         self.suite.expect_state(machine, self.log, index, when)
+        if self.voted:
+            saved = machine.hard_state()
+            held = saved is not None and saved.term >= self.voted and saved.voted_for == VOTE
+            demand(
+                held, f"a vote that was saved survives SIGKILL; {when}, {VOTE!r} had it in {self.voted}, not {saved}"
+            )
 
     def _whose(self, found: dict[bytes, bytes], index: int) -> str:
         """Of which other entry the records are."""
@@ -145,7 +154,7 @@ class Judge:
 class Kills(Hooks):
     """The check with real processes."""
 
-    @check("kills")
+    @check("kills", bounded=False)
     async def test_nothing_acknowledged_is_lost_and_nothing_torn_by_sigkill(self, tmp_path: Path) -> None:
         """At each kill: all that was acknowledged is there, and index, records and terms are of one entry."""
         seed = str(random.randrange(1 << 30))
@@ -162,7 +171,8 @@ class Kills(Hooks):
         with self.running(directory) as machine:
             judge.look(machine, self.kills)
             at = machine.last_applied().index
-            await self.feed(machine, judge.log, at + 1, at + LARGEST)
+            async with asyncio.timeout(self.watchdog_s):
+                await self.feed(machine, judge.log, at + 1, at + LARGEST)
             self.expect_state(machine, judge.log, at + LARGEST, f"after {self.kills} kills, and more of the log")
 
 
@@ -170,23 +180,23 @@ class Pace:
     """How long it usually is from one word to the next, so that a kill may come at any moment between."""
 
     def __init__(self) -> None:
-        self._usual_s = {"opening": 0.1, "opened": 0.01, "applied": 0.01}
+        self._usual_s = {"opening": 0.1, "chunk": 0.01}
         self._since = time.monotonic()
-        self._chunks = 0
+        self._words = 0
 
     def heard(self, word: str) -> None:
         now = time.monotonic()
         if word == "opened":
             self._usual_s["opening"] = now - self._since
-        if word == "applied":
-            self._chunks += 1
-            self._usual_s["opened"] = self._usual_s["applied"] = (now - self._since) / self._chunks
+        if word.startswith("open"):
+            self._since, self._words = now, 0
         else:
-            self._since, self._chunks = now, 0
+            self._words += 1
+            self._usual_s["chunk"] = (now - self._since) / self._words
 
     def moment_s(self, word: str, draw: random.Random) -> float:
         """How long to wait behind that word."""
-        return draw.uniform(0, 1.5 * self._usual_s[word])
+        return draw.uniform(0, 1.5 * self._usual_s["opening" if word == "opening" else "chunk"])
 
 
 def _feed_and_kill(victim: Victim, judge: Judge, draw: random.Random, pace: Pace, kill: int) -> None:
@@ -197,7 +207,9 @@ def _feed_and_kill(victim: Victim, judge: Judge, draw: random.Random, pace: Pace
         if word == "opened":
             judge.opened(index, kill - 1)
             start = index
-        if word != "opening":
+        if word == "voted":
+            judge.voted = index
+        elif word != "opening":
             judge.fed(start, index)
         if number == fatal:
             time.sleep(pace.moment_s(word, draw))
