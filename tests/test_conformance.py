@@ -127,7 +127,7 @@ KILLS = "test_nothing_acknowledged_is_lost_and_nothing_torn_by_sigkill"
         ),
         (
             broken_machines.KeepsOldKeys,
-            "test_what_is_installed_takes_the_place_of_all_that_was_there",
+            "test_what_is_installed_takes_the_place_of_all_that_was_there_at_once",
             "after an install over a state with",
         ),
         (broken_machines.ForgetsItsVote, "test_a_hard_state_is_there_after_reopening", "after reopening is what was"),
@@ -157,7 +157,7 @@ def toy(path: Path) -> StateMachine:
 
 def test_no_check_of_one_group_hides_one_of_another() -> None:
     names = [name for kind in StateMachineSuite.__mro__ for name in vars(kind) if name.startswith("test_")]
-    assert len(names) == len(set(names)) > 50
+    assert len(names) == len(set(names)) > 35
 
 
 def test_a_group_that_is_none_is_named(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_group_that_is_none_is_named(tmp_path: Path) -> None:
         supports = StateMachineSuite.supports | {"scann"}
 
     with pytest.raises(pytest.fail.Exception, match=r"supports names \['scann'\], which is none of \['delete', "):
-        Wrong().test_a_chunk_of_no_entries_gives_no_results(tmp_path)
+        Wrong().test_every_entry_keeps_its_term(tmp_path)
 
 
 def test_a_class_that_the_killed_process_cannot_find_is_named(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_machine_of_somebody_else_is_under_test_with_five_lines(tmp_path: Path
     folder.mkdir()
     (folder / "test_mine.py").write_text(FIVE_LINES)
     said = run_pytest(tmp_path, "-rs", "--import-mode=importlib", "-o", f"pythonpath={tmp_path}")
-    assert re.search(r"^\d\d passed, 5 skipped in ", said, re.MULTILINE), said
+    assert re.search(r"^\d\d passed, 2 skipped in ", said, re.MULTILINE), said
     assert "TestMine leaves out spanning: its `supports` does not name it" in said
 
 

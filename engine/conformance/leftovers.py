@@ -15,7 +15,7 @@ import pytest
 from shardengine import Entry
 from shardengine.engine.conformance.base import Hooks, check, expect, refusal
 
-_LIVES = 3
+_LIVES = 2
 
 
 class Leftovers(Hooks):

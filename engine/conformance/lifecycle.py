@@ -6,6 +6,7 @@ from pathlib import Path
 
 from shardengine import LogId
 from shardengine.engine.conformance.base import Hooks, MachineUnderTest, check, expect, expect_results, refusal
+from shardengine.engine.conformance.log import Log
 
 _ENTRIES = 60
 
@@ -15,11 +16,18 @@ class Lifecycle(Hooks):
 
     @check()
     async def test_a_machine_runs_from_its_start_to_its_stop(self, tmp_path: Path) -> None:
+        """And cannot be started meanwhile."""
+        log = self.log()
         tmp_path.joinpath("machine").mkdir()
-        machine = self.build(tmp_path / "machine")
-        expect(machine.is_running(), False, "is_running() before start()")
+        expect(self.build(tmp_path / "machine").is_running(), False, "is_running() before start()")
         with self.running(tmp_path / "machine") as machine:
             expect(machine.is_running(), True, "is_running() after start()")
+            await self.feed(machine, log, 1, 10)
+            with refusal("start() of a machine that runs raises"):
+                machine.start()
+            expect(machine.is_running(), True, "is_running() after a second start()")
+            await self.feed(machine, log, 11, 20)
+            self.expect_state(machine, log, 20, "after a second start()")
             machine.stop()
             expect(machine.is_running(), False, "is_running() after stop()")
 
@@ -49,33 +57,13 @@ class Lifecycle(Hooks):
             _answers_nothing(self, machine, "after stop()")
 
     @check()
-    async def test_a_stopped_machine_applies_nothing(self, tmp_path: Path) -> None:
-        log = self.log()
-        with self.running(tmp_path / "machine") as machine:
-            await self.feed(machine, log, 1, 10)
-            machine.stop()
-            with refusal("apply_chunk raises after stop()"):
-                await machine.apply_chunk(self.entries(log, 11, 20))
-            machine.start()
-            self.expect_state(machine, log, 10, "after a chunk was refused by a stopped machine")
-
-    @check()
-    async def test_a_second_start_is_refused_and_the_machine_runs_on(self, tmp_path: Path) -> None:
-        log = self.log()
-        with self.running(tmp_path / "machine") as machine:
-            await self.feed(machine, log, 1, 10)
-            with refusal("start() of a machine that runs raises"):
-                machine.start()
-            expect(machine.is_running(), True, "is_running() after a second start()")
-            await self.feed(machine, log, 11, 20)
-            self.expect_state(machine, log, 20, "after a second start()")
-
-    @check()
-    async def test_a_start_after_a_stop_goes_on_from_the_same_state(self, tmp_path: Path) -> None:
+    async def test_a_stopped_machine_applies_nothing_and_goes_on_when_it_is_started(self, tmp_path: Path) -> None:
         log = self.log()
         with self.running(tmp_path / "machine") as machine:
             await self.feed(machine, log, 1, _ENTRIES)
             machine.stop()
+            with refusal("apply_chunk raises after stop()"):
+                await machine.apply_chunk(self.entries(log, _ENTRIES + 1, _ENTRIES + 10))
             report = machine.start()
             expect(report.last_applied, log.name(_ENTRIES), "start() reports where the log goes on")
             self.expect_state(machine, log, _ENTRIES, "after stop() and start()")
@@ -84,25 +72,19 @@ class Lifecycle(Hooks):
 
     @check("reopen")
     async def test_a_new_machine_over_the_directory_finds_what_was_applied(self, tmp_path: Path) -> None:
-        log = self.log()
-        for start in range(0, 3 * _ENTRIES, _ENTRIES):
-            with self.running(tmp_path / "machine") as machine:
-                self.expect_state(machine, log, start, "after stop(), and start() of a new machine")
-                _expect_terms(self, machine, start)
-                await self.feed(machine, log, start + 1, start + _ENTRIES)
-
-    @check("reopen")
-    async def test_what_was_applied_before_reopening_is_not_applied_again(self, tmp_path: Path) -> None:
-        log = self.log()
+        """And does not apply it again."""
+        log, last = self.log(), _ENTRIES + 5
         with self.running(tmp_path / "machine") as machine:
             await self.feed(machine, log, 1, _ENTRIES)
         with self.running(tmp_path / "machine") as machine:
-            results = await machine.apply_chunk(self.entries(log, 20, _ENTRIES + 5))
-            expect_results(results, log, 20, _ENTRIES + 5, known=_ENTRIES - 19)
-            self.expect_state(machine, log, _ENTRIES + 5, "after entries from before reopening were delivered again")
+            self.expect_state(machine, log, _ENTRIES, "after stop(), and start() of a new machine")
+            _expect_terms(machine, log, _ENTRIES)
+            results = await machine.apply_chunk(self.entries(log, 20, last))
+            expect_results(results, log, 20, last, known=_ENTRIES - 19)
+            self.expect_state(machine, log, last, "after entries from before reopening were delivered again")
 
     @check()
-    async def test_a_flush_changes_nothing_that_can_be_read(self, tmp_path: Path) -> None:
+    async def test_a_flush_and_a_cleanup_change_nothing_that_can_be_read(self, tmp_path: Path) -> None:
         log = self.log()
         with self.running(tmp_path / "machine") as machine:
             await self.feed(machine, log, 1, _ENTRIES)
@@ -110,12 +92,6 @@ class Lifecycle(Hooks):
             self.expect_state(machine, log, _ENTRIES, "after flush()")
             await machine.flush_async()
             self.expect_state(machine, log, _ENTRIES, "after flush_async()")
-
-    @check()
-    async def test_a_cleanup_changes_nothing_that_can_be_read(self, tmp_path: Path) -> None:
-        log = self.log()
-        with self.running(tmp_path / "machine") as machine:
-            await self.feed(machine, log, 1, _ENTRIES)
             expect(await machine.lease_background_cleanup(), [], "lease_background_cleanup() where nothing expires")
             self.expect_state(machine, log, _ENTRIES, "after lease_background_cleanup()")
 
@@ -136,8 +112,8 @@ def _answers_nothing(suite: Hooks, machine: MachineUnderTest, when: str) -> None
             machine.scan_prefix(b"")
 
 
-def _expect_terms(suite: Hooks, machine: MachineUnderTest, last: int) -> None:
-    log = suite.log()
+def _expect_terms(machine: MachineUnderTest, log: Log, last: int) -> None:
     for index in range(1, last + 1):
-        if machine.entry_term(index) is not None:
-            expect(machine.entry_term(index), log.term(index), f"entry_term({index}) after reopening, if remembered")
+        found = machine.entry_term(index)
+        if found is not None:
+            expect(found, log.term(index), f"entry_term({index}) after reopening, if it is remembered")

@@ -43,12 +43,6 @@ class Reading(Hooks):
                 )
                 back = machine.scan_prefix(prefix, reverse=True).entries
                 expect(back, under[::-1], f"scan_prefix({prefix!r}, reverse=True) gives them in reverse")
-
-    @check("scan")
-    async def test_pages_of_a_scan_come_to_the_whole(self, tmp_path: Path) -> None:
-        log = self.log()
-        with self.running(tmp_path / "machine") as machine:
-            await self.feed(machine, log, 1, 90)
             for reverse in (False, True):
                 records = sorted(log.contents(90).items(), reverse=reverse)
                 for size in (1, 3, len(records), len(records) + 1):
