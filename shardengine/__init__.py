@@ -2,8 +2,8 @@
 
 This is the front door: the public names, each resolved when it is first asked for, and links to the three ranks, which
 are the packages `shardengine.ipc`, `shardengine.shards` and `shardengine.engine`. A worker, and a module with a
-machine, load no more than what they name. Public submodules, `adaptors` and those of `machines`, have
-a small file each.
+machine, load no more than what they name. Public submodules, `adaptors`, `conformance`
+and those of `machines`, have a small file each.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def replayed(
             else:
                 timeline.add(entry.index, entry.data, *_run(commands, records, entry, clock))
         tail.extend(form)
-        tail.forget_old_runs()
+        tail.forget_old_runs(tail.index)
     timeline.close()
     return timeline
 
