@@ -2,8 +2,8 @@
 
 This is the front door: the public names, each resolved when it is first asked for, and links to the three ranks, which
 are the packages `shardengine.ipc`, `shardengine.shards` and `shardengine.engine`. A worker, and a module with a
-machine, load no more than what they name. Public submodules, `adaptors` and those of `machines`, have
-a small file each.
+machine, load no more than what they name. Public submodules, `adaptors`, `conformance`
+and those of `machines`, have a small file each.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import FrameDamagedError as FrameDamagedError
     from shardengine.engine.errors import FrameTooLargeError as FrameTooLargeError
     from shardengine.engine.errors import HardStateError as HardStateError
+    from shardengine.engine.errors import HistoryError as HistoryError
     from shardengine.engine.errors import LogClosedError as LogClosedError
     from shardengine.engine.errors import LogConflictError as LogConflictError
     from shardengine.engine.errors import LogDamagedError as LogDamagedError
@@ -166,6 +167,7 @@ _HOMES = {
         "FrameDamagedError",
         "FrameTooLargeError",
         "HardStateError",
+        "HistoryError",
         "LogClosedError",
         "LogConflictError",
         "LogDamagedError",

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = "shardengine"
 RANKS = {"ipc": 0, "shards": 1, "engine": 2}
 CLI = "engine/cli/"
-GUESTS = (CLI, "engine/machines/")
+GUESTS = (CLI, "engine/machines/", "engine/conformance/")
 """Rooms whose files come in by the front door, as a program of somebody else does."""
 OWNERS = {
     "lmdb": ("shards/store/",),
@@ -32,6 +32,7 @@ OWNERS = {
         "engine/run/shell.py",
         "engine/node/",
         "engine/sync/portal.py",
+        "engine/conformance/",
         CLI,
     ),
     "uvloop": ("engine/run/shell.py", "engine/sync/portal.py", CLI),
@@ -39,6 +40,7 @@ OWNERS = {
     "rich": (CLI,),
     "sqlite3": ("engine/adaptors/sqlite.py",),
     "rocksdict": ("engine/adaptors/rocksdb.py",),
+    "pytest": ("engine/conformance/",),
 }
 _LISTED = re.compile(r"^ {4}(\w+\.py|\w+/) ", re.MULTILINE)
 _LIST = re.compile(r"^Files(?: and rooms)?, lowest first:$", re.MULTILINE)

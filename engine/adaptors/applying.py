@@ -178,9 +178,9 @@ class Applying:
 
     # ---- apply ---------------------------------------------------------------------------------------------------
 
-    def check(self, data: bytes) -> None:
-        """Raise BadEntryError when `data` must not be proposed. Changes nothing."""
-        self._running().check(data)
+    def check(self, *datas: bytes) -> None:
+        """Raise BadEntryError when one of `datas` must not be proposed. Changes nothing."""
+        self._running().check(datas)
 
     async def apply_chunk(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]:
         """Apply consecutive committed entries, all or none. Entries that were applied before are skipped and say so.
@@ -212,7 +212,7 @@ class Applying:
         told, writes = commands.apply(entries, form, tail.clock, store)
         after = tail.copy()
         after.extend(form)
-        after.forget_old_runs()
+        after.forget_old_runs(after.index)
         self._commit(writes, after)
         results = Results(form.first, form.last, told)
         return [*done, *results] if known else results

@@ -1,0 +1,249 @@
+"""The suite for people's own state machines: on those of ours, on a sound one of a stranger, and on broken ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from shardengine import Engine, EngineConfig, StateMachine, encode
+from shardengine.adaptors import MemoryStateMachine
+from shardengine.conformance import StateMachineSuite
+from tests import broken_machines
+from tests.killing import WATCHDOG_S, environment
+from tests.moving import Explode, Moving, Relocate
+from tests.toy import Toy
+
+CONFIG = EngineConfig(map_bytes=16 << 20, ring_bytes=1 << 20)
+
+
+class OverAll(StateMachineSuite):
+    """Of a machine that takes the commands of `Moving`."""
+
+    supports = StateMachineSuite.supports | {"spanning"}
+
+    def move(self, source: bytes, target: bytes) -> bytes:
+        return encode(Relocate(source, target))
+
+    def failing(self) -> bytes:
+        return encode(Explode(b"key"))
+
+
+class TestToy(OverAll):
+    def build(self, directory: Path) -> Toy:
+        return Toy(directory)
+
+
+class TestMemory(OverAll):
+    supports = OverAll.supports - {"reopen", "kills"}
+
+    def build(self, directory: Path) -> MemoryStateMachine:
+        return MemoryStateMachine(Moving)
+
+
+class TestOneShard(StateMachineSuite):
+    kills = 6
+
+    def build(self, directory: Path) -> Engine:
+        return Engine(directory, shards=1, config=CONFIG)
+
+
+class TestTwoShards(OverAll):
+    kills = 6
+
+    def build(self, directory: Path) -> Engine:
+        return Engine(directory, shards=2, machine=Moving, config=CONFIG)
+
+
+class TestFiveShards(OverAll):
+    kills = 3
+
+    def build(self, directory: Path) -> Engine:
+        return Engine(directory, shards=5, machine=Moving, config=CONFIG)
+
+
+# ---- broken machines -------------------------------------------------------------------------------------------------
+
+
+class Broken(OverAll):
+    """Over whichever machine is to be found out. The process that is killed finds each in a class of its own."""
+
+    machine: ClassVar[type[Toy]]
+
+    def build(self, directory: Path) -> Toy:
+        return self.machine(directory)
+
+
+class Behind(Broken):
+    machine = broken_machines.IndexBehindTheData
+
+
+class Ahead(Broken):
+    machine = broken_machines.IndexAheadOfTheData
+
+
+class Late(Broken):
+    machine = broken_machines.SavesAtItsStop
+
+
+class Voteless(Broken):
+    machine = broken_machines.ForgetsItsVote
+
+
+def suite_on(machine: type[Toy]) -> Broken:
+    found = [kind for kind in (Behind, Ahead, Late, Voteless) if kind.machine is machine]
+    return found[0]() if found else type("Found", (Broken,), {"machine": machine})()
+
+
+KILLS = "test_nothing_acknowledged_is_lost_and_nothing_torn_by_sigkill"
+
+
+@pytest.mark.parametrize(
+    ("machine", "check", "said"),
+    [
+        (broken_machines.AppliesTwice, "test_an_entry_that_comes_again_changes_nothing", "were delivered again"),
+        (broken_machines.AppliesTwice, "test_a_swap_that_comes_again_does_not_swap_back", "would hold once more"),
+        (broken_machines.HalfAChunk, "test_a_chunk_that_fails_leaves_nothing_of_itself", "failed at entry 18"),
+        (broken_machines.ResultsOutOfOrder, "test_results_stand_in_the_order_of_their_entries", "is of entry 2: 2; it"),
+        (broken_machines.TornGetMulti, "test_reads_beside_a_writer_see_the_state_at_one_index", r"get_multi\(\) is of"),
+        (broken_machines.IndexBehindTheData, KILLS, "the index is behind the data: they are of entry"),
+        (broken_machines.IndexAheadOfTheData, KILLS, "the index is ahead of the data: they are of entry"),
+        (broken_machines.SavesAtItsStop, KILLS, "a chunk that was acknowledged survives SIGKILL"),
+        (
+            broken_machines.TakesStaleSnapshots,
+            "test_a_snapshot_that_is_stale_is_refused",
+            "of entry 20 comes to a state",
+        ),
+        (broken_machines.TakesDamagedSnapshots, "test_a_snapshot_that_is_damaged_is_refused", "records"),
+        (
+            broken_machines.LabelOlderThanTheContent,
+            "test_a_snapshot_holds_the_state_that_its_label_names",
+            "install of a snapshot labelled",
+        ),
+        (
+            broken_machines.KeepsOldKeys,
+            "test_what_is_installed_takes_the_place_of_all_that_was_there_at_once",
+            "after an install over a state with",
+        ),
+        (broken_machines.ForgetsItsVote, "test_a_hard_state_is_there_after_reopening", "after reopening is what was"),
+        (broken_machines.ForgetsItsVote, KILLS, "a vote that was saved survives SIGKILL"),
+        (
+            broken_machines.ForgetsTheTerm,
+            "test_a_new_machine_over_the_directory_finds_what_was_applied",
+            "names the newest entry",
+        ),
+        (broken_machines.StoppedAnswersAbsent, "test_a_stopped_machine_answers_no_read", r"raises after stop\(\)"),
+        (broken_machines.LeavesFilesOpen, "test_a_machine_that_was_stopped_leaves_nothing_open", "leave no descriptor"),
+    ],
+)
+def test_a_broken_machine_is_found_out_by_the_check_that_is_meant_for_it(
+    machine: type[Toy], check: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(pytest.fail.Exception, match=said):
+        getattr(suite_on(machine), check)(tmp_path)
+    while broken_machines.LeavesFilesOpen.opened:
+        os.close(broken_machines.LeavesFilesOpen.opened.pop())
+
+
+def toy(path: Path) -> StateMachine:
+    """For the type checker: a toy is a state machine."""
+    return Toy(path)
+
+
+def test_no_check_of_one_group_hides_one_of_another() -> None:
+    names = [name for kind in StateMachineSuite.__mro__ for name in vars(kind) if name.startswith("test_")]
+    assert len(names) == len(set(names)) > 35
+
+
+def test_a_group_that_is_none_is_named(tmp_path: Path) -> None:
+    class Wrong(TestToy):
+        supports = StateMachineSuite.supports | {"scann"}
+
+    with pytest.raises(pytest.fail.Exception, match=r"supports names \['scann'\], which is none of \['delete', "):
+        Wrong().test_every_entry_keeps_its_term(tmp_path)
+
+
+def test_a_class_that_the_killed_process_cannot_find_is_named(tmp_path: Path) -> None:
+    class Hidden(TestToy):
+        pass
+
+    with pytest.raises(pytest.fail.Exception, match=r"must find .*<locals>.Hidden, which is made in a function"):
+        getattr(Hidden(), KILLS)(tmp_path)
+
+
+# ---- a machine outside the package -----------------------------------------------------------------------------------
+
+
+FIVE_LINES = """\
+from mine import Mine
+from shardengine.conformance import StateMachineSuite
+class TestMine(StateMachineSuite):
+    def build(self, directory):
+        return Mine(directory)
+"""
+
+
+def run_pytest(place: Path, *arguments: str) -> str:
+    """What pytest says of the tests in a directory, without plugins, and knowing nothing of where ours are."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--basetemp={place / 'temporary'}",
+            *arguments,
+        ],
+        cwd=place,
+        env=environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"),
+        capture_output=True,
+        text=True,
+        timeout=4 * WATCHDOG_S,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_a_machine_of_somebody_else_is_under_test_with_five_lines(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from tests.toy import Toy as Mine\n")
+    folder = tmp_path / "no package, and on no path"
+    folder.mkdir()
+    (folder / "test_mine.py").write_text(FIVE_LINES)
+    said = run_pytest(tmp_path, "-rs", "--import-mode=importlib", "-o", f"pythonpath={tmp_path}")
+    assert re.search(r"^\d\d passed, 2 skipped in ", said, re.MULTILINE), said
+    assert "TestMine leaves out spanning: its `supports` does not name it" in said
+
+
+def test_what_a_broken_machine_breaks_is_said_in_a_sentence_and_the_smoke_test_tells_its_number(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from tests.broken_machines import StoppedAnswersAbsent as Mine\n")
+    (tmp_path / "test_mine.py").write_text(FIVE_LINES)
+    said = run_pytest(tmp_path, "-rP", "-k", "stopped_machine_answers or ten_thousand")
+    assert re.search(
+        r"^E +Failed: The contract demands: get\(b'key/000'\) raises after stop\(\)", said, re.MULTILINE
+    ), said
+    assert re.search(
+        r"^TestMine: 10000 entries of \d+-byte values in chunks of 500: [\d,]+ a second$", said, re.MULTILINE
+    )
+    assert "1 failed, 1 passed" in said
+
+
+def test_without_pytest_the_suite_says_what_to_install() -> None:
+    program = "import sys; sys.modules['pytest'] = None; from shardengine.conformance import StateMachineSuite"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=WATCHDOG_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("shardengine.conformance needs pytest: pip install 'shardengine[conformance]'\n")
