@@ -199,7 +199,7 @@ def _damages(directory: Path) -> Iterator[str]:
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         whole, name = path.read_bytes(), path.relative_to(directory)
         if whole:
-            for place in sorted({0, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(3))}):
+            for place in sorted({0, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(2))}):
                 path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x20]) + whole[place + 1 :])
                 yield f"byte {place} of {len(whole)} of {name} is another"
             path.write_bytes(whole[: len(whole) // 2])
