@@ -180,6 +180,10 @@ def test_the_front_door_holds_links_to_the_ranks_and_what_type_checkers_see_is_w
             ("asyncio", "shardengine.engine.engine", "lmdb"),
         ),
         ("from shardengine import Engine", ("click", "rich", "uvloop", "shardengine.engine.cli")),
+        (
+            "from shardengine.conformance import StateMachineSuite",
+            ("click", "rich", "uvloop", "lmdb", "shardengine.engine.engine"),
+        ),
     ],
 )
 def test_an_import_loads_no_more_than_it_needs(program: str, unwanted: tuple[str, ...]) -> None:
