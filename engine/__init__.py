@@ -80,7 +80,7 @@ Files and rooms, lowest first:
     verify.py    judge a stopped directory
     adaptors/    the contract in this process, over a dict
     machines/    examples, for people to read, import and start from
-    conformance/ the suite that people run on their own state machine; needs the extra `conformance`
+    conformance/ what people test with: a suite for their own machine, and a checker of histories
     node/        the engine under a log
     sync/        both for code without a loop, in any thread
     cli/         the command line; needs the extra `cli`

@@ -109,7 +109,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Data bytes of queued chunks that go through one commit together, at most; a single chunk may be larger.
     Never more than fits a ring, whatever is set here: see `group_bytes`."""
 
-    spin_us: _SpinUs = 200
+    spin_us: _SpinUs = 500
     """How long workers poll for the next order, and the coordinator for a small answer (not in mode "power"), before
     they sleep, microseconds; as long as that pays off and nobody else wants the core. 0: not at all."""
 

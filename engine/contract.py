@@ -122,6 +122,8 @@ class Results(Sequence[ApplyResult]):
     @overload
     def __getitem__(self, place: slice) -> list[ApplyResult]: ...
     def __getitem__(self, place: int | slice) -> ApplyResult | list[ApplyResult]:
+        if isinstance(place, int) and 0 <= place <= self._last - self._first:
+            return self._of(self._first + place)
         found = range(self._first, self._last + 1)[place]
         return self._of(found) if isinstance(found, int) else list(map(self._of, found))
 

@@ -141,9 +141,9 @@ class Engine:
 
     # ---- apply ---------------------------------------------------------------------------------------------------
 
-    def check(self, data: bytes) -> None:
-        """Raise BadEntryError when `data` must not be proposed. Does not block, changes nothing."""
-        self._running().check(data)
+    def check(self, *datas: bytes) -> None:
+        """Raise BadEntryError when one of `datas` must not be proposed. Does not block, changes nothing."""
+        self._running().check(datas)
 
     async def apply_chunk(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]:
         """Apply consecutive committed entries: all of them, on all shards at once, or none.

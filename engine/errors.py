@@ -231,6 +231,10 @@ class RehearsalError(EngineError):
     differs, and both values. Or a run in another process did not end well."""
 
 
+class HistoryError(EngineError):
+    """A recorded history contradicts itself, or a file holds none: names the line or the operation."""
+
+
 def not_started() -> EngineStateError:
     """Of a state that is not open yet."""
     return EngineStateError("the engine does not run: its storage is not open", hint="start() it")

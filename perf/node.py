@@ -24,7 +24,7 @@ from shardengine import run
 from shardengine.engine.storage.files import filesystem_of
 
 SIDES = NODE, WRITE, SQLITE, ENGINE = "node", "write + fdatasync", "SQLite", "engine alone"
-TOGETHER = 256  # commands of one `propose_many`
+TOGETHER, SEVERAL = 256, 8  # commands of one `propose_many`, and callers of it
 _PERCENTILES = {"p50_us": 50, "p99_us": 99, "p99_9_us": 99.9}
 
 
@@ -94,7 +94,7 @@ class Measurement:
         self._puts = puts_of(Load(self._amount.prepared, plan.value_bytes, self._amount.prepared, plan.seed))
         self._alone = Case(1, 1)
         others = [Case(callers, 1) for callers in plan.callers if callers != 1]
-        self.cases = [self._alone, *others, Case(1, TOGETHER)]
+        self.cases = [self._alone, *others, Case(1, TOGETHER), Case(SEVERAL, TOGETHER)]
         self._syncs_ns: list[int] = []
 
     async def measure(self) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import FrameDamagedError as FrameDamagedError
     from shardengine.engine.errors import FrameTooLargeError as FrameTooLargeError
     from shardengine.engine.errors import HardStateError as HardStateError
+    from shardengine.engine.errors import HistoryError as HistoryError
     from shardengine.engine.errors import LogClosedError as LogClosedError
     from shardengine.engine.errors import LogConflictError as LogConflictError
     from shardengine.engine.errors import LogDamagedError as LogDamagedError
@@ -166,6 +167,7 @@ _HOMES = {
         "FrameDamagedError",
         "FrameTooLargeError",
         "HardStateError",
+        "HistoryError",
         "LogClosedError",
         "LogConflictError",
         "LogDamagedError",

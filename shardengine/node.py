@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shardengine.engine.node.entries import entries_of
 from shardengine.engine.node.local.log import LocalLog
 from shardengine.engine.node.log import Log, Logged, LogState
 from shardengine.engine.node.memory import MemoryLog
@@ -9,4 +10,15 @@ from shardengine.engine.node.node import Node, NodeStatus
 from shardengine.engine.node.policy import NodePolicy
 from shardengine.engine.sync.node import SyncNode
 
-__all__ = ["LocalLog", "Log", "LogState", "Logged", "MemoryLog", "Node", "NodePolicy", "NodeStatus", "SyncNode"]
+__all__ = [
+    "LocalLog",
+    "Log",
+    "LogState",
+    "Logged",
+    "MemoryLog",
+    "Node",
+    "NodePolicy",
+    "NodeStatus",
+    "SyncNode",
+    "entries_of",
+]

@@ -16,7 +16,7 @@ WAIT_S = 60.0
 
 
 class ToldLog:
-    """A `MemoryLog` whose next appends go as a test says, and which can be held up."""
+    """A `MemoryLog` whose next appends go as a test says, and which can be held up, as it is opened too."""
 
     def __init__(self) -> None:
         self.inner = MemoryLog()
@@ -28,10 +28,13 @@ class ToldLog:
         """As `before`, when the frames are in the log."""
         self.gate = asyncio.Event()
         self.gate.set()
+        self.opening = asyncio.Event()
+        self.opening.set()
         self.asked = 0
         self.cut = 0
 
     async def open(self) -> LogState:
+        await self.opening.wait()
         return await self.inner.open()
 
     async def append(self, frames: Sequence[bytes]) -> list[int]:

@@ -15,7 +15,7 @@ import pytest
 from shardengine import run
 from shardengine.engine.node.frames import Frame, FrameIds, encode_frame
 from shardengine.engine.node.local.looking import overview, walk
-from shardengine.engine.node.local.opening import LOCK
+from shardengine.engine.node.local.segments import LOCK
 from tests.commands import cli
 from tests.local_logs import SEGMENT, content, copied, opened, records, small
 

@@ -253,7 +253,7 @@ def test_what_a_broken_machine_breaks_is_said_in_a_sentence_and_the_smoke_test_t
 
 
 def test_without_pytest_the_suite_says_what_to_install() -> None:
-    program = "import sys; sys.modules['pytest'] = None; import shardengine.conformance"
+    program = "import sys; sys.modules['pytest'] = None; from shardengine.conformance import StateMachineSuite"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=environment(),

@@ -14,6 +14,7 @@ import pytest
 from shardengine import (
     ChunkFailedError,
     EngineError,
+    EngineStateError,
     LogClosedError,
     LogFailedError,
     LogFullError,
@@ -64,9 +65,13 @@ async def test_a_log_that_takes_nothing_any_more_ends_the_node_which_reads_on(
         assert type(queued) is NodeStoppedError
         assert not node.is_running() and isinstance(node.failure, type(error))
         assert node.engine.get(b"k") == b"v" and node.status().failure
-        for call in (node.propose(Put(b"d", b"")), node.get(b"k"), node.barrier(), node.wait_ready(), node.compact()):
+        for call in (node.get(b"k"), node.barrier(), node.wait_ready(), node.compact()):
             with pytest.raises(type(error)):
                 await call
+        with pytest.raises(NodeStoppedError):
+            await node.propose(Put(b"d", b""))
+        with pytest.raises(EngineStateError, match="aclose"):
+            await node.start()
 
 
 @pytest.mark.parametrize("where", ["before", "after"])

@@ -189,8 +189,8 @@ def test_node_prints_a_row_for_each_side_and_writes_the_same(
     assert main([*NODE, "--rounds", "2", "--json", str(tmp_path / "out")]) == 0
     told, facts = capsys.readouterr().out, json.loads((tmp_path / "out").read_text())
     rows = {(row["callers"], row["side"]): row for row in facts["node"]}
-    assert list(rows) == [(callers, side) for callers in ("1", "4", "1 x 256") for side in perf_node.SIDES]
-    printed = [line for line in told.splitlines() if line.startswith(("1 ", "4 "))]
+    assert list(rows) == [(callers, side) for callers in ("1", "4", "1 x 256", "8 x 256") for side in perf_node.SIDES]
+    printed = [line for line in told.splitlines() if line.startswith(("1 ", "4 ", "8 "))]
     for line, row in zip(printed, facts["node"], strict=True):
         assert f" {row['proposals_per_second']:,.0f} " in line and f" {row['p99_9_us']:,.0f} " in line
         assert len(row["rates"]) == 2 and 0 < row["p50_us"] <= row["p99_us"] <= row["p99_9_us"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shardengine import Engine, Entry, LogId
-from shardengine.engine.commit.decision import SOLO_RUNS_MAX
+from shardengine.engine.commit.decision import SOLO_RUNS_MAX, encode_runs
+from shardengine.engine.intake.tail import TERM_RUNS_MAX
 from shardengine.engine.run.processes import Workers
 from shardengine.engine.snapshot.manifest import read_manifest
 from shardengine.engine.verify import verify_directory
@@ -73,6 +76,18 @@ async def test_chunks_of_new_terms_are_solos_but_one_when_many_terms_are_new(
         await db.apply_chunk([Entry(log[-1].index + 1, log[-1].term, log[0].data)])
         await db.apply_chunk([Entry(log[-1].index + 2, log[-1].term, log[0].data)])
         assert [order.runs for order in sent if isinstance(order, wire.Solo)] == [b"", b""], "no new term, no byte"
+
+
+async def test_a_solo_takes_its_term_along_though_thousands_more_wait_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Framed(1).entries(1, 3 + 3 * TERM_RUNS_MAX)
+    async with Engine(tmp_path, shards=1, config=msgspec.structs.replace(CONFIG, group_bytes_max=64 << 10)) as db:
+        await db.apply_chunk(log[:1])
+        sent = overheard(monkeypatch)
+        await asyncio.gather(*(db.apply_chunk(chunk) for chunk in (log[1:2], log[2:3], log[3:])))
+        runs = [order.runs for order in sent if isinstance(order, wire.Solo)]
+        assert runs == [encode_runs([LogId(2, 6)]), encode_runs([LogId(2, 6), LogId(3, 9)])]
 
 
 async def test_terms_that_solos_left_behind_are_there_in_whatever_comes_next(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from shardengine import (
     run,
 )
 from shardengine.engine.commit.decision import DecisionFile
-from shardengine.engine.intake.tail import Tail, normalised
+from shardengine.engine.intake.tail import TERM_RUNS_MAX, Tail, normalised
 from tests.directories import config, in_another_process, mark_of, opened, puts, reboot
 from tests.inside import one_turn, replacing
 
@@ -132,6 +132,16 @@ def test_a_tail_never_tells_a_term_that_an_entry_does_not_have(seed: int) -> Non
         assert tail.check(normalised(log[1:], 0)) == tail.index
         runs = tail.term_runs
         assert all(one.index < two.index and one.term < two.term for one, two in pairwise(runs))
+
+
+def test_terms_of_what_is_not_applied_yet_are_not_forgotten_however_many_they_are() -> None:
+    tail, count = Tail(0, 0, 0, []), 3 * TERM_RUNS_MAX
+    runs = [LogId(index, 2 * index) for index in range(1, count + 1)]
+    tail.extend(normalised([Entry(run.index, run.term, b"") for run in runs], 0))
+    tail.forget_old_runs(5)
+    assert tail.kept_runs(7) == runs[:7] and tail.runs_between(5, 7) == runs[5:7] and tail.runs_between(7, 7) == []
+    tail.forget_old_runs(count)
+    assert tail.term_runs == runs[-2 * TERM_RUNS_MAX :] and tail.kept_runs(count) == runs[-TERM_RUNS_MAX:]
 
 
 async def test_what_contradicts_the_log_is_refused_and_at_or_below_it_nothing_happens(tmp_path: Path) -> None:

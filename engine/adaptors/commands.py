@@ -36,7 +36,7 @@ class Commands:
     def fault(self, data: bytes) -> str | None:
         """Why `data` must not enter the log, or None."""
         try:
-            self.check(data)
+            self.check([data])
         except BadEntryError as error:
             return str(error.reason)
         return None

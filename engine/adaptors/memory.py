@@ -165,9 +165,9 @@ class MemoryStateMachine:
 
     # ---- apply ---------------------------------------------------------------------------------------------------
 
-    def check(self, data: bytes) -> None:
-        """Raise BadEntryError when `data` must not be proposed. Changes nothing."""
-        self._running().check(data)
+    def check(self, *datas: bytes) -> None:
+        """Raise BadEntryError when one of `datas` must not be proposed. Changes nothing."""
+        self._running().check(datas)
 
     async def apply_chunk(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]:
         """Apply consecutive committed entries, all or none. Entries that were applied before are skipped and say so.
@@ -196,7 +196,7 @@ class MemoryStateMachine:
         told, writes = commands.apply(entries, form, tail.clock, state.records)
         after = tail.copy()
         after.extend(form)
-        after.forget_old_runs()
+        after.forget_old_runs(after.index)
         state.move(writes, after)
         self._waiting.reached(form.last)
         results = Results(form.first, form.last, told)

@@ -158,7 +158,7 @@ class InFlight:
     def published(self, batch: Batch) -> None:
         """`batch` can be read: give its chunks their results."""
         del self.batches[batch.position.group]
-        self.tail.forget_old_runs()
+        self.tail.forget_old_runs(batch.position.index)
         for chunk, told in zip(batch.chunks, batch.told(), strict=True):
             chunk.results = Results(chunk.first, chunk.last, told)
             self._entries_applied += len(chunk.results)

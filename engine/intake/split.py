@@ -7,7 +7,7 @@ whose each entry is, and how long the part of each shard gets; the parts are wri
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -111,11 +111,20 @@ class Splitter:
         """The shard that holds a partition."""
         return self._table[slot_of(partition)]
 
-    def check(self, data: bytes) -> None:
-        """Raise BadEntryError when `data` must not enter the log. Empty data, a no-op, may."""
-        judged = self._judge(data) if data else None
-        if isinstance(judged, str):
-            raise BadEntryError(f"bad entry: {judged}", hint="do not propose it", reason=judged)
+    def check(self, datas: Sequence[bytes]) -> None:
+        """Raise BadEntryError when one of `datas` must not enter the log. Empty data, a no-op, may."""
+        if len(datas) > 1 and self._are_plain(datas):
+            return
+        for data in datas:
+            judged = self._judge(data) if data else None
+            if isinstance(judged, str):
+                raise BadEntryError(f"bad entry: {judged}", hint="do not propose it", reason=judged)
+
+    def _are_plain(self, datas: Sequence[bytes]) -> bool:
+        """Whether they are known at a glance for plain puts within the limits."""
+        if not all(type(data) is bytes for data in datas):
+            return False
+        return self._weigh_plain(Normal(1, list(datas), [(1, 0)], 0, bytes(layout.RUN_BYTES))) is not None
 
     def split(self, chunk: Normal, taken: Set[bytes] = frozenset()) -> Split:
         """Take a chunk apart that is to follow others in a group, whose spanning commands have `taken` partitions.

@@ -123,7 +123,8 @@ class Tail:
 
     def kept_runs(self, index: int) -> list[LogId]:
         """The term runs of entries up to `index`, the newest TERM_RUNS_MAX of them, as a record keeps them."""
-        return [run for run in self.term_runs[-2 * TERM_RUNS_MAX :] if run.index <= index][-TERM_RUNS_MAX:]
+        end = bisect_right(self.term_runs, index, key=_index_of)
+        return self.term_runs[max(0, end - TERM_RUNS_MAX) : end]
 
     def runs_between(self, after: int, last: int) -> list[LogId]:
         """The term runs that begin behind entry `after`, up to entry `last`."""
@@ -132,8 +133,11 @@ class Tail:
             return []
         return runs[bisect_right(runs, after, key=_index_of) : bisect_right(runs, last, key=_index_of)]
 
-    def forget_old_runs(self) -> None:
-        del self.term_runs[: -2 * TERM_RUNS_MAX]
+    def forget_old_runs(self, applied: int) -> None:
+        """Of the term runs of entries up to `applied`, forget the oldest. Those of later ones are yet to be kept."""
+        if len(self.term_runs) > 2 * TERM_RUNS_MAX:
+            end = bisect_right(self.term_runs, applied, key=_index_of)
+            del self.term_runs[: max(0, end - 2 * TERM_RUNS_MAX)]
 
     def retreat(self, mark: Mark) -> None:
         """Go back to `mark`: what was accepted after it is not any more."""

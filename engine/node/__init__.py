@@ -16,6 +16,7 @@ Files and rooms, lowest first:
 
     log.py        what a log is
     frames.py     entries to a frame and back
+    entries.py    a whole log as entries
     refusals.py   what every log of ours refuses
     arrivals.py   who waits for the next frame
     memory.py     a log in this process
@@ -27,5 +28,6 @@ Files and rooms, lowest first:
     feeding.py    the log into the engine
     appending.py  what is proposed into the log
     barriers.py   when all is applied that was acknowledged
+    run.py        one run: tasks, and how they end
     node.py       the class people use
 """

@@ -27,13 +27,14 @@ log = logging.getLogger("shardengine")
 
 
 class Appender:
-    """The one who appends to a node's log."""
+    """The one who appends to a node's log. `stalled`: why it does not, for now."""
 
     def __init__(self, target: Log, proposals: Proposals, feeder: Feeder, linger_ms: float) -> None:
         self._log = target
         self._proposals = proposals
         self._feeder = feeder
         self._linger_s = linger_ms / 1000
+        self.stalled: str | None = None
 
     async def run(self) -> None:
         """Append until cancelled. Raises what ends the node: the log takes nothing any more."""
@@ -54,8 +55,10 @@ class Appender:
         except LogFailedError:
             raise
         except Exception as error:
-            log.warning("it is not known whether %d frames are in the log: %r", len(frames), error)
+            self.stalled = f"it is not known whether {len(frames)} frames are in the log: {error!r}"
+            log.warning("%s", self.stalled)
             await self._find_out(frames, error)
+            self.stalled = None
 
     async def _find_out(self, frames: Sequence[Sent], error: Exception) -> None:
         """Wait until it is known which of `frames` are in the log, and refuse the others."""
@@ -74,8 +77,9 @@ class Appender:
         """Append a frame without entries, however often that takes; returns its position."""
         for attempt in count():
             try:
-                return (await self._log.append([self._proposals.no_op()]))[0]
-            except (LogClosedError, LogFailedError):
+                (position,) = await self._log.append([self._proposals.no_op()])
+                return position
+            except (LogClosedError, LogFailedError, ValueError):
                 raise
             except Exception as error:
                 log.debug("the log cannot be appended to: %r", error)

@@ -34,6 +34,7 @@ class Barriers:
         return asking.result()
 
     async def _ask(self, before: asyncio.Task[int] | None) -> int:
+        await asyncio.sleep(0)  # never at once, whatever makes the loop's tasks: who asks notes the task first
         if before is not None and not before.done():
             await asyncio.wait([before])
         self._asking, self._next = self._next, None
@@ -43,5 +44,5 @@ class Barriers:
         """Nobody is told any more: who waits, or will, is told `error`."""
         self._closed = error
         for task in (self._asking, self._next):
-            if task is not None:
+            if task is not None and not task.get_loop().is_closed():
                 task.cancel()

@@ -17,29 +17,39 @@ from collections.abc import Sequence
 from contextlib import aclosing, suppress
 
 from shardengine.engine.engine import Engine
-from shardengine.engine.errors import ChunkTooLargeError, EngineError, StoreFullError, named
+from shardengine.engine.errors import (
+    ChunkTooLargeError,
+    EngineError,
+    LogClosedError,
+    LogReplacedError,
+    NodeStoppedError,
+    StoreFullError,
+    named,
+)
 from shardengine.engine.node.frames import decode_frame
 from shardengine.engine.node.log import Log, Logged
 from shardengine.engine.node.place import entries_of_last_frame
 from shardengine.engine.node.proposals import Proposals
 from shardengine.engine.node.trimming import Marks
 from shardengine.engine.run.waiting import ForIndex, resolve
-from shardengine.shards.types import ApplyResult, Entry
+from shardengine.shards.types import ApplyResult, Entry, LogId
 
 IN_FLIGHT_FRAMES = 64
+IN_FLIGHT_BYTES = 32 << 20
 RETRY_S = 0.5
 log = logging.getLogger("shardengine")
 
 
-class _Sent:
+class _Fed:
     """A frame on its way through the engine; without entries it has no task."""
 
-    __slots__ = ("entries", "error", "first", "id", "position", "task")
+    __slots__ = ("entries", "error", "first", "id", "position", "size", "task")
 
-    def __init__(self, position: int, id: bytes, first: int, entries: list[Entry]) -> None:
+    def __init__(self, position: int, id: bytes, first: int, size: int, entries: list[Entry]) -> None:
         self.position = position
         self.id = id
         self.first = first
+        self.size = size
         self.entries = entries
         self.task: asyncio.Task[Sequence[ApplyResult]] | None = None
         self.error: EngineError | None = None
@@ -53,7 +63,7 @@ class Feeder:
     """Frames from the log to the engine, and what came of them to who proposed them.
 
     `position`: that frame, and all before it, are applied. Invariant: `_window` are the frames behind it that were
-    sent, in order.
+    sent, in order. Its attributes are what it was given, the window, who waits, and how one reading ended.
     """
 
     def __init__(self, engine: Engine, source: Log, proposals: Proposals, marks: Marks, position: int) -> None:
@@ -63,11 +73,15 @@ class Feeder:
         self._log = source
         self._proposals = proposals
         self._marks = marks
-        self._window: deque[_Sent] = deque()
+        self._window: deque[_Fed] = deque()
+        self._window_bytes = 0
         self._reading: asyncio.Task[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._for_position = ForIndex()
-        self._failed: _Sent | None = None
+        self._for_index = ForIndex()
+        self._dropping = False
+        self._newest = engine.last_applied()
+        self._failed: _Fed | None = None
         self._in_pieces = 0
 
     async def reached(self, position: int) -> None:
@@ -75,9 +89,26 @@ class Feeder:
         if position > self.position:
             await self._for_position.wait(position, None)
 
+    async def applied(self, index: int) -> None:
+        """Wait until every entry up to `index` is applied. Raises what the node failed with."""
+        if index > self._engine.last_applied().index:
+            await self._for_index.wait(index, None)
+
+    def check_state(self) -> None:
+        """Raise LogReplacedError when the engine stands before what was applied from here."""
+        last = self._engine.last_applied()
+        if last < self._newest:
+            raise LogReplacedError(
+                f"the engine stands at {last}, and was fed up to {self._newest}: its state was replaced under the node",
+                hint="close the node, and start it again: it goes on from there, if the log still holds what follows",
+                applied=last,
+                fed=self._newest,
+            )
+
     def close(self, error: EngineError) -> None:
-        """No position is reached any more."""
+        """Nothing is reached any more."""
         self._for_position.release(error)
+        self._for_index.release(error)
 
     # ---- one reading, until a frame fails ------------------------------------------------------------------------
 
@@ -105,6 +136,7 @@ class Feeder:
         async with aclosing(self._log.read(self.position)) as frames:
             async for logged in frames:
                 index = await self._send(logged, index)
+        raise LogClosedError("the log has come to its end, which no log does", hint="see what closed it")
 
     async def _send(self, logged: Logged, first: int) -> int:
         """Have a frame applied, whose first entry is number `first`; returns that of the next one's."""
@@ -112,11 +144,12 @@ class Feeder:
         frame = decode_frame(data, position)
         entries = [Entry(index, position, data, time_ms) for index, data in enumerate(frame.datas, first)]
         alone = position == self._in_pieces
-        while len(self._window) >= (1 if alone else IN_FLIGHT_FRAMES):
+        while self._window and (alone or not self._has_room(len(logged.frame))):
             self._room = asyncio.get_running_loop().create_future()
             await self._room
-        sent = _Sent(position, frame.id, first, entries)
+        sent = _Fed(position, frame.id, first, len(logged.frame), entries)
         self._window.append(sent)
+        self._window_bytes += sent.size
         if entries:
             work = self._apply_in_pieces(entries) if alone else self._engine.apply_chunk(entries)
             sent.task = asyncio.ensure_future(work)
@@ -127,11 +160,14 @@ class Feeder:
             self._advance()
         return first + len(entries)
 
-    def _settle(self, sent: _Sent, task: asyncio.Task[Sequence[ApplyResult]]) -> None:
+    def _has_room(self, size: int) -> bool:
+        return len(self._window) < IN_FLIGHT_FRAMES and self._window_bytes + size <= IN_FLIGHT_BYTES
+
+    def _settle(self, sent: _Fed, task: asyncio.Task[Sequence[ApplyResult]]) -> None:
         """A frame was applied, or not."""
-        if task.cancelled():
+        if self._dropping:
             return
-        error = task.exception()
+        error = NodeStoppedError("a task of the node was cancelled") if task.cancelled() else task.exception()
         if error is None:
             self._proposals.applied(sent.id, task.result())
             self._advance()
@@ -146,10 +182,14 @@ class Feeder:
         window = self._window
         while window and window[0].applied:
             sent = window.popleft()
+            self._window_bytes -= sent.size
             self.position = sent.position
-            self._marks.note(sent.first, sent.position)
+            if sent.entries:
+                self._newest = LogId(sent.entries[-1].index, sent.position)
+                self._marks.note(sent.first, sent.position)
         self.stalled = None
         self._for_position.reached(self.position)
+        self._for_index.reached(self._newest.index)
         if self._room is not None:
             resolve(self._room)
 
@@ -161,27 +201,28 @@ class Feeder:
             await asyncio.wait(tasks)
             await asyncio.sleep(0)  # their callbacks
         self._window.clear()
+        self._window_bytes = 0
 
     async def _drop(self) -> None:
         """Nobody waits for what was sent."""
+        self._dropping = True
         for sent in self._window:
             if sent.task is not None:
                 sent.task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await sent.task
-        self._window.clear()
 
     async def _judge(self) -> None:
         """Wait, or have the frame fed in pieces, or raise what the node fails with."""
         failed = self._failed
-        assert failed is not None and failed.task is not None
+        assert failed is not None
         too_large = isinstance(failed.error, ChunkTooLargeError) and len(failed.entries) > 1
         if too_large and failed.position != self._in_pieces:
             self._in_pieces = failed.position
         elif isinstance(failed.error, StoreFullError):
             await self._await_room(failed.position, failed.error)
         else:
-            raise failed.error or failed.task.exception() or AssertionError
+            raise failed.error or NodeStoppedError("the node was interrupted")
 
     async def _await_room(self, position: int, error: EngineError) -> None:
         if self.stalled is None:

@@ -38,7 +38,8 @@ class Logged(NamedTuple):
 
 @runtime_checkable
 class Log(Protocol):
-    """A log that one node owns, or several share. It belongs to one event loop from `open` to `aclose`."""
+    """A log that one node owns; where several share one, it keeps what the slowest of them needs, since each cuts by
+    what is durable for itself. It belongs to one event loop from `open` to `aclose`."""
 
     async def open(self) -> LogState:
         """Find or make the log; what is durable in it can be read from here on.
@@ -57,7 +58,8 @@ class Log(Protocol):
             LogFullError, LogClosedError, FrameTooLargeError: nothing of this call is in the log, nor will be.
             LogFailedError: the log takes nothing any more, for good; whether these frames are in it, only a later
                 reading tells.
-            Any other error, and a cancellation: it is not known whether these frames are in the log, or will be.
+            Any other error, and a cancellation: it is not known whether these frames are in the log, or will be. If
+                they come at all, they come before the frames of every call that began after this one had ended.
         """
         ...
 

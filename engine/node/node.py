@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -15,17 +14,20 @@ import msgspec
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.contract import ScanResult, SnapshotInfo, StartReport
 from shardengine.engine.engine import Engine
-from shardengine.engine.errors import EngineError, EngineStateError, FrameTooLargeError, NodeStoppedError, named
-from shardengine.engine.node.appending import Appender
-from shardengine.engine.node.barriers import Barriers
-from shardengine.engine.node.feeding import Feeder
+from shardengine.engine.errors import (
+    ConfigError,
+    EngineError,
+    EngineStateError,
+    FrameTooLargeError,
+    NodeStoppedError,
+)
 from shardengine.engine.node.frames import frame_bytes
 from shardengine.engine.node.local.log import LocalLog
-from shardengine.engine.node.log import Log, LogState
+from shardengine.engine.node.log import Log
 from shardengine.engine.node.place import find_place
 from shardengine.engine.node.policy import NodePolicy
-from shardengine.engine.node.proposals import Outcome, Proposals
-from shardengine.engine.node.trimming import Marks, Trimmer
+from shardengine.engine.node.proposals import Outcome
+from shardengine.engine.node.run import Run, within
 from shardengine.engine.read.view import View
 from shardengine.engine.run.starting import settled
 from shardengine.engine.storage.files import data_path
@@ -35,8 +37,6 @@ from shardengine.shards.types import ApplyResult, LogId
 
 LOG_NAME = "log"
 """What a local log in a node's own directory is called."""
-_RUNS_BYTES = 256
-"""More than a part takes for the term and the clock of a frame's entries."""
 logger = logging.getLogger("shardengine")
 
 
@@ -92,7 +92,8 @@ class Node:
         self._engine = Engine(self._path, machine=machine, config=self._config)
         self._log: Log = LocalLog(self._path / LOG_NAME) if log is None else log
         self._policy = policy or NodePolicy()
-        self._run: _Run | None = None
+        self._run: Run | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
@@ -107,30 +108,57 @@ class Node:
 
         Returns when reads and proposals may begin; `wait_ready` waits for the rest of the log. Blocks the loop while
         the engine starts. Raises what `Engine.start` and `Log.open` raise; LogTruncatedError, LogRegressedError or
-        LogReplacedError when the log does not continue what is applied. Nothing runs then.
+        LogReplacedError when the log does not continue what is applied; NodeStoppedError when it is closed meanwhile.
+        Nothing runs then. Where the log has lost what no snapshot holds, one is taken first.
         """
         if self._run is not None:
-            raise EngineStateError("the node runs already")
+            failed = self._run.failure is not None
+            raise EngineStateError("the node has failed; aclose() it first" if failed else "the node runs already")
+        self._closed = False
         report = self._engine.start()
         try:
-            state = await self._log.open()
-            try:
-                position = await find_place(self._path, self._engine, self._log, state)
-            except BaseException:
-                await self._log.aclose()
-                raise
+            self._run = await self._begin()
         except BaseException:
-            self._engine.stop()
+            try:
+                await self._log.aclose()
+            finally:
+                self._engine.stop()
             raise
-        self._engine.set_snapshot_policy(self._policy.snapshots)
-        self._run = _Run(self._engine, self._log, self._policy, state, position)
-        logger.info("%s: log %s, applied up to %d of %d", self._path, state.identity, position, state.last)
         return report
+
+    async def _begin(self) -> Run:
+        state = await self._log.open()
+        position = await find_place(self._path, self._engine, self._log, state)
+        if self._engine.durable().term + 1 < state.first:
+            await self._engine.create_snapshot()  # what the log has lost, something else must hold
+        if self._closed:
+            raise NodeStoppedError("the node was closed while it started")
+        self._engine.set_snapshot_policy(self._policy.snapshots)
+        logger.info("%s: log %s, applied up to %d of %d", self._path, state.identity, position, state.last)
+        return Run(self._engine, self._log, self._policy, self._config, state, position)
 
     async def aclose(self) -> None:
         """Take no proposal any more, finish those that were taken, up to `stop_timeout_ms`, and close engine and log.
-        Closing twice does nothing. Raises as `Engine.aclose` and `Log.aclose`; it is closed all the same."""
-        run, self._run, self._closed = self._run, None, True
+
+        Who calls it while it goes on waits for the same; cancelled, it goes on. Closing twice does nothing. Raises as
+        `Engine.aclose` and `Log.aclose`; it is closed all the same. WrongLoopError: it lives in another loop.
+        """
+        self._engine._owner.check()
+        loop = asyncio.get_running_loop()
+        if self._run is not None and not self._run.loop.is_closed():
+            self._run.check_loop()
+        if self._closing is None or self._closing.get_loop() is not loop:
+            run, self._run, self._closed = self._run, None, True
+            self._closing = loop.create_task(self._close(run))
+        closing = self._closing
+        try:
+            await asyncio.shield(closing)
+        finally:
+            if closing.done() and self._closing is closing:
+                self._closing = None
+
+    async def _close(self, run: Run | None) -> None:
+        lost = run is not None and run.loop.is_closed()
         try:
             if run is not None:
                 await run.close(self._config.stop_timeout_ms / 1000)
@@ -138,7 +166,7 @@ class Node:
             try:
                 await self._log.aclose()
             finally:
-                await self._engine.aclose()
+                self._engine.stop() if lost else await self._engine.aclose()
 
     async def __aenter__(self) -> Node:
         await self.start()
@@ -162,7 +190,7 @@ class Node:
         """Wait until everything is applied that the log held when it was opened. Raises TimeoutError after `timeout`
         seconds, or what the node failed with."""
         run = self._running()
-        async with _within(timeout, "the log is not applied yet"):
+        async with within(timeout, "the log is not applied yet"):
             await run.feeder.reached(run.ready_at)
 
     # ---- propose -------------------------------------------------------------------------------------------------
@@ -178,7 +206,8 @@ class Node:
             LogFullError, NodeStoppedError, NotAppendedError: not accepted; it is not in the log, and may be proposed
                 again.
             OutcomeUnknownError: the node ended before it could tell. It may be in the log, and be applied later.
-            TimeoutError: after `timeout` seconds; no statement on what becomes of the proposal, which goes on.
+            TimeoutError: after `timeout` seconds. While it waited for room it is withdrawn; after that it goes on, and
+                nothing is said of what becomes of it.
 
         Refused by the machine, it is a result with `succeeded=False`. Cancelled while it waits for room, it is
         withdrawn; after that, only its result is lost.
@@ -196,9 +225,10 @@ class Node:
         return list(results[start : start + len(datas)])
 
     async def _propose(self, datas: list[bytes], timeout: float | None) -> Outcome:
-        run = self._running()
-        for data in datas:
-            self._engine.check(data)
+        run = self._current()
+        if run.proposals.refusal is not None:
+            raise run.proposals.refusal.again()
+        self._engine.check(*datas)
         if (size := frame_bytes(datas)) > run.frame_bytes_max:
             raise FrameTooLargeError(
                 f"the {len(datas)} entries make a frame of {size} bytes, and {run.frame_bytes_max} is the most",
@@ -208,7 +238,7 @@ class Node:
             )
         if timeout is None:
             return await run.proposals.put(datas, size)
-        async with _within(timeout, "the proposal has no result yet, and goes on"):
+        async with within(timeout, "the proposal has no result yet, and goes on if it did not still wait for room,"):
             return await run.proposals.put(datas, size)
 
     # ---- read ----------------------------------------------------------------------------------------------------
@@ -218,17 +248,18 @@ class Node:
         `last_applied()`. Raises TimeoutError after `timeout` seconds, what the log raises, or what the node failed
         with."""
         run = self._running()
-        async with _within(timeout, "what was acknowledged is not applied here yet"):
+        async with within(timeout, "what was acknowledged is not applied here yet"):
             await run.feeder.reached(await run.barriers.last())
+        run.feeder.check_state()
         return self._engine.last_applied()
 
     async def _reach(self, at_least: int | None, timeout: float | None) -> None:
         if at_least is None:
             await self.barrier(timeout)
         elif self._engine.last_applied().index < at_least:
-            self._running()
-            async with _within(timeout, f"entry {at_least} is not applied here yet"):
-                await self._engine.wait_applied(at_least)
+            run = self._running()
+            async with within(timeout, f"entry {at_least} is not applied here yet"):
+                await run.feeder.applied(at_least)
 
     async def get(self, key: bytes, *, at_least: int | None = None, timeout: float | None = None) -> bytes | None:
         """The value of `key`, or None, after a barrier: it sees all that was acknowledged before the call.
@@ -282,11 +313,16 @@ class Node:
         """Cut the log behind what is durable without it, but for the newest `keep_entries` (None: the policy's).
         Returns the position that it was cut before, now or earlier in this run; 0: nowhere. Raises as
         `Log.truncate_before`."""
-        return await self._running().trimmer.trim(keep_entries)
+        run = self._running()
+        keep = self._policy.keep_entries if keep_entries is None else keep_entries
+        if keep < 0:
+            raise ConfigError(f"keep_entries = {keep}: expected 0 or more", key="keep_entries", value=keep)
+        await run.trimmer.cut_behind(self._engine.durable(), keep)
+        return run.trimmer.cut
 
     def status(self) -> NodeStatus:
         """Facts about this moment."""
-        run = self._running(failed=True)
+        run = self._current()
         return NodeStatus(
             log=run.state.identity,
             applied=self._engine.last_applied(),
@@ -296,78 +332,25 @@ class Node:
             cut_before=run.trimmer.cut,
             proposed=run.proposals.entries,
             waiting=run.proposals.waiting,
-            stalled=None if run.feeder.stalled is None else str(run.feeder.stalled),
+            stalled=run.appender.stalled if run.feeder.stalled is None else str(run.feeder.stalled),
             failure=None if run.failure is None else str(run.failure),
         )
 
-    def _running(self, *, failed: bool = False) -> _Run:
+    def _current(self) -> Run:
+        """Raises EngineStateError when nothing runs (NodeStoppedError: not any more), WrongLoopError."""
         if self._run is None and self._closed:
             raise NodeStoppedError("the node does not run: it was closed", hint="start() it again")
         if self._run is None:
             raise EngineStateError("the node does not run", hint="start() it, or enter `async with`")
-        if self._run.failure is not None and not failed:
-            raise self._run.failure.again()
+        self._run.check_loop()
         return self._run
 
-
-class _Run:
-    """One run of a node, from a start to its end: three tasks, and what they share."""
-
-    def __init__(self, engine: Engine, log: Log, policy: NodePolicy, state: LogState, position: int) -> None:
-        marks = Marks()
-        self.state = state
-        self.failure: EngineError | None = None
-        self.proposals = Proposals(policy)
-        self.feeder = Feeder(engine, log, self.proposals, marks, position)
-        self.barriers = Barriers(log)
-        self.trimmer = Trimmer(engine, log, marks, policy.keep_entries)
-        self.frame_bytes_max = min(state.frame_bytes_max, engine.stats()["part_bytes_max"] - _RUNS_BYTES)
-        appender = Appender(log, self.proposals, self.feeder, policy.linger_ms)
-        self._tasks: Sequence[asyncio.Task[None]] = [
-            asyncio.ensure_future(work) for work in (self.feeder.run(), appender.run(), self.trimmer.run())
-        ]
-        for task in self._tasks:
-            task.add_done_callback(self._ended)
-
-    @property
-    def ready_at(self) -> int:
-        return self.state.last
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """One of the tasks cannot go on: nothing can."""
-        if task.cancelled() or self.failure is not None:
-            return
-        error = task.exception()
-        self.failure = named(error) if isinstance(error, Exception) else NodeStoppedError(f"the node ended: {error!r}")
-        logger.error("the node applies nothing any more: %s", self.failure)
-        self._stop(self.failure)
-
-    def _stop(self, error: EngineError) -> None:
-        self.proposals.close(NodeStoppedError(f"the node takes nothing any more: {error.message}", hint=error.hint))
-        self.feeder.close(error)
-        for task in self._tasks:
-            task.cancel()
-        self.barriers.close(error)
-
-    async def close(self, patience_s: float) -> None:
-        """Let what was taken end, for a while; then end it."""
-        stopped = NodeStoppedError("the node stops")
-        self.proposals.refuse_new(stopped)
-        if self.failure is None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    await self.proposals.quiet()
-        self._stop(stopped)
-        await asyncio.wait(self._tasks)
-
-
-@asynccontextmanager
-async def _within(timeout: float | None, what: str) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(timeout):
-            yield
-    except TimeoutError as error:
-        raise TimeoutError(f"{what} after {timeout} s") from error
+    def _running(self) -> Run:
+        """As `_current`; raises what it failed with, too."""
+        run = self._current()
+        if run.failure is not None:
+            raise run.failure.again()
+        return run
 
 
 def _data_of(command: Any) -> bytes:

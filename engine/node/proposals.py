@@ -55,8 +55,10 @@ class Sent:
 class Proposals:
     """All calls of one node that have no outcome yet."""
 
-    def __init__(self, policy: NodePolicy) -> None:
+    def __init__(self, policy: NodePolicy, frame_bytes_max: int) -> None:
+        """`frame_bytes_max`: the longest frame that log and engine take."""
         self._policy = policy
+        self._frame_bytes_max = min(policy.frame_bytes_max, frame_bytes_max)
         self._ids = FrameIds()
         self._queue: deque[Proposal] = deque()
         self._room: deque[asyncio.Future[None]] = deque()
@@ -72,6 +74,11 @@ class Proposals:
         return self._entries
 
     @property
+    def refusal(self) -> EngineError | None:
+        """Why nothing is taken any more."""
+        return self._closed
+
+    @property
     def waiting(self) -> int:
         """Calls that wait for room."""
         return len(self._room)
@@ -85,6 +92,8 @@ class Proposals:
             raise self._closed.again()
         if self._room or not self._has_room(len(datas)):
             await self._for_room(len(datas))
+            if self._closed is not None:
+                raise self._closed.again()
         proposal = Proposal(datas, size, asyncio.get_running_loop().create_future())
         self._queue.append(proposal)
         self._entries += len(datas)
@@ -131,20 +140,23 @@ class Proposals:
         """What is queued, as the next frames: few at a time, each within the policy's bounds."""
         frames: list[Sent] = []
         while self._queue and len(frames) < FRAMES_TOGETHER:
-            sent = Sent(next(self._ids), self._take_frame())
+            sent = Sent(next(self._ids), self._next_frame())
+            for _ in sent.proposals:
+                self._queue.popleft()
             self._sent[sent.id] = sent
             frames.append(sent)
         return frames
 
-    def _take_frame(self) -> list[Proposal]:
-        taken = [self._queue.popleft()]
-        entries, size = len(taken[0].datas), taken[0].bytes
-        while self._queue:
-            entries += len(self._queue[0].datas)
-            size += self._queue[0].bytes
-            if entries > self._policy.frame_entries_max or size > self._policy.frame_bytes_max:
+    def _next_frame(self) -> list[Proposal]:
+        """The first of the queue, and those behind it that may go along."""
+        taken: list[Proposal] = []
+        entries = size = 0
+        for proposal in self._queue:
+            entries += len(proposal.datas)
+            size += proposal.bytes
+            if taken and (entries > self._policy.frame_entries_max or size > self._frame_bytes_max):
                 break
-            taken.append(self._queue.popleft())
+            taken.append(proposal)
         return taken
 
     def no_op(self) -> bytes:
@@ -179,9 +191,7 @@ class Proposals:
     def close(self, refusal: EngineError) -> None:
         """Nothing is taken any more, nothing is told any more: what is queued was not accepted, what was sent stays
         unknown."""
-        self._closed = refusal
-        for turn in self._room:
-            resolve(turn, refusal)
+        self.refuse_new(refusal)
         queued, self._queue = list(self._queue), deque()
         self._fail(queued, refusal)
         for sent in list(self._sent.values()):
@@ -202,8 +212,7 @@ class Proposals:
 
     def _fail(self, proposals: list[Proposal], error: EngineError) -> None:
         for proposal in proposals:
-            if not proposal.future.done():
-                proposal.future.set_exception(error.again())
+            resolve(proposal.future, error)
         self._ended(proposals)
 
     def _ended(self, proposals: list[Proposal]) -> None:

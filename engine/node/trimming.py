@@ -9,8 +9,8 @@ import logging
 from collections import deque
 
 from shardengine.engine.engine import Engine
-from shardengine.engine.errors import EngineError
 from shardengine.engine.node.log import Log
+from shardengine.shards.types import LogId
 
 LOOK_S = 1.0
 _MARKS_MAX = 1024
@@ -45,14 +45,20 @@ class Marks:
 
 
 class Trimmer:
-    """Cuts one log. `cut`: what lies before that position was given up."""
+    """Cuts one log. `cut`: what lies before that position was given up.
 
-    def __init__(self, engine: Engine, trimmed: Log, marks: Marks, keep_entries: int) -> None:
+    By itself it cuts only what two snapshots hold: should the newest be found damaged after a power loss, the one
+    before it is there, and the log behind that. In mode "power" the state is durable without them, and it cuts by that.
+    """
+
+    def __init__(self, engine: Engine, trimmed: Log, marks: Marks, keep_entries: int, *, by_snapshots: bool) -> None:
         self.cut = 0
         self._engine = engine
         self._log = trimmed
         self._marks = marks
         self._keep_entries = keep_entries
+        self._by_snapshots = by_snapshots
+        self._newest = self._older = LogId(0, 0)
         durable = engine.durable()
         marks.note(durable.index, durable.term)
 
@@ -63,15 +69,23 @@ class Trimmer:
             await self._engine.lease_background_cleanup()
             try:
                 await self.trim()
-            except EngineError as error:
+            except Exception as error:
                 log.warning("the log could not be cut: %s", error)
 
-    async def trim(self, keep_entries: int | None = None) -> int:
-        """Cut as far as may be; returns the position that the log was cut before, by this call or an earlier one."""
-        keep = self._keep_entries if keep_entries is None else keep_entries
+    async def trim(self) -> None:
+        """Cut as far as the policy says. Raises as `Log.truncate_before`."""
         durable = self._engine.durable()
-        position = min(durable.term, self._marks.before(durable.index - keep + 1))
+        if self._by_snapshots and durable != self._newest:
+            taken = [info.last_included for info in self._engine.snapshots()]
+            self._newest, self._older = durable, max([one for one in taken if one < durable], default=LogId(0, 0))
+        await self.cut_behind(self._older if self._by_snapshots else durable, self._keep_entries)
+
+    async def cut_behind(self, last: LogId, keep_entries: int) -> None:
+        """Cut what lies before the newest `keep_entries` up to `last`. Raises as `Log.truncate_before`."""
+        first = last.index - keep_entries + 1
+        if first < 1:
+            return
+        position = min(last.term, self._engine.entry_term(first) or self._marks.before(first))
         if position > self.cut:
             await self._log.truncate_before(position)
-            self.cut = position
-        return self.cut
+            self.cut = max(self.cut, position)

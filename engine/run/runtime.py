@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -116,9 +116,9 @@ class Runtime:
         """Entries and bytes applied since this was asked last."""
         return self.coordinator.in_flight.take_counts()
 
-    def check(self, data: bytes) -> None:
-        """Raises BadEntryError when `data` must not be proposed."""
-        self.splitter.check(data)
+    def check(self, datas: Sequence[bytes]) -> None:
+        """Raises BadEntryError when one of `datas` must not be proposed."""
+        self.splitter.check(datas)
 
     def durable(self, snapshot: LogId) -> LogId:
         """See `Engine.durable`; `snapshot` is the newest one."""

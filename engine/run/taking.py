@@ -32,6 +32,7 @@ class Taking:
         self._snapshots = snapshots
         self._config = config
         self._policy = PolicyState(SnapshotPolicy(), _now_ms())
+        self._told = False
 
     async def into(self, directory: Path, last_included: LogId | None) -> SnapshotMetadata:
         """See `Engine.generate_snapshot_data`."""
@@ -75,7 +76,11 @@ class Taking:
 
     def tick(self, runtime: Runtime) -> None:
         """Time has passed: begin a snapshot when one is due."""
-        self._policy.applied(*runtime.take_counts())
+        entries, size = runtime.take_counts()
+        if not self._told:  # what earlier runs left without one
+            self._told = True
+            entries = max(entries, runtime.last_applied.index - self._snapshots.newest.index)
+        self._policy.applied(entries, size)
         if self._shell.applies and not self._busy.taking and self._policy.due(_now_ms()):
             self._shell.tasks.spawn(self._scheduled())
 

@@ -9,6 +9,7 @@ import asyncio
 import heapq
 from collections import deque
 from itertools import count
+from typing import Any
 
 from shardengine.engine.commit.coordinator import Coordinator
 from shardengine.engine.config import EngineConfig
@@ -133,7 +134,7 @@ class Waiting:
         self.for_index.release(error)
 
 
-def resolve(future: asyncio.Future[None], error: EngineError | None = None) -> None:
+def resolve(future: asyncio.Future[Any], error: EngineError | None = None) -> None:
     """Wake who awaits `future`, unless it was cancelled or its loop is gone."""
     if future.done() or future.get_loop().is_closed():
         return

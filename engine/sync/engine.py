@@ -90,8 +90,8 @@ class SyncEngine(SyncReads):
     # ---- apply ---------------------------------------------------------------------------------------------------
 
     @as_in(Engine.check)
-    def check(self, data: bytes) -> None:
-        self._call(Engine.check, data)
+    def check(self, *datas: bytes) -> None:
+        self._call(Engine.check, *datas)
 
     @as_in(Engine.apply_chunk)
     def apply_chunk(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]:

@@ -74,7 +74,7 @@ class LocalLog:
             FormatError: another version wrote it, or it lies on a network file system.
             FileRefusedError, StoreError: the files cannot be read, or synced.
         """
-        if self._session is not None:
+        if self._session is not None and not self._session.over:
             raise EngineStateError("the log is open already")
         session = self._session = _Session(self.directory)
         try:
@@ -162,6 +162,11 @@ class _Session:
         self._thread: threading.Thread | None = None
         self._begun: Callable[[Opened | BaseException], None] | None = None
         self._ended = self.loop.create_future()
+
+    @property
+    def over(self) -> bool:
+        """Whether everything has ended."""
+        return self._ended.done()
 
     def check_loop(self) -> None:
         """Raises ForkedError in a child, WrongLoopError in any other loop."""

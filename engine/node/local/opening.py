@@ -21,7 +21,7 @@ import msgspec
 
 from shardengine.engine.errors import EngineLockedError, FormatError, LogLockedError
 from shardengine.engine.node.local.layout import HEAD_BYTES, Walk, decode_head
-from shardengine.engine.node.local.segments import SPARE, Segment, Segments, damaged, first_of, name_of
+from shardengine.engine.node.local.segments import LOCK, SPARE, Segment, Segments, damaged, first_of, name_of
 from shardengine.engine.storage.files import (
     Lock,
     make_directories,
@@ -33,7 +33,7 @@ from shardengine.engine.storage.files import (
 from shardengine.ipc.files import drop_from_memory, open_file, sync, write_all
 
 FORMAT = 1
-LOCK, ABOUT, CLOSED = "LOCK", "about", "closed"
+ABOUT, CLOSED = "about", "closed"
 _PIECE = 1 << 20
 log = logging.getLogger("shardengine")
 
@@ -195,7 +195,7 @@ def _is_empty(path: Path) -> bool:
 
 def _remove_spares(directory: Path) -> None:
     for path in directory.iterdir():
-        if path.name.startswith(SPARE):
+        if path.name.startswith(SPARE) and path.name.removeprefix(SPARE).isdecimal():
             path.unlink()
     sync_directory(directory)
 
@@ -273,6 +273,8 @@ def _cut(newest: Segment, descriptor: int, end: int) -> None:
     """Zero all behind `end`, and bring that to the disk."""
     until = Walk(newest.codec, descriptor, newest.size, end).end_of_bytes()
     if until > end:
-        log.warning("%s: %d bytes of records that were never acknowledged are cut", newest.path, until - end)
+        log.warning(
+            "%s: %d bytes are cut behind offset %d: records that were not finished", newest.path, until - end, end
+        )
         write_all(descriptor, bytes(until - end), end)
         sync(descriptor, newest.path, content_only=True)

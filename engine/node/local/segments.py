@@ -22,6 +22,7 @@ from shardengine.ipc.files import SyncError, allocate, create_file, open_file, s
 
 SUFFIX = ".log"
 SPARE = "spare-"
+LOCK = "LOCK"
 _DIGITS = 20
 _MARKED_BYTES = 64 << 10
 """So far apart are places whose position is known without reading."""
@@ -100,7 +101,7 @@ class Segments:
         self._secret = secret
         self._spares: list[tuple[Path, int]] = []
         self._made = 0
-        self.anchors = Anchors([directory])
+        self.anchors = Anchors([directory, directory / LOCK])
 
     @property
     def first(self) -> int:

@@ -31,6 +31,8 @@ _RUN_BYTES = 8 << 20
 _ZEROES_BYTES = 256 << 10
 """So far ahead zeroes are written: where a file system first notes which blocks were written, it does so once for all
 of them, and not with each sync."""
+_LOOK_S = 1.0
+"""So often at most it is asked whether the directory, and its lock, are where they were."""
 log = logging.getLogger("shardengine")
 
 
@@ -86,6 +88,7 @@ class Writer:
         self._failure: LogFailedError | None = None
         self._last = self._time_ms = self._end = self._zeroed = 0
         self._looked_ahead = False
+        self._look_at = 0.0
 
     def start(self, directory: Path, segment_bytes: int) -> threading.Thread:
         """Raises StoreError: there is no thread to be had."""
@@ -114,9 +117,12 @@ class Writer:
         self._tell(self._host.opened, opened)
         try:
             self._serve(opened.segments)
+        except BaseException as error:
+            self._fail(opened.segments, error)
+            raise
+        finally:
             opened.segments.close()
             self._mark_closed(directory, opened.segments)
-        finally:
             opened.lock.close()
             self._tell(self._host.ended)
 
@@ -188,6 +194,9 @@ class Writer:
     def _store(self, segments: Segments, calls: Sequence[Call]) -> list[Logged]:
         """Bring the frames of calls to the disk: together into the newest segment, or into new ones, for which the disk
         is found first. Raises OSError: if it lacks room, nothing of them is in the log."""
+        if time.monotonic() >= self._look_at:
+            segments.anchors.check()
+            self._look_at = time.monotonic() + _LOOK_S
         frames = [frame for call in calls for frame in call.frames]
         if sum([call.size for call in calls]) <= segments.newest.size - self._end:
             return self._write(segments, frames)
@@ -261,7 +270,7 @@ class Writer:
             refusal = self._fail(segments, error)
         self._tell(self._host.refused, calls, refusal)
 
-    def _fail(self, segments: Segments, error: Exception) -> LogFailedError:
+    def _fail(self, segments: Segments, error: BaseException) -> LogFailedError:
         """Nothing is written any more."""
         number, said = (error.errno, error.strerror) if isinstance(error, OSError) else (None, str(error))
         path = str(getattr(error, "filename", None) or segments.newest.path)
