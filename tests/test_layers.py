@@ -182,7 +182,7 @@ def test_the_front_door_holds_links_to_the_ranks_and_what_type_checkers_see_is_w
         ("from shardengine import Engine", ("click", "rich", "uvloop", "shardengine.engine.cli")),
         (
             "from shardengine.conformance import StateMachineSuite",
-            ("click", "rich", "uvloop", "lmdb", "shardengine.engine.engine"),
+            ("click", "rich", "uvloop", "shardengine.engine.engine"),
         ),
     ],
 )
