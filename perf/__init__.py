@@ -8,6 +8,7 @@
                                throughput against the share of commands over several shards
     python -m perf machines    each example machine beside the same commands in one process
     python -m perf node        proposals of one caller and of many, beside the bare disk, SQLite and the engine alone
+    python -m perf peers       the engine, the other state machines, and RocksDB, SQLite and py-lmdb alone
     python -m perf reads       gets in the engine's thread, in any thread, and in another process, beside py-lmdb's
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
@@ -55,6 +56,12 @@ All but the node put as many commands into a write, a transaction or a chunk as 
 for one caller. A tenth of each stretch comes before its clock starts. Rates and CPU times are medians over rounds;
 percentiles are over the calls of all rounds, and a call is a write, a transaction or a chunk where it is no proposal.
 
+`peers` has every side put the same records, in turn, one chunk after the other; only the engine has several in flight.
+It and the other state machines get entries, which they decode, check and answer; the stores alone get keys and values,
+which SQLite and py-lmdb sort within the time. What a chunk survives is the end of the process, but for RocksDB without
+its write-ahead log, which loses what is in memory then. No number is printed before what each side holds has the digest
+of the records.
+
 `reads` asks for random keys that are there, in batches, each of them followed or preceded by one of `txn.get`: in a
 process that has nothing but py-lmdb, open on the same environments, and knows beforehand which key is on which shard. A
 figure is the median over batches. `SyncNode.get` is given an index that is applied, so it asks nobody; `Reader` is in a
@@ -73,6 +80,8 @@ Files, lowest first:
     places.py       a machine over a dict, and over py-lmdb
     calls.py        calls that each wait for their answer, of one caller or many
     disks.py        puts to a bare file, and to SQLite
+    bare.py         puts to RocksDB, SQLite and py-lmdb alone
+    bars.py         a bar chart, as SVG
     proposing.py    puts to a node, and to the engine alone
     gets.py         gets in one thread, and in several
     elsewhere.py    gets in another process
@@ -84,5 +93,6 @@ Files, lowest first:
     transactions.py `python -m perf transactions`
     machines.py     `python -m perf machines`
     node.py         `python -m perf node`
+    besides.py      `python -m perf peers`
     reads.py        `python -m perf reads`
 """

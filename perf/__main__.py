@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from perf.apply import run_apply
+from perf.besides import Plan as PeersPlan
+from perf.besides import run_peers
 from perf.latency import run_latency
 from perf.load import Load
 from perf.machines import Plan as MachinesPlan
@@ -82,6 +84,14 @@ _READS = """examples:
 Every batch is followed or preceded by one of txn.get, in a process that has nothing but py-lmdb. In several threads a
 get takes the time of all together, by the number of gets.
 """
+_PEERS = """examples:
+  python -m perf peers
+  python -m perf peers --shards 1,2,4 --value-bytes 16 --json peers.json --svg peers.svg
+  python -m perf peers --entries 2000 --chunk 500 --rounds 1      # does it run at all?
+
+Needs the extra `rocksdb`. All sides get the same puts: this engine and the other state machines as entries, the stores
+alone as key and value.
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -142,6 +152,14 @@ def _add_machines(machines: argparse.ArgumentParser) -> None:
 def _add_node(node: argparse.ArgumentParser) -> None:
     _add(node, "callers", "value_bytes", "shards", "seed", "rounds", "dir", "json")
     _add(node, "proposals", "seconds")
+
+
+def _add_peers(peers: argparse.ArgumentParser) -> None:
+    _add(peers, "value_bytes", "chunk", "window", "seed", "dir", "json")
+    _add(peers, "shards", text="shard counts of the engine", kind=_list_of(_positive), shards="1,2")
+    _add(peers, "entries", entries=200_000)
+    _add(peers, "rounds", text="rounds of all sides")
+    peers.add_argument("--svg", type=Path, help="also draw them, into this file")
 
 
 def _add_reads(reads: argparse.ArgumentParser) -> None:
@@ -307,6 +325,10 @@ def _run_reads(args: argparse.Namespace) -> int:
     return run_reads(_plan(ReadsPlan, args), parent=args.dir, output=args.json)
 
 
+def _run_peers(args: argparse.Namespace) -> int:
+    return run_peers(_plan(PeersPlan, args), parent=args.dir, output=args.json, svg=args.svg)
+
+
 _COMMANDS = {
     "apply": (_add_apply, "throughput and latency", _APPLY, _run_apply),
     "latency": (_add_latency, "one entry at a time", _LATENCY, _run_latency),
@@ -315,6 +337,7 @@ _COMMANDS = {
     "transactions": (_add_transactions, "commands over several shards", _TRANSACTIONS, _run_transactions),
     "machines": (_add_machines, "the example machines", _MACHINES, _run_machines),
     "node": (_add_node, "proposals to a node, beside the disk and SQLite", _NODE, _run_node),
+    "peers": (_add_peers, "the engine beside other state machines and stores", _PEERS, _run_peers),
     "reads": (_add_reads, "gets in one thread, in several, and in another process", _READS, _run_reads),
 }
 """Of each: what adds its options, what it measures, examples, and what runs it."""

@@ -44,7 +44,7 @@ def test_it_has_the_method(machine: type[StateMachine], name: str) -> None:
 
 
 def public(kind: type) -> set[str]:
-    return {name for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("_")}
+    return {name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")}
 
 
 def test_a_machine_in_memory_has_what_an_engine_has_but_for_what_it_says() -> None:

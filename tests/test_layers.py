@@ -39,6 +39,8 @@ OWNERS = {
     "click": (CLI,),
     "rich": (CLI,),
     "pytest": ("engine/conformance/",),
+    "sqlite3": ("engine/adaptors/sqlite.py",),
+    "rocksdict": ("engine/adaptors/rocksdb.py",),
 }
 _LISTED = re.compile(r"^ {4}(\w+\.py|\w+/) ", re.MULTILINE)
 _LIST = re.compile(r"^Files(?: and rooms)?, lowest first:$", re.MULTILINE)
@@ -174,7 +176,11 @@ def test_the_front_door_holds_links_to_the_ranks_and_what_type_checkers_see_is_w
         ("from shardengine import Machine, Put, Rejected, Entry, BadEntryError", ("asyncio", "shardengine.engine")),
         ("import shardengine", ("lmdb", "msgspec", "shardengine.shards")),
         ("import shardengine.ipc.link", ("lmdb", "shardengine.shards")),
-        ("from shardengine.adaptors import MemoryStateMachine", ("click", "rich", "uvloop", "shardengine.engine.cli")),
+        (
+            "from shardengine.adaptors import MemoryStateMachine",
+            ("click", "rich", "uvloop", "shardengine.engine.cli", "sqlite3", "rocksdict"),
+        ),
+        ("from shardengine.adaptors import FileStateMachine", ("sqlite3", "rocksdict")),
         (
             "import shardengine.machines.bank, shardengine.machines.queue",
             ("asyncio", "shardengine.engine.engine", "lmdb"),

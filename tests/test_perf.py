@@ -11,13 +11,15 @@ from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import msgspec
 import pytest
 
-from perf import disks, machines, places, proposing, transactions
+from perf import bare, besides, disks, machines, places, proposing, transactions
 from perf import node as perf_node
 from perf.__main__ import main, parser
+from perf.bars import bars
 from perf.calls import Amount, closed_loop, one_by_one, percentile
 from perf.report import CheckError
 from perf.transfers import OPENED_WITH, Accounts
@@ -33,6 +35,7 @@ from shardengine.shards.transaction import Tx
 TRANSACTIONS = ["transactions", "--keys", "500", "--entries", "300", "--chunk", "100", "--shares", "0,20", "--rounds=1"]
 NODE = ["node", "--proposals", "40", "--callers", "4", "--shards", "1", "--value-bytes", "20", "--rounds", "1"]
 READS = ["reads", "--keys", "300", "--gets", "50", "--rounds", "3", "--shards", "2", "--threads", "2"]
+PEERS = ["peers", "--entries", "300", "--chunk", "100", "--rounds", "2", "--shards", "2", "--value-bytes", "20"]
 MACHINES = ["machines", "--keys", "500", "--entries", "300", "--chunk", "100", "--rounds", "2"]
 
 
@@ -214,6 +217,29 @@ def test_reads_prints_a_row_for_each_read_and_writes_the_same(
         assert len(row["ns"]) == len(row["txn_ns"]) == 3 and min(row["ns"] + row["txn_ns"]) > 0
 
 
+def test_peers_prints_a_row_for_each_side_draws_a_bar_for_it_and_writes_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*PEERS, "--json", str(tmp_path / "out"), "--svg", str(tmp_path / "svg")]) == 0
+    told, facts = capsys.readouterr().out, json.loads((tmp_path / "out").read_text())
+    sides = [row["side"] for row in facts["peers"]]
+    assert sides == ["engine, 2 shards", *besides.ADAPTORS, *bare.BARE]
+    texts = [text.text for text in ElementTree.parse(tmp_path / "svg").iter("{http://www.w3.org/2000/svg}text")]
+    for row in facts["peers"]:
+        rate = f"{row['entries_per_second']:,.0f}"
+        assert any(line.startswith(f"{row['side']} ") and f" {rate} " in line for line in told.splitlines())
+        assert texts[texts.index(row["side"]) + 1] == rate and len(row["seconds"]) == 2
+    assert f"digest {facts['digest']}" in told and facts["machine"]["rocksdict"]
+
+
+def test_a_chart_holds_whatever_text_it_is_given() -> None:
+    names = ['a < b & "c"', "</text><script>"]
+    drawn = bars(names[0], names[1], [(name, number, name, number) for number, name in enumerate(names)])
+    texts = [text.text for text in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == [*names, names[0], names[0], names[1], names[1]]
+    assert "prefers-color-scheme: dark" in drawn and "http" not in drawn.replace("http://www.w3.org/2000/svg", "")
+
+
 def refused(arguments: list[str], directory: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What is said when the figures are refused."""
     output = directory / "out"
@@ -320,7 +346,15 @@ def test_another_process_that_lacks_a_record_gives_no_figures(
     assert "check failed: txn.get: 1 of 300 records are not" in refused(READS, tmp_path, capsys)
 
 
-COMMANDS = ["apply", "latency", "memory", "snapshot", "transactions", "machines", "node", "reads"]
+def test_a_store_that_lacks_a_record_gives_no_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    over = bare.BARE["SQLite"]
+    monkeypatch.setitem(bare.BARE, "SQLite", lambda path, chunks: over(path, chunks[1:]))
+    assert "check failed: SQLite: digest " in refused(PEERS, tmp_path, capsys)
+
+
+COMMANDS = ["apply", "latency", "memory", "snapshot", "transactions", "machines", "node", "peers", "reads"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

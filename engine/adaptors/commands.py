@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from shardengine.engine.adaptors.records import Records
+from shardengine.engine.adaptors.store import Reads
 from shardengine.engine.errors import BadEntryError, EngineError
 from shardengine.engine.intake.chunks import error_of
 from shardengine.engine.intake.split import Split, Splitter
@@ -42,7 +42,7 @@ class Commands:
         return None
 
     def apply(
-        self, entries: Sequence[Entry], form: Normal, clock: int, records: Records
+        self, entries: Sequence[Entry], form: Normal, clock: int, records: Reads
     ) -> tuple[dict[int, ApplyResult], dict[bytes, bytes | None]]:
         """Run a chunk, `form` in its normal form, before which the log clock stands at `clock`. Writes nothing.
 

@@ -1,18 +1,16 @@
-"""Records in a dict, with their keys in order where somebody asks for that; and views, which keep a copy."""
+"""Records in a dict, with their keys in order where somebody asks for that."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Set
-from types import TracebackType
+from collections.abc import Iterator, Mapping
 
-from shardengine.engine.contract import ScanResult, scanned
-from shardengine.engine.errors import view_closed
+from shardengine.engine.adaptors.store import Reads
 from shardengine.shards.transaction import Record
 
 
-class Records:
-    """What is live. Commands run over it: it is a `transaction.Base`.
+class Records(Reads):
+    """What is live.
 
     Invariant: `_ordered` holds, in order, the keys of `_data` without those in `_added`, which are in `_data`, and with
     some that are not in `_data` any more if `_stale`. Both are made good when somebody scans.
@@ -33,19 +31,11 @@ class Records:
         return Records({key: self._data[key] for key in self._keys()})
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of `key`, or None. Raises TypeError when it is no bytes."""
-        try:
-            return self._data.get(key if type(key) is bytes else bytes(memoryview(key)))
-        except TypeError:
-            raise TypeError(f"a key is bytes, not {type(key).__name__}") from None
-
-    def scan(self, prefix: bytes, partitions: Set[bytes], limit: int | None, reverse: bool) -> Iterator[Record]:
-        """See `transaction.Base`: of all partitions."""
-        return self.under(prefix, reverse=reverse)
+        """The value of `key`, or None."""
+        return self._data.get(key)
 
     def under(self, prefix: bytes, start_after: bytes | None = None, *, reverse: bool = False) -> Iterator[Record]:
-        """Records whose key starts with `prefix`, in key order or against it, those beyond `start_after` only. Nothing
-        may be written before its end."""
+        """See `Reads`."""
         keys = self._keys()
         low = bisect_left(keys, prefix)
         high = bisect_left(keys, True, low, key=lambda key: not key.startswith(prefix))
@@ -55,12 +45,6 @@ class Records:
             low = max(low, bisect_right(keys, start_after))
         for place in range(high - 1, low - 1, -1) if reverse else range(low, high):
             yield keys[place], self._data[keys[place]]
-
-    def scan_prefix(
-        self, prefix: bytes, limit: int | None, start_after: bytes | None, revision: int, *, reverse: bool
-    ) -> ScanResult:
-        """See `Engine.scan_prefix`; `revision` is the index that the records stand at."""
-        return scanned(self.under(prefix, start_after, reverse=reverse), limit, revision)
 
     def write(self, writes: Mapping[bytes, bytes | None]) -> None:
         """Set keys, or delete those that are given as None. Interrupted anywhere, it is to be done once more."""
@@ -91,55 +75,6 @@ class Records:
             self._stale = False
         return self._ordered
 
-
-class MemoryView:
-    """The records as they were at the index `revision`, while applies go on. A copy: it holds memory, and costs
-    nothing else. Its machine closes it when it stops or gets another state; reads then raise ViewClosedError."""
-
-    def __init__(self, records: Records, revision: int) -> None:
-        self._records = records
-        self._why: str | None = None
-        self.revision = revision
-        """The log index it shows."""
-
-    def get(self, key: bytes) -> bytes | None:
-        """The value of `key`, or None."""
-        return self._open().get(key)
-
-    def get_multi(self, keys: Iterable[bytes]) -> list[bytes | None]:
-        """The value of each key, or None, in the order of `keys`."""
-        return list(map(self._open().get, keys))
-
-    def scan_prefix(
-        self, prefix: bytes, limit: int | None = None, start_after: bytes | None = None, reverse: bool = False
-    ) -> ScanResult:
-        """As `Engine.scan_prefix`, of this view's state."""
-        return self._open().scan_prefix(prefix, limit, start_after, self.revision, reverse=reverse)
-
-    def __len__(self) -> int:
-        return len(self._open())
-
-    def __bool__(self) -> bool:
-        return True
-
-    def close(self, why: str = "it was closed") -> None:
-        """Let go of the state. Closing twice does nothing."""
-        if self._why is None:
-            self._records, self._why = Records(), why
-
-    @property
-    def closed(self) -> bool:
-        return self._why is not None
-
-    def _open(self) -> Records:
-        if self._why is not None:
-            raise view_closed(self.revision, self._why)
-        return self._records
-
-    def __enter__(self) -> MemoryView:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def close(self) -> None:
+        """Forget them."""
+        self._data, self._ordered, self._added, self._stale = {}, [], set(), False

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from heapq import merge
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from shardengine.engine.adaptors.records import Records
+from shardengine.engine.adaptors.store import Reads
 from shardengine.engine.commit.pinning import Completed, check_label, part_name
-from shardengine.engine.errors import SnapshotError, SnapshotLabelError, StoreError
+from shardengine.engine.errors import SnapshotError, SnapshotLabelError, StoreError, disk_error
 from shardengine.engine.snapshot.build import Snapshot, copy_part
 from shardengine.engine.snapshot.check import claims_of
 from shardengine.engine.snapshot.keeper import Known
@@ -29,12 +30,15 @@ from shardengine.shards.store import PAGE_BYTES, Identity, Loader, ReadStore
 from shardengine.shards.transaction import Record
 from shardengine.shards.types import LogId, Position
 
+INSTALLING = "shardengine-install-"
+"""What the name of a folder begins with in which a snapshot is checked; who dies leaves it."""
+
 _BATCH_RECORDS = 4096
 _MAP_BYTES = 1 << 20  # for what LMDB needs beside the records
 
 
 def write_snapshot(
-    directory: Path, snapshots: Known, fixed: DirectoryConfig, records: Records, place: Position, runs: list[LogId]
+    directory: Path, snapshots: Known, fixed: DirectoryConfig, records: Reads, place: Position, runs: list[LogId]
 ) -> Manifest:
     """Write a snapshot of `records`, which stand at `place`, into `directory`, which is empty. Blocks until it is on
     the disk. Raises SnapshotError; files may be left then."""
@@ -55,7 +59,7 @@ def write_snapshot(
     return snapshots.complete(directory, fixed, Completed(place, runs, [copied]))
 
 
-def _load(folder: Path, identity: Identity, records: Records, place: Position) -> None:
+def _load(folder: Path, identity: Identity, records: Reads, place: Position) -> None:
     """Make an environment of the records in `folder`, durable, cut to the pages in use, and closed."""
     loader = Loader(folder, _map_bytes(records))
     try:
@@ -67,21 +71,26 @@ def _load(folder: Path, identity: Identity, records: Records, place: Position) -
         loader.close()
 
 
-def _map_bytes(records: Records) -> int:
+def _map_bytes(records: Reads) -> int:
     """More than they take: a value that is too large for a page has pages of its own. It is address space only."""
     return _MAP_BYTES + sum(4 * (len(key) + len(value)) + 2 * PAGE_BYTES for key, value in records.under(b""))
 
 
-def read_snapshot(snapshot: Snapshot, machine: Machine) -> Records:
-    """The records of a snapshot of any number of parts, which are copied, and checked as they are copied. Blocks.
+@contextmanager
+def snapshot_read(snapshot: Snapshot, machine: Machine, room: Path | None) -> Iterator[Iterator[Record]]:
+    """The records, in key order, of a snapshot of any number of parts, which are copied first, into a folder in `room`,
+    None: where the system has it, and checked as they are copied. Blocks.
 
-    Raises SnapshotDamagedError when a part is not what the manifest says; SnapshotError, OSError when this process
-    lacks what it takes to look.
+    Raises SnapshotDamagedError when a part is not what the manifest says; SnapshotError, and StoreError for what the
+    system said, when this process lacks what it takes to look.
     """
     parts = zip(snapshot.manifest.parts, claims_of(snapshot.manifest), strict=True)
-    with TemporaryDirectory(prefix="shardengine-install-") as folder:
-        copied = [copy_part(snapshot.path, *part, Path(folder), machine, records=True) for part in parts]
-        return Records(dict(sorted(record for file in copied for record in _records_in(file))))
+    with TemporaryDirectory(prefix=INSTALLING, dir=room) as folder:
+        try:
+            copied = [copy_part(snapshot.path, *part, Path(folder), machine, records=True) for part in parts]
+        except OSError as error:
+            raise disk_error(f"{snapshot.path} cannot be read", error, path=str(snapshot.path)) from error
+        yield merge(*map(_records_in, copied))
 
 
 def _records_in(file: Path) -> Iterator[Record]:

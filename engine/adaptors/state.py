@@ -8,7 +8,7 @@ import msgspec
 
 from shardengine.engine.adaptors.records import Records
 from shardengine.engine.intake.tail import Tail
-from shardengine.engine.storage.generations import DirectoryConfig, new_lineage
+from shardengine.engine.storage.generations import DirectoryConfig
 from shardengine.shards.types import LogId
 
 
@@ -23,11 +23,6 @@ class State(msgspec.Struct):
     records: Records
     tail: Tail
     decided: tuple[Mapping[bytes, bytes | None], Tail] | None = None
-
-    @classmethod
-    def empty(cls, fixed: DirectoryConfig) -> State:
-        """At index 0 of a log of its own."""
-        return cls(begun(fixed), Records(), Tail(0, 0, 0, []))
 
     def move(self, writes: Mapping[bytes, bytes | None], tail: Tail) -> None:
         """Write, and stand at `tail`."""
@@ -45,8 +40,3 @@ class State(msgspec.Struct):
     @property
     def last(self) -> LogId:
         return LogId(self.tail.index, self.tail.term)
-
-
-def begun(fixed: DirectoryConfig) -> DirectoryConfig:
-    """The same, of a log that begins."""
-    return msgspec.structs.replace(fixed, lineage=new_lineage())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardengine.engine.config import BAD_ENTRY_DEFAULT, KEY_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_DEFAULT, EngineConfig
-from shardengine.engine.errors import ConfigError, StateUntrustedError
+from shardengine.engine.errors import StateUntrustedError
 from shardengine.engine.run.resources import check_resource_limits, default_shards
 from shardengine.engine.snapshot.build import Target
 from shardengine.engine.snapshot.keeper import restore_newest
@@ -18,7 +18,7 @@ from shardengine.engine.storage.generations import (
     Generation,
     new_lineage,
 )
-from shardengine.engine.storage.matching import check_machine, check_shard_count
+from shardengine.engine.storage.matching import check_fixed, check_machine, check_shard_count
 from shardengine.engine.storage.runmark import read_mark, trusted, why_untrusted, write_clean
 from shardengine.ipc.files import check_owner
 from shardengine.shards.machine import Machine
@@ -71,7 +71,7 @@ def _open_locked(directory: Directory, lock: Lock, machine: type[Machine], confi
     last = generation if discarded is None else Generation(discarded)
     fixed = remembered if last is None else last.info.config
     check_machine(fixed, machine, directory.path)
-    _check_fixed(fixed, config)
+    check_fixed(fixed, config)
     directory.remove_half_built()
     directory.sweep_beside()
     if generation is not None:
@@ -104,24 +104,6 @@ def _new_config(machine: type[Machine], config: EngineConfig) -> DirectoryConfig
     )
     bad_entry = config.bad_entry or BAD_ENTRY_DEFAULT
     return DirectoryConfig(FORMAT, new_lineage(), machine.name, machine.version, SLOTS, limits, bad_entry)
-
-
-def _check_fixed(remembered: DirectoryConfig, config: EngineConfig) -> None:
-    """Raise ConfigError when `config` asks for other limits than the directory was created with."""
-    fixed = {
-        "key_bytes_max": (remembered.limits.key_bytes_max, config.key_bytes_max),
-        "value_bytes_max": (remembered.limits.value_bytes_max, config.value_bytes_max),
-        "bad_entry": (remembered.bad_entry, config.bad_entry),
-    }
-    for key, (found, asked) in fixed.items():
-        if asked is not None and asked != found:
-            raise ConfigError(
-                f"{key}={asked!r}, but the directory was created with {found!r}",
-                hint="it is part of the state machine and cannot change; leave the setting out",
-                key=key,
-                value=asked,
-                found=found,
-            )
 
 
 def _decide_to_create(discarded: Path | None, config: EngineConfig) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shardengine.engine.errors import MachineMismatchError, ShardCountMismatchError
+from shardengine.engine.config import EngineConfig
+from shardengine.engine.errors import ConfigError, MachineMismatchError, ShardCountMismatchError
 from shardengine.engine.storage.generations import DirectoryConfig
 from shardengine.shards.machine import Machine
 
@@ -29,3 +30,21 @@ def check_shard_count(found: int, asked: int | None) -> None:
             found=found,
             asked=asked,
         )
+
+
+def check_fixed(remembered: DirectoryConfig, config: EngineConfig) -> None:
+    """Raise ConfigError when `config` asks for other limits than the directory was created with."""
+    fixed = {
+        "key_bytes_max": (remembered.limits.key_bytes_max, config.key_bytes_max),
+        "value_bytes_max": (remembered.limits.value_bytes_max, config.value_bytes_max),
+        "bad_entry": (remembered.bad_entry, config.bad_entry),
+    }
+    for key, (found, asked) in fixed.items():
+        if asked is not None and asked != found:
+            raise ConfigError(
+                f"{key}={asked!r}, but the directory was created with {found!r}",
+                hint="it is part of the state machine and cannot change; leave the setting out",
+                key=key,
+                value=asked,
+                found=found,
+            )
