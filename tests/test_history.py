@@ -301,6 +301,30 @@ def test_entries_that_are_applied_again_say_so_and_count_from_the_first_time() -
     assert [finding.rule for finding in history.check(log).findings] == ["result"]
 
 
+def test_a_chunk_is_seen_whole_or_not_at_all() -> None:
+    log = [Entry(index, 1, encode(Put(K, b"%d" % index))) for index in range(1, 7)]
+    for at, revision, rules in (
+        *((index, index, [] if index in (0, 3, 6) else ["torn"]) for index in range(7)),
+        *((index, None, [] if index in (0, 3, 6) else ["torn"]) for index in range(7)),
+    ):
+        history = History()
+        for chunk in (log[:3], log[3:]):
+            history.begin_apply(chunk)
+        history.begin_get([K], linearizable=False).ok([b"%d" % at if at else None], revision)
+        assert [finding.rule for finding in history.check(log).findings] == rules
+        history.begin_apply(log[:at] or log)
+        assert history.check(log).valid, "another chunk ended there"
+
+
+def test_what_is_the_same_behind_a_chunk_and_inside_of_it_is_not_torn() -> None:
+    log = [Entry(index, 1, encode(Put(b"%d" % (index % 2), b""))) for index in range(1, 5)]
+    history = History()
+    history.begin_apply(log)
+    history.begin_get([b"1"], linearizable=False, session="a").ok([b""])
+    history.begin_get([b"0", b"1"], linearizable=False, session="b").ok([None, b""])
+    assert [finding.rule for finding in history.check(log).findings] == ["torn"]
+
+
 def test_what_failed_to_be_applied_is_not_seen() -> None:
     history = History()
     log = [Entry(1, 1, encode(Put(K, b"v")))]
