@@ -18,8 +18,9 @@ class Claims:
     proposal: what could be seen after none but an earlier one is the earlier entry, so no other way fits if that one
     does not.
 
-    `began`: by index, the number of the operation that brought the entry; 0 where that was not recorded. `proved`: by
-    the number of an acknowledged operation, the highest index that is truly its own.
+    `began`: by index, the number of the operation that brought the entry; 0 where that was not recorded. `inside`: the
+    entries that have another one behind them in every chunk that they were applied in. `proved`: by the number of an
+    acknowledged operation, the highest index that is truly its own.
     """
 
     def __init__(self, timeline: Timeline, writes: list[Write], findings: Findings, *, others: bool) -> None:
@@ -29,11 +30,14 @@ class Claims:
         self._began: dict[int, int] = {}
         self._fed: set[int] = set()
         self.proved: dict[int, int] = {}
+        self.inside: set[int] = set()
+        self._ends: set[int] = set()
         for write in writes:
             if write.first is not None:
                 self._feed(write)
             elif write.outcome == "ok":
                 self._told(write)
+        self.inside -= self._ends
         if not others:
             self._search([write for write in writes if write.first is None])
         self.began = [self._began.get(index, 0) for index in range(timeline.last + 1)]
@@ -90,6 +94,7 @@ class Claims:
                 return
             self._judge_results(write)
             self.proved[write.begun] = own[-1][0]
+        self._ends.add(own[-1][0])
         for (index, data), again in zip(own, self._known(write), strict=True):
             if 1 <= index <= self._timeline.last and self._timeline.datas[index] == data:
                 before = self._began.get(index, NEVER)
@@ -97,6 +102,7 @@ class Claims:
                     self._began[index] = before
                 elif not again:
                     self._began[index] = min(before, write.begun)
+                    self.inside.add(index)
                 elif before == NEVER:
                     self._began[index] = 0
 
