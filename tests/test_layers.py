@@ -174,6 +174,10 @@ def test_the_front_door_holds_links_to_the_ranks_and_what_type_checkers_see_is_w
         ("import shardengine.ipc.link", ("lmdb", "shardengine.shards")),
         ("from shardengine.adaptors import MemoryStateMachine", ("click", "rich", "uvloop", "shardengine.engine.cli")),
         (
+            "from shardengine.conformance import History",
+            ("pytest", "click", "rich", "uvloop", "shardengine.engine.cli"),
+        ),
+        (
             "import shardengine.machines.bank, shardengine.machines.queue",
             ("asyncio", "shardengine.engine.engine", "lmdb"),
         ),
