@@ -132,7 +132,8 @@ FAULTS: dict[str, tuple[str, Callable[[Story], object]]] = {
         lambda story: change(story.local[1], revision=None, values=[b"1"]),
     ),
     "a view that cannot be repeated": ("view", lambda story: change(story.viewed[1], values=[b"2"])),
-    "a view of nothing": ("view", lambda story: change(story.viewed[1], of_view=99)),
+    "a view of nothing": ("view", lambda story: change(story.viewed[1], of_view=99, revision=99)),
+    "a view that moved": ("view", lambda story: change(story.viewed[1], revision=2)),
     "an event twice": ("event-twice", lambda story: again(story, 1)),
     "an event missing": ("event-missing", lambda story: without(story, 1)),
     "the last event missing": ("event-missing", lambda story: without(story, 3)),
@@ -331,6 +332,8 @@ def test_what_failed_to_be_applied_is_not_seen() -> None:
     history.begin_apply(log).failed("no room")
     history.begin_get([K]).ok([b"v"])
     assert [finding.rule for finding in history.check(log).findings] == ["future"]
+    history.begin_apply(log).ok([ApplyResult(1, True, already_applied=True)])
+    assert history.check(log).valid, "somebody had applied it, whom nobody recorded"
 
 
 # ---- what it is not for ----------------------------------------------------------------------------------------------

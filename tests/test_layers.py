@@ -182,6 +182,10 @@ def test_the_front_door_holds_links_to_the_ranks_and_what_type_checkers_see_is_w
         ),
         ("from shardengine.adaptors import FileStateMachine", ("sqlite3", "rocksdict")),
         (
+            "from shardengine.conformance import History",
+            ("pytest", "click", "rich", "uvloop", "shardengine.engine.cli"),
+        ),
+        (
             "import shardengine.machines.bank, shardengine.machines.queue",
             ("asyncio", "shardengine.engine.engine", "lmdb"),
         ),

@@ -13,10 +13,11 @@ NEVER = 1 << 62
 
 
 class Claims:
-    """Rules 1, 2 and 8 (see `checking.py`). An entry is claimed by the index that its proposal was told; one that
-    nobody was told by a proposal with the same data whose outcome is unknown, the first such entry by the first such
-    proposal: what could be seen after none but an earlier one is the earlier entry, so no other way fits if that one
-    does not.
+    """Rules 1, 2 and 8 (see `checking.py`).
+
+    An entry is claimed by the proposal that was told its index. One that nobody was told is claimed by a proposal of
+    the same data whose outcome is not known, the first such entry by the first such proposal: entries become visible in
+    their order, so if any way to give them to these proposals fits what was seen, this one does.
 
     `began`: by index, the number of the operation that brought the entry; 0 where that was not recorded. `inside`: the
     entries that have another one behind them in every chunk that they were applied in. `proved`: by the number of an

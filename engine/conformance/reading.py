@@ -22,7 +22,8 @@ class Reading:
         """Of a view: its revision's state, whenever it is read."""
         revision = read.of_view
         assert revision is not None
-        if not 0 <= revision <= self._timeline.last or not self._fits(read, revision):
+        there = read.revision == revision and 0 <= revision <= self._timeline.last
+        if not there or not self._fits(read, revision):
             said = f"operation {read.begun} saw {_seen(read)} in a view of {revision}, which holds another state"
             self._findings.add("view", said, read.begun)
 
