@@ -11,9 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from shardengine import ApplyResult, Entry, LogId, SnapshotMetadata, StartReport
-from tests.toy import State, Toy, perform, write
+from msgspec.structs import replace as replaced
 
+from shardengine import ApplyResult, Entry, HardState, LogId, ScanResult, SnapshotMetadata, StartReport
+from tests.toy import PART, State, Toy, perform, write
+
+MOVE_TAG = 4
 WINDOW_S = 0.004  # between two files that should have been written at once: wide, so that a few kills will do
 
 
@@ -160,3 +163,151 @@ class LeavesFilesOpen(Toy):
     def start(self) -> StartReport:
         self.opened.append(os.open(self.directory, os.O_RDONLY))
         return super().start()
+
+
+# ---- one for every other check ---------------------------------------------------------------------------------------
+
+
+class StartsTwice(Toy):
+    def start(self) -> StartReport:
+        self.state = None
+        return super().start()
+
+
+class BeginsInTermOne(Toy):
+    def load(self) -> State:
+        state = super().load()
+        return state if state.last.index else replace(state, last=LogId(0, 1))
+
+
+class AppliesWhenStopped(Toy):
+    async def apply_chunk(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]:
+        if not self.is_running():
+            self.start()
+        return await super().apply_chunk(entries)
+
+
+class CleansUpWhatLives(Toy):
+    async def lease_background_cleanup(self) -> list[bytes]:
+        self.now().records.popitem()
+        return []
+
+
+class TakesGaps(Toy):
+    async def apply_chunk(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]:
+        if entries and entries[0].index > self.now().last.index + 1:
+            self.update_last_applied(LogId(entries[0].index - 1, entries[0].term))
+        return await super().apply_chunk(entries)
+
+
+class TakesFallingTerms(Toy):
+    def applied(self, state: State, entry: Entry) -> ApplyResult:
+        return super().applied(state, replaced(entry, term=max(entry.term, state.last.term)))
+
+
+class OneTermForAll(Toy):
+    def entry_term(self, index: int) -> int | None:
+        return self.now().last.term if 0 < index <= self.now().last.index else None
+
+
+class RefusesNothing(Toy):
+    """An entry without data has a result of its own."""
+
+    def applied(self, state: State, entry: Entry) -> ApplyResult:
+        result = super().applied(state, entry)
+        return result if entry.data else replaced(result, succeeded=False)
+
+
+class SeesTheStateBeforeTheChunk(Toy):
+    """Its entries do not see each other, so what they do depends on how they were cut into chunks."""
+
+    def applied(self, state: State, entry: Entry) -> ApplyResult:
+        alone = replace(state, records=dict(self.now().records))
+        result = super().applied(alone, entry)
+        for key in alone.records.keys() | self.now().records.keys():
+            if alone.records.get(key) != self.now().records.get(key):
+                state.records.pop(key, None)
+                state.records.update({key: alone.records[key]} if key in alone.records else {})
+        state.last = alone.last
+        return result
+
+
+class FirstWriteCounts(Toy):
+    """Of one key, in one chunk."""
+
+    def applied(self, state: State, entry: Entry) -> ApplyResult:
+        before = dict(self.now().records)
+        changed = {key: value for key, value in state.records.items() if before.get(key) != value}
+        result = super().applied(state, entry)
+        state.records.update(changed)
+        return result
+
+
+class SortsItsKeys(Toy):
+    def get_multi(self, keys: Iterable[bytes]) -> list[bytes | None]:
+        return super().get_multi(sorted(keys))
+
+
+class NeverHasMore(Toy):
+    def scan_prefix(
+        self, prefix: bytes, limit: int | None = None, start_after: bytes | None = None, reverse: bool = False
+    ) -> ScanResult:
+        return replaced(super().scan_prefix(prefix, limit, start_after, reverse), more=False)
+
+
+class CopiesWhatItIsToMove(Toy):
+    def applied(self, state: State, entry: Entry) -> ApplyResult:
+        before = dict(state.records)
+        result = super().applied(state, entry)
+        gone = before.keys() - state.records.keys()
+        state.records.update({key: before[key] for key in gone if entry.data[1] == MOVE_TAG})
+        return result
+
+
+class ForgetsTermsInSnapshots(Toy):
+    def write_snapshot(self, directory: Path, label: LogId, state: State) -> bytes:
+        return super().write_snapshot(directory, label, replace(state, terms={}))
+
+
+class LabelsAsItIsTold(Toy):
+    async def generate_snapshot_data(
+        self, directory: str | os.PathLike[str], last_included: LogId | None = None
+    ) -> bytes:
+        return self.write_snapshot(Path(directory), last_included or self.now().last, self.now())
+
+
+class ForgetsItsSnapshots(Toy):
+    def save(self, state: State) -> None:
+        super().save(replace(state, named=None))
+
+
+class BelievesEveryLabel(Toy):
+    async def apply_snapshot_from_file(self, metadata: SnapshotMetadata, path: str | os.PathLike[str]) -> None:
+        data = (Path(path) / PART).read_bytes()
+        self.check_whole(metadata, data)
+        _, records, terms = pickle.loads(data)
+        self.check_newer(metadata.last_included)
+        self.keep(State(metadata.last_included, records, terms, self.now().hard, metadata))
+
+
+class ResetsItsVote(Toy):
+    async def reset(self) -> None:
+        self.keep(State())
+
+
+class VotesTwice(Toy):
+    def save_hard_state(self, state: HardState | None = None) -> None:
+        if state is not None:
+            self.keep(replace(self.now(), hard=state))
+
+
+class PassesBackwards(Toy):
+    def update_last_applied(self, last: LogId) -> None:
+        self.keep(replace(self.now(), last=last))
+
+
+class DropsWhatOverlaps(Toy):
+    async def apply_chunk(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]:
+        if entries and entries[0].index <= self.now().last.index:
+            entries = [entry for entry in entries if entry.index <= self.now().last.index]
+        return await super().apply_chunk(entries)

@@ -14,13 +14,18 @@ from shardengine import (
     Delete,
     Entry,
     HistoryError,
+    Limits,
     LogGapError,
     Put,
     ScanResult,
     encode,
+    run,
 )
+from shardengine.adaptors import MemoryStateMachine
 from shardengine.conformance import Event, History
 from shardengine.engine.conformance.operations import Operation, Read, Write
+from shardengine.engine.conformance.timeline import replayed
+from shardengine.machines.bank import Bank, Open, Transfer
 
 K = b"k"
 
@@ -100,7 +105,7 @@ def told(write: Write, **fields: object) -> None:
     write.results = [msgspec.structs.replace(write.results[0], **fields)]
 
 
-def event(story: Story, place: int, **fields: object) -> None:
+def told_otherwise(story: Story, place: int, **fields: object) -> None:
     story.watch.events[place] = msgspec.structs.replace(story.watch.events[place], **fields)
 
 
@@ -118,7 +123,6 @@ FAULTS: dict[str, tuple[str, Callable[[Story], object]]] = {
     "the result of another entry": ("result", lambda story: told(story.first, succeeded=False, reason="no")),
     "a value that another entry gave": ("result", lambda story: told(story.swap, succeeded=True, reason=None)),
     "a value that never was": ("value", lambda story: change(story.two, values=[b"3", None])),
-    "values that never were together": ("value", lambda story: change(story.two, values=[None, b"2"])),
     "a value of another revision": ("value", lambda story: change(story.local[0], values=[b"1"])),
     "a scan that leaves one out": ("value", lambda story: change(story.scan, entries=[])),
     "a scan that hides that there is more": ("value", lambda story: change(story.scan, more=True)),
@@ -128,14 +132,15 @@ FAULTS: dict[str, tuple[str, Callable[[Story], object]]] = {
         lambda story: change(story.local[1], revision=None, values=[b"1"]),
     ),
     "a view that cannot be repeated": ("view", lambda story: change(story.viewed[1], values=[b"2"])),
-    "a view of nothing": ("view", lambda story: change(story.viewed[1], of_view=99)),
+    "a view of nothing": ("view", lambda story: change(story.viewed[1], of_view=99, revision=99)),
+    "a view that moved": ("view", lambda story: change(story.viewed[1], revision=2)),
     "an event twice": ("event-twice", lambda story: again(story, 1)),
     "an event missing": ("event-missing", lambda story: without(story, 1)),
     "the last event missing": ("event-missing", lambda story: without(story, 3)),
     "an event out of order": ("event-order", lambda story: swapped(story, 1)),
-    "an event with another value": ("event-wrong", lambda story: event(story, 1, value=b"x")),
-    "an event with another value before": ("event-wrong", lambda story: event(story, 1, previous=None)),
-    "an event of another kind": ("event-wrong", lambda story: event(story, 2, kind="put")),
+    "an event with another value": ("event-wrong", lambda story: told_otherwise(story, 1, value=b"x")),
+    "an event with another value before": ("event-wrong", lambda story: told_otherwise(story, 1, previous=None)),
+    "an event of another kind": ("event-wrong", lambda story: told_otherwise(story, 2, kind="put")),
     "a refused command in the log": ("refused", lambda story: story.append(Put(K, b"refused"))),
     "an acknowledged command twice": ("twice", lambda story: story.append(Put(K, b"1"))),
     "an unknown command twice": ("twice", lambda story: story.append(Put(K, b"5"))),
@@ -239,6 +244,46 @@ def test_a_local_read_obliges_its_own_session_and_nobody_else() -> None:
     assert [finding.rule for finding in history.check([Entry(1, 1, data)]).findings] == ["back"]
 
 
+def test_what_a_linearizable_read_saw_the_next_one_sees_too_in_any_session() -> None:
+    """Though the write it saw goes on, and is not acknowledged."""
+    for linearizable in (False, True):
+        history, data = History(), encode(Put(K, b"v"))
+        history.begin_propose([data])
+        history.begin_get([K], session="a").ok([b"v"])
+        history.begin_get([K], session="b", linearizable=linearizable).ok([None])
+        found = [finding.rule for finding in history.check([Entry(1, 1, data)]).findings]
+        assert found == (["stale"] if linearizable else [])
+
+
+def test_the_events_of_one_entry_come_in_any_order_and_a_watcher_may_end_among_them() -> None:
+    log = [Entry(index, 1, encode(one)) for index, one in enumerate([Open(b"a", 5), Open(b"b", 5)], 1)]
+    log.append(Entry(3, 1, encode(Transfer(b"a", b"b", 1))))
+    keys = sorted(key for _, key in replayed(log, Bank, Limits(), "fail").written(None, b"", 3, 3))
+    state = MemoryStateMachine(Bank)
+    state.start()
+    run(lambda: state.apply_chunk(log))
+    moved = [Event("put", key, state.get(key), None, 3) for key in keys]
+    assert len(moved) == 2
+    for events, through, missing in ((moved, 3, 0), (moved[::-1], 3, 0), (moved[1:], 0, 0), (moved[1:], 3, 1)):
+        history = History()
+        watch = history.begin_watch(3)
+        for event in events:
+            watch.saw(event)
+        watch.ok(through)
+        found = [finding.rule for finding in history.check(log, Bank, others=True).findings]
+        assert found == ["event-missing"] * missing
+
+
+def test_values_of_several_keys_are_those_of_one_index() -> None:
+    log = [Entry(index, 1, encode(Put(key, b"%d" % index))) for index, key in enumerate([K, b"l", K, b"l"], 1)]
+    for values, valid in (([b"1", b"2"], True), ([b"3", b"2"], True), ([b"1", b"4"], False), ([None, b"2"], False)):
+        history = History()
+        read = history.begin_get([K, b"l"], linearizable=False)
+        read.ok(values)
+        found = [finding.rule for finding in history.check(log, others=True).findings]
+        assert found == ([] if valid else ["value"])
+
+
 # ---- chunks that are applied -----------------------------------------------------------------------------------------
 
 
@@ -257,12 +302,38 @@ def test_entries_that_are_applied_again_say_so_and_count_from_the_first_time() -
     assert [finding.rule for finding in history.check(log).findings] == ["result"]
 
 
+def test_a_chunk_is_seen_whole_or_not_at_all() -> None:
+    log = [Entry(index, 1, encode(Put(K, b"%d" % index))) for index in range(1, 7)]
+    for at, revision, rules in (
+        *((index, index, [] if index in (0, 3, 6) else ["torn"]) for index in range(7)),
+        *((index, None, [] if index in (0, 3, 6) else ["torn"]) for index in range(7)),
+    ):
+        history = History()
+        for chunk in (log[:3], log[3:]):
+            history.begin_apply(chunk)
+        history.begin_get([K], linearizable=False).ok([b"%d" % at if at else None], revision)
+        assert [finding.rule for finding in history.check(log).findings] == rules
+        history.begin_apply(log[:at] or log)
+        assert history.check(log).valid, "another chunk ended there"
+
+
+def test_what_is_the_same_behind_a_chunk_and_inside_of_it_is_not_torn() -> None:
+    log = [Entry(index, 1, encode(Put(b"%d" % (index % 2), b""))) for index in range(1, 5)]
+    history = History()
+    history.begin_apply(log)
+    history.begin_get([b"1"], linearizable=False, session="a").ok([b""])
+    history.begin_get([b"0", b"1"], linearizable=False, session="b").ok([None, b""])
+    assert [finding.rule for finding in history.check(log).findings] == ["torn"]
+
+
 def test_what_failed_to_be_applied_is_not_seen() -> None:
     history = History()
     log = [Entry(1, 1, encode(Put(K, b"v")))]
     history.begin_apply(log).failed("no room")
     history.begin_get([K]).ok([b"v"])
     assert [finding.rule for finding in history.check(log).findings] == ["future"]
+    history.begin_apply(log).ok([ApplyResult(1, True, already_applied=True)])
+    assert history.check(log).valid, "somebody had applied it, whom nobody recorded"
 
 
 # ---- what it is not for ----------------------------------------------------------------------------------------------

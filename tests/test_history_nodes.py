@@ -58,6 +58,7 @@ async def call(node: RecordedNode, rng: random.Random, number: int) -> None:
             await node.get(key)
         case 5:
             await node.get_multi(KEYS)
+            assert (await node.barrier()).index >= last
         case 6:
             await node.get_multi(KEYS[:2], at_least=max(0, last - 1))
         case 7:
@@ -189,6 +190,7 @@ def sync_call(node: RecordedSyncNode, rng: random.Random, number: int) -> None:
             node.get(key)
         case 4:
             node.get_multi(KEYS)
+            node.barrier()
         case 5:
             node.scan_prefix(b"", limit=3)
         case 6:

@@ -38,9 +38,9 @@ OWNERS = {
     "uvloop": ("engine/run/shell.py", "engine/sync/portal.py", CLI),
     "click": (CLI,),
     "rich": (CLI,),
+    "pytest": ("engine/conformance/",),
     "sqlite3": ("engine/adaptors/sqlite.py",),
     "rocksdict": ("engine/adaptors/rocksdb.py",),
-    "pytest": ("engine/conformance/",),
 }
 _LISTED = re.compile(r"^ {4}(\w+\.py|\w+/) ", re.MULTILINE)
 _LIST = re.compile(r"^Files(?: and rooms)?, lowest first:$", re.MULTILINE)
@@ -182,10 +182,18 @@ def test_the_front_door_holds_links_to_the_ranks_and_what_type_checkers_see_is_w
         ),
         ("from shardengine.adaptors import FileStateMachine", ("sqlite3", "rocksdict")),
         (
+            "from shardengine.conformance import History",
+            ("pytest", "click", "rich", "uvloop", "shardengine.engine.cli"),
+        ),
+        (
             "import shardengine.machines.bank, shardengine.machines.queue",
             ("asyncio", "shardengine.engine.engine", "lmdb"),
         ),
         ("from shardengine import Engine", ("click", "rich", "uvloop", "shardengine.engine.cli")),
+        (
+            "from shardengine.conformance import StateMachineSuite",
+            ("click", "rich", "uvloop", "shardengine.engine.engine"),
+        ),
     ],
 )
 def test_an_import_loads_no_more_than_it_needs(program: str, unwanted: tuple[str, ...]) -> None:

@@ -35,12 +35,14 @@ class Tiny:
         for entry in self.log:
             self._results += model.apply([entry])
             self._states.append(dict(model.data))
-        self._wide = rng.choice([0.4, 0.8, 1.6])
+        self._wide, plain = rng.choice([0.4, 0.8, 1.6]), rng.random() < 0.4
         self._acts: list[tuple[float, Act]] = []
         index = 1
         while index <= len(self.log):
             index += self._write(index)
-        for _ in range(rng.choice([2, 3, 3, 4])):
+        for _ in range(4 if plain else 0):
+            self._read()
+        for _ in range(0 if plain else rng.choice([2, 3, 3, 4])):
             rng.choice(
                 [self._read, self._read, self._read, self._read, self._scan, self._view, self._watch, self._stray]
             )()
@@ -51,7 +53,7 @@ class Tiny:
         if self.rng.random() < 0.12:
             at += self.rng.uniform(-2, 2)
         self._acts.append((at - self.rng.random() * self._wide, begin))
-        self._acts.append((at + self.rng.random() * self._wide, end))
+        self._acts.append((at + self.rng.random() * self.rng.choice([self._wide, self._wide, 3]), end))
 
     def _session(self) -> str:
         return self.rng.choice(["s", "t"])

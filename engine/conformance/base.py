@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import reprlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import wraps
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 from shardengine import (
     ApplyResult,
@@ -190,7 +190,7 @@ def expect_records(found: Mapping[bytes, bytes], expected: Mapping[bytes, bytes]
     __tracebackhide__ = True
     wrong = [key for key in sorted(found.keys() | expected.keys()) if found.get(key) != expected.get(key)]
     said = [f"{key!r} is {found.get(key)!r}, to be {expected.get(key)!r}" for key in wrong[:_SHOWN]]
-    demand(not wrong, f"{sentence}; {len(wrong)} keys are wrong: {'; '.join(said)}")
+    demand(not wrong, f"{sentence}; wrong keys, {len(wrong)} of them: {'; '.join(said)}")
 
 
 def expect_results(results: Sequence[ApplyResult], log: Log, first: int, last: int, known: int = 0) -> None:
@@ -223,6 +223,7 @@ def refusal(sentence: str) -> Iterator[None]:
 
 # ---- how a check is run ----------------------------------------------------------------------------------------------
 
+Result = TypeVar("Result")
 Body = Callable[[Any, Path], Coroutine[Any, Any, None]]
 
 
@@ -248,6 +249,20 @@ def need(suite: Hooks, *needs: str) -> None:
     lacking = [name for name in needs if name not in suite.supports]
     if lacking:
         pytest.skip(f"{type(suite).__name__} leaves out {', '.join(lacking)}: its `supports` does not name it")
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, Result]) -> AsyncIterator[asyncio.Task[Result]]:
+    """Do work while the block runs, and wait for it at its end. Where either fails, the other ends, too."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+        await task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # it was told already, or is not what is wrong
 
 
 async def _within(work: Awaitable[None], seconds: float | None) -> None:

@@ -18,6 +18,8 @@ An operation begins and ends; between the two it takes effect, or is answered, a
  9. event-...    A subscription is told what the log wrote under its filter from `since` on: every event, once, in the
                  log's order, with its value, up to the last one that came, or that was waited for; and none that was
                  still to come (5).
+10. torn         Entries that were applied as one chunk are seen together: no read is answered at an index inside of it.
+                 (A node may apply what was proposed together in pieces.)
 
 A local read lies outside of rule 4 for others: that it saw an entry obliges no reader of another session.
 
@@ -52,7 +54,7 @@ def checked(timeline: Timeline, operations: Iterable[Operation], *, others: bool
     claims = Claims(timeline, [one for one in ordered if isinstance(one, Write)], findings, others=others)
     moments = _moments(ordered)
     ceiling = _ceiling(claims.began, len(moments))
-    _Sweep(claims, ceiling, Reading(timeline, findings), findings).run(moments)
+    _Sweep(claims, ceiling, Reading(timeline, claims.inside, findings), findings).run(moments)
     watching, events = Watching(timeline, ceiling, findings), 0
     for watch in ordered:
         if isinstance(watch, Watch):

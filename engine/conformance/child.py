@@ -52,7 +52,7 @@ def ends(seed: str, start: int) -> Iterator[int]:
 def found(orders: Orders) -> type[Hooks]:
     """The class, out of its module where that can be imported, else out of its file, as that module."""
     module = sys.modules.get(orders.module) or _imported(orders)
-    if module is None or Path(str(module.__file__)).resolve() != Path(orders.file):
+    if module is None or Path(getattr(module, "__file__", None) or "").resolve() != Path(orders.file):
         spec = importlib.util.spec_from_file_location(orders.module, orders.file)
         if spec is None or spec.loader is None:
             raise ImportError(f"{orders.file} cannot be imported", name=orders.module, path=orders.file)
@@ -70,7 +70,7 @@ def _imported(orders: Orders) -> Any:
     try:
         return importlib.import_module(orders.module)
     except ModuleNotFoundError as error:
-        if not orders.module.startswith(error.name or "?"):
+        if not f"{orders.module}.".startswith(f"{error.name}."):
             raise
         return None
 

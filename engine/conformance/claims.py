@@ -13,13 +13,15 @@ NEVER = 1 << 62
 
 
 class Claims:
-    """Rules 1, 2 and 8 (see `checking.py`). An entry is claimed by the index that its proposal was told; one that
-    nobody was told by a proposal with the same data whose outcome is unknown, the first such entry by the first such
-    proposal: what could be seen after none but an earlier one is the earlier entry, so no other way fits if that one
-    does not.
+    """Rules 1, 2 and 8 (see `checking.py`).
 
-    `began`: by index, the number of the operation that brought the entry; 0 where that was not recorded. `proved`: by
-    the number of an acknowledged operation, the highest index that is truly its own.
+    An entry is claimed by the proposal that was told its index. One that nobody was told is claimed by a proposal of
+    the same data whose outcome is not known, the first such entry by the first such proposal: entries become visible in
+    their order, so if any way to give them to these proposals fits what was seen, this one does.
+
+    `began`: by index, the number of the operation that brought the entry; 0 where that was not recorded. `inside`: the
+    entries that have another one behind them in every chunk that they were applied in. `proved`: by the number of an
+    acknowledged operation, the highest index that is truly its own.
     """
 
     def __init__(self, timeline: Timeline, writes: list[Write], findings: Findings, *, others: bool) -> None:
@@ -29,11 +31,14 @@ class Claims:
         self._began: dict[int, int] = {}
         self._fed: set[int] = set()
         self.proved: dict[int, int] = {}
+        self.inside: set[int] = set()
+        self._ends: set[int] = set()
         for write in writes:
             if write.first is not None:
                 self._feed(write)
             elif write.outcome == "ok":
                 self._told(write)
+        self.inside -= self._ends
         if not others:
             self._search([write for write in writes if write.first is None])
         self.began = [self._began.get(index, 0) for index in range(timeline.last + 1)]
@@ -90,6 +95,7 @@ class Claims:
                 return
             self._judge_results(write)
             self.proved[write.begun] = own[-1][0]
+        self._ends.add(own[-1][0])
         for (index, data), again in zip(own, self._known(write), strict=True):
             if 1 <= index <= self._timeline.last and self._timeline.datas[index] == data:
                 before = self._began.get(index, NEVER)
@@ -97,6 +103,7 @@ class Claims:
                     self._began[index] = before
                 elif not again:
                     self._began[index] = min(before, write.begun)
+                    self.inside.add(index)
                 elif before == NEVER:
                     self._began[index] = 0
 

@@ -28,9 +28,10 @@ class History(Recorder):
     """What concurrent callers saw of a state machine, to be compared with the log that it was given.
 
         history = History()
-        node = history.node(Node("data", log=log))      # the same calls, recorded
-        ...                                             # any number of tasks, or nodes, and faults meanwhile
-        verdict = history.check(await entries_of(log))
+        async with Node("data", log=log) as running:
+            node = history.node(running)                # the same calls, recorded
+            ...                                         # any number of tasks, or nodes, and faults meanwhile
+            verdict = history.check(await entries_of(log))
         assert verdict.valid, verdict
 
     Clients of another kind are recorded by hand: `operation = history.begin_propose([data])`, or `begin_get`, and so
@@ -45,7 +46,8 @@ class History(Recorder):
     """
 
     def node(self, node: Any, session: str = "node") -> RecordedNode:
-        """A stand-in for a `Node`. Two nodes want two sessions."""
+        """A stand-in for a `Node`. Two nodes want two sessions; so does one that was started again after a power loss,
+        as its local reads may go back."""
         return RecordedNode(self, node, session)
 
     def sync_node(self, node: Any, session: str = "node") -> RecordedSyncNode:

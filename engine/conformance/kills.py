@@ -105,7 +105,7 @@ class Judge:
     def opened(self, index: int, kill: int) -> None:
         """The machine stands there now, after so many kills."""
         acknowledged = self._allowed[0]
-        when = f"after {kill} kills (seed {self._seed})"
+        when = f"behind kill {kill} (seed {self._seed})"
         demand(
             index >= acknowledged,
             f"a chunk that was acknowledged survives SIGKILL; {when}, entry {acknowledged} was, and the machine "
@@ -127,7 +127,7 @@ class Judge:
         """Fail unless the machine is exactly what the log comes to at its index."""
         index = machine.last_applied().index
         self.opened(index, kill)
-        when = f"after {kill} kills (seed {self._seed})"
+        when = f"behind kill {kill} (seed {self._seed})"
         found = self.suite.found(machine)
         if found != self.log.contents(index):
             sentence = f"{when}, the records are those of last_applied(), {index}{self._whose(found, index)}"
@@ -173,7 +173,7 @@ class Kills(Hooks):
             at = machine.last_applied().index
             async with asyncio.timeout(self.watchdog_s):
                 await self.feed(machine, judge.log, at + 1, at + LARGEST)
-            self.expect_state(machine, judge.log, at + LARGEST, f"after {self.kills} kills, and more of the log")
+            self.expect_state(machine, judge.log, at + LARGEST, f"behind kill {self.kills}, and more of the log")
 
 
 class Pace:

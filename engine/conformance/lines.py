@@ -18,7 +18,7 @@ Bytes are strings with one character a byte, from U+0000 to U+00FF (Latin-1), so
     apply    first: index, data, commands                            results: [{index, succeeded, value, reason,
                                                                                already_applied}]
     get      keys, linearizable, at_least, of_view                   values: [bytes or null], revision: index or null
-    view     linearizable, at_least                                  revision
+    view     keys: [], else as get; a barrier, too                   values: [], revision
     scan     prefix, limit, start_after, reverse, linearizable,      entries: [[key, value]], more, revision
              at_least, of_view
     watch    since, key, prefix, previous                            through; each event: kind, key, value, previous,

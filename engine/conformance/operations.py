@@ -69,7 +69,7 @@ class Write(Operation, kw_only=True):
 
 
 class Read(Operation, kw_only=True):
-    """Values of some keys at one index; of no key: a view was opened.
+    """Values of some keys at one index; of no key: a view was opened, or a barrier passed, there.
 
     linearizable: it must see all that was acknowledged to anybody before. at_least: it must see that entry. of_view:
     it was asked of a view of that revision.
@@ -184,7 +184,8 @@ class Recorder:
         return self._added(Read(**told, keys=list(keys), linearizable=linearizable, at_least=at_least, of_view=of_view))
 
     def begin_view(self, *, session: str = "", linearizable: bool = True, at_least: int = 0) -> Read:
-        """A view is opened. It ended with `ok([], view.revision)`; what is read of it goes with `of_view`."""
+        """A view is opened, or a barrier waited for. It ends with `ok([], view.revision)`; what is read of it goes with
+        `of_view`."""
         return self.begin_get([], session=session, linearizable=linearizable, at_least=at_least)
 
     def begin_scan(

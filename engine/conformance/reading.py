@@ -1,6 +1,8 @@
-"""What a read may have seen: rules 4 to 7 (see `checking.py`)."""
+"""What a read may have seen: rules 4 to 7, and 10 (see `checking.py`)."""
 
 from __future__ import annotations
+
+from collections.abc import Set
 
 from shardengine.engine.conformance.operations import Read, Scan
 from shardengine.engine.conformance.timeline import Timeline
@@ -10,15 +12,18 @@ from shardengine.engine.conformance.verdict import Findings, shown
 class Reading:
     """Judges one read after the other."""
 
-    def __init__(self, timeline: Timeline, findings: Findings) -> None:
+    def __init__(self, timeline: Timeline, inside: Set[int], findings: Findings) -> None:
+        """`inside`: indices at which no read is answered."""
         self._timeline = timeline
+        self._inside = inside
         self._findings = findings
 
     def of_view(self, read: Read | Scan) -> None:
         """Of a view: its revision's state, whenever it is read."""
         revision = read.of_view
         assert revision is not None
-        if not 0 <= revision <= self._timeline.last or not self._fits(read, revision):
+        there = read.revision == revision and 0 <= revision <= self._timeline.last
+        if not there or not self._fits(read, revision):
             said = f"operation {read.begun} saw {_seen(read)} in a view of {revision}, which holds another state"
             self._findings.add("view", said, read.begun)
 
@@ -29,15 +34,21 @@ class Reading:
         if read.revision is not None:
             return self._at_revision(read, read.revision, must, before, most)
         assert isinstance(read, Read)
-        found = self._timeline.first(read.keys, read.values, must, most)
+        found = self._first(read, must, most)
         if found is None:
             self._nowhere(read, must, most)
             return None
         if found < before:
-            found = self._timeline.first(read.keys, read.values, before, most)
+            found = self._first(read, before, most)
         if found is None:
             said = f"operation {read.begun} saw {_seen(read)}, an older state than its session had seen, entry {before}"
             self._findings.add("back", said, read.begun)
+        return found
+
+    def _first(self, read: Read, low: int, most: int) -> int | None:
+        while (found := self._timeline.first(read.keys, read.values, low, most)) in self._inside:
+            assert found is not None
+            low = found + 1
         return found
 
     def _at_revision(self, read: Read | Scan, revision: int, must: int, before: int, most: int) -> int | None:
@@ -48,6 +59,8 @@ class Reading:
             self._findings.add("future", f"{what}, when {most} was the newest that could be there", read.begun)
         elif revision < before:
             self._findings.add("back", f"{what}, and its session had seen entry {before}", read.begun)
+        elif revision in self._inside:
+            self._findings.add("torn", f"{what}, inside of a chunk", read.begun)
         elif not self._fits(read, revision):
             self._findings.add("value", f"{what}, and saw {_seen(read)}: the state is another one", read.begun)
         else:
@@ -67,6 +80,8 @@ class Reading:
         told = f"operation {read.begun} saw {_seen(read)}"
         if self._findings.full:
             self._findings.add("value", told, read.begun)
+        elif (found := self._timeline.first(read.keys, read.values, must, most)) is not None:
+            self._findings.add("torn", f"{told}, the state behind entry {found}, inside of a chunk", read.begun)
         elif (found := self._timeline.first(read.keys, read.values, 0, must - 1)) is not None:
             said = f"{told}, the state behind entry {found}, and had to see entry {must}"
             self._findings.add("stale", said, read.begun)

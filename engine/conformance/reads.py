@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from shardengine import Put
-from shardengine.engine.conformance.base import Hooks, MachineUnderTest, check, demand, expect
+from shardengine.engine.conformance.base import Hooks, MachineUnderTest, beside, check, demand, expect
 from shardengine.engine.conformance.log import Log
 
 _WIDTH = 16
@@ -54,13 +54,12 @@ class Reading(Hooks):
         """Every chunk writes all keys: whoever sees two values has seen half a chunk, or two states."""
         log = Log(Put(self.key(n % _WIDTH), self.value(1 + n // _WIDTH)) for n in range(_ROUNDS * _WIDTH))
         with self.running(tmp_path / "machine") as machine:
-            writer = asyncio.create_task(_write(self, machine, log))
             looks, last = 0, 0
-            while not writer.done():
-                last = _look(self, machine, last)
-                looks += 1
-                await asyncio.sleep(0)
-            await writer
+            async with beside(_write(self, machine, log)) as writer:
+                while not writer.done():
+                    last = _look(self, machine, last)
+                    looks += 1
+                    await asyncio.sleep(0)
             self.expect_state(machine, log, _ROUNDS * _WIDTH, f"after {looks} looks beside a writer")
 
 

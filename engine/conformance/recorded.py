@@ -25,7 +25,7 @@ from shardengine.engine.errors import (
     StoreFullError,
 )
 from shardengine.shards.machine import encode
-from shardengine.shards.types import ApplyResult, Entry
+from shardengine.shards.types import ApplyResult, Entry, LogId
 
 T = TypeVar("T")
 _NOT_PROPOSED = (BadEntryError, FrameTooLargeError, LogFullError, NodeStoppedError, NotAppendedError)
@@ -222,6 +222,12 @@ class RecordedNode(_StandIn):
         operation.ok([], view.revision)
         return RecordedView(self._recorder, view, self._session)
 
+    async def barrier(self, timeout: float | None = None) -> LogId:
+        operation = self._get([])
+        last: LogId = await _awaited(operation, self._of.barrier(timeout))
+        operation.ok([], last.index)
+        return last
+
 
 class RecordedSyncNode(_StandIn):
     """A `SyncNode`. Other threads may apply between a read and its end: it does not know its revision."""
@@ -284,6 +290,12 @@ class RecordedSyncNode(_StandIn):
         view = _done(operation, lambda: self._of.view(at_least=at_least, timeout=timeout))
         operation.ok([], view.revision)
         return RecordedView(self._recorder, view, self._session)
+
+    def barrier(self, timeout: float | None = None) -> LogId:
+        operation = self._get([])
+        last: LogId = _done(operation, lambda: self._of.barrier(timeout))
+        operation.ok([], last.index)
+        return last
 
 
 def _level(at_least: int | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shardengine import Put
-from shardengine.engine.conformance.base import Hooks, MachineUnderTest, check, demand, expect
+from shardengine.engine.conformance.base import Hooks, MachineUnderTest, beside, check, demand, expect
 from shardengine.engine.conformance.log import Log, Move, Operation, mixed
 
 _ENTRIES = 200
@@ -33,11 +33,10 @@ class Spanning(Hooks):
         """Moves only: no value is ever there twice, and none is lost that was not moved upon."""
         log = Log(_moves(self))
         with self.running(tmp_path / "machine") as machine:
-            writer = asyncio.create_task(_write(self, machine, log))
-            while not writer.done():
-                _look(self, machine, log)
-                await asyncio.sleep(0)
-            await writer
+            async with beside(_write(self, machine, log)) as writer:
+                while not writer.done():
+                    _look(self, machine, log)
+                    await asyncio.sleep(0)
             self.expect_state(machine, log, _ENTRIES, "after moves beside a reader")
 
 
