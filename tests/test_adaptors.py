@@ -327,12 +327,24 @@ def test_a_forked_child_cannot_use_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "rocksdb", "file"])
-async def test_a_directory_that_moved_takes_no_votes(kind: str, tmp_path: Path) -> None:
+async def test_a_directory_that_moved_takes_no_chunk_and_no_vote_until_it_is_back(kind: str, tmp_path: Path) -> None:
     async with durable(kind, tmp_path / "db") as machine:
+        await machine.apply_chunk(entries(1, 5))
         (tmp_path / "db").rename(tmp_path / "elsewhere")
+        calls: list[Callable[[], Any]] = [
+            lambda: machine.save_hard_state(HardState(1, "a")),
+            lambda: machine.update_last_applied(LogId(9, 1)),
+            machine.view,
+            machine.flush,
+        ]
+        for call in calls:
+            with pytest.raises(DirectoryChangedError):
+                call()
         with pytest.raises(DirectoryChangedError):
-            machine.save_hard_state(HardState(1, "a"))
+            await machine.apply_chunk(entries(6, 5))
         (tmp_path / "elsewhere").rename(tmp_path / "db")
+        await machine.apply_chunk(entries(6, 5))
+        await judge(machine, 10, 10)
 
 
 def test_the_end_of_the_interpreter_flushes_and_closes(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from shardengine.engine.adaptors.base import InProcess
 from shardengine.engine.adaptors.home import Home
 from shardengine.engine.adaptors.store import Store
+from shardengine.engine.adaptors.views import StateView
 from shardengine.engine.contract import HardState, SnapshotMetadata
 from shardengine.engine.errors import EngineError, StoreError, disk_error
 from shardengine.engine.intake.tail import Tail
@@ -112,7 +113,15 @@ class InDirectory(InProcess):
         with `reset` and a forced `restore`, and stays where it is once a write has failed."""
         return min(self._durable, self.last_applied())  # an interrupt may have kept a reset from saying so
 
+    def view(self) -> StateView:
+        """Keep the state at `last_applied()` for repeatable reads; its class says at what cost. Raises
+        DirectoryChangedError when the directory is not where it was."""
+        self._running()
+        self._home.check_place()
+        return super().view()
+
     def _commit(self, writes: Mapping[bytes, bytes | None], tail: Tail) -> None:
+        self._home.check_place()
         super()._commit(writes, tail)
         if self._power:
             self._durable = LogId(tail.index, tail.term)
