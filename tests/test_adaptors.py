@@ -46,7 +46,7 @@ from shardengine.engine.adaptors.durable import InDirectory
 from shardengine.engine.adaptors.home import Kind
 from shardengine.engine.storage.files import read_checked, write_checked
 from shardengine.shards.types import Limits
-from tests.adaptors import DURABLE, KINDS, durable, entries, made
+from tests.adaptors import DURABLE, KINDS, durable, entries, judge, made
 from tests.directories import puts
 from tests.killing import ROOT, WATCHDOG_S, environment
 from tests.machines import Add, LaterLedger, Ledger
