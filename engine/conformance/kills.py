@@ -26,7 +26,7 @@ _PROGRAM = (
     "from shardengine.engine.conformance.child import main; main()"
 )
 _WORDS = 12  # a process says so many, at most, before it is killed
-_UNSEEN = 3  # after one kill in so many nobody looks: the next process finds what was left
+UNSEEN = 3  # after one kill in so many nobody looks: the next process finds what was left
 
 
 class Victim:
@@ -165,7 +165,7 @@ class Kills(Hooks):
         for kill in range(1, self.kills + 1):
             with Victim(_orders(self, directory, seed), tmp_path / "errors") as victim:
                 _feed_and_kill(victim, judge, draw, pace, kill)
-            if kill % _UNSEEN and kill < self.kills:
+            if kill % UNSEEN and kill < self.kills:
                 with self.running(directory) as machine:
                     judge.look(machine, kill)
         with self.running(directory) as machine:
