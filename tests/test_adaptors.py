@@ -275,6 +275,9 @@ def test_what_is_no_directory_of_ours_is_refused_and_left_as_it_is(kind: str, tm
     assert (tmp_path / "full" / "a file").read_text() == "of somebody"
     with pytest.raises(ConfigError, match="durability"):
         durable(kind, tmp_path / "db", durability="never")
+    if kind == "file":
+        with pytest.raises(ConfigError, match="checkpoint_bytes=0"):
+            durable(kind, tmp_path / "db", checkpoint_bytes=0)
     assert not (tmp_path / "db").exists()
     machine = durable(kind, tmp_path / "db")
     machine.start()
@@ -283,10 +286,9 @@ def test_what_is_no_directory_of_ours_is_refused_and_left_as_it_is(kind: str, tm
     name.rename(tmp_path / "moved")
     with pytest.raises(DamagedError, match="there was a state, and now there is none"):
         machine.start()
-    if kind != "rocksdb":
-        name.symlink_to(tmp_path / "moved")
-        with pytest.raises(FileRefusedError, match="symbolic link"):
-            machine.start()
+    name.symlink_to(tmp_path / "moved")
+    with pytest.raises(FileRefusedError, match="symbolic link"):
+        machine.start()
 
 
 async def test_files_of_another_program_are_named(tmp_path: Path) -> None:
@@ -331,6 +333,23 @@ async def test_a_directory_that_moved_takes_no_votes(kind: str, tmp_path: Path) 
         with pytest.raises(DirectoryChangedError):
             machine.save_hard_state(HardState(1, "a"))
         (tmp_path / "elsewhere").rename(tmp_path / "db")
+
+
+def test_the_end_of_the_interpreter_flushes_and_closes(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, os, sys\n"
+        "from shardengine.adaptors import FileStateMachine\n"
+        "from tests.directories import puts\n"
+        "machine = FileStateMachine(sys.argv[1])\n"
+        "machine.start()\n"
+        "asyncio.run(machine.apply_chunk(puts(1, 3)))\n"
+        "os.fdatasync = lambda descriptor: print('synced')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "db"], cwd=ROOT, env=environment(), capture_output=True, text=True,
+        check=True, timeout=WATCHDOG_S,
+    )  # fmt: skip
+    assert done.stdout == "synced\n"
 
 
 def test_without_rocksdict_the_extra_is_named() -> None:

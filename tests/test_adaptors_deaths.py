@@ -24,7 +24,7 @@ from tests.killing import ROOT, environment, note, seeded
 WATCHDOG_S = 40.0
 MODES: tuple[Mode, Mode] = ("process", "power")
 RANDOM_KILLS = 20
-RULES = 14
+RULES = 8
 EVERY = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 
 

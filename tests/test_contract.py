@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from shardengine import Engine, EngineStateError, EngineStoppedError, StateMachine, StoreError
-from shardengine.adaptors import MemoryStateMachine
+from shardengine.adaptors import FileStateMachine, MemoryStateMachine, RocksDBStateMachine, SQLiteStateMachine
 from tests.directories import puts
 from tests.inside import runtime_of
 
+ADAPTORS = (MemoryStateMachine, FileStateMachine, RocksDBStateMachine, SQLiteStateMachine)
 METHODS = [name for name, value in vars(StateMachine).items() if inspect.isfunction(value) and value.__doc__]
 
 
@@ -32,7 +33,7 @@ def test_every_method_of_the_contract_says_what_it_is_for() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("machine", [Engine, MemoryStateMachine])
+@pytest.mark.parametrize("machine", [Engine, *ADAPTORS])
 def test_it_has_the_method(machine: type[StateMachine], name: str) -> None:
     asked, found = getattr(StateMachine, name), getattr(machine, name)
     assert inspect.iscoroutinefunction(asked) is inspect.iscoroutinefunction(found)
@@ -51,6 +52,7 @@ def test_a_machine_in_memory_has_what_an_engine_has_but_for_what_it_says() -> No
     lacking = public(Engine) - public(MemoryStateMachine)
     assert lacking == {"create_snapshot", "snapshots", "set_snapshot_policy", "stats"}
     assert all(f"`{name}`" in (MemoryStateMachine.__doc__ or "") for name in lacking)
+    assert all(public(kind) == public(MemoryStateMachine) for kind in ADAPTORS)
     assert public(MemoryStateMachine) <= public(Engine)
     for name in sorted(public(MemoryStateMachine)):
         asked, found = getattr(Engine, name), getattr(MemoryStateMachine, name)

@@ -168,3 +168,11 @@ def test_two_processes_of_the_window_read_beside_the_shop(tmp_path: Path) -> Non
             assert shop.returncode == 0
         finally:
             shop.kill()
+
+
+def test_a_machine_of_somebody_else_is_tested_by_the_five_lines(tmp_path: Path) -> None:
+    lines = [line for line in modules()["test_mine.py"].splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) == 5
+    (tmp_path / "test_mine.py").write_text(modules()["test_mine.py"])
+    done = shell("python -m pytest -q -p no:cacheprovider --basetemp=mine -k 'gap or reset' test_mine.py", tmp_path)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr

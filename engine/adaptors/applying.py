@@ -85,9 +85,9 @@ class Applying:
         self._owner.check()
         if self._commands is not None:
             raise runs_already()
-        self._made(self._new_fixed())
+        machine = made(self._machine)
         outcome = "opened" if self._open() else "created"
-        self._commands, self._failure = self._made(self._store.fixed), None
+        self._commands, self._failure = commands_of(machine, self._store.fixed), None
         return StartReport(outcome, self.last_applied())
 
     def _open(self) -> bool:
@@ -105,7 +105,7 @@ class Applying:
         return DirectoryConfig(FORMAT, new_lineage(), name, version, SLOTS, limits, bad_entry or "fail")
 
     def _made(self, fixed: DirectoryConfig) -> Commands:
-        return Commands(made(self._machine), fixed.limits, reject_bad=fixed.bad_entry == "reject")
+        return commands_of(made(self._machine), fixed)
 
     def stop(self) -> None:
         """Views end, and reads raise EngineStoppedError from now on; the state is kept for the next `start`, durable
@@ -296,3 +296,7 @@ class Applying:
     async def digest(self) -> bytes:
         """The 16 bytes that an engine's `digest()` gives for the same live records."""
         return records_digest(self._now().under(b"")).to_bytes(16, "big")
+
+
+def commands_of(machine: Machine, fixed: DirectoryConfig) -> Commands:
+    return Commands(machine, fixed.limits, reject_bad=fixed.bad_entry == "reject")

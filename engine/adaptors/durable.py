@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import weakref
@@ -15,7 +16,7 @@ from shardengine.engine.adaptors.base import InProcess
 from shardengine.engine.adaptors.home import Home
 from shardengine.engine.adaptors.store import Store
 from shardengine.engine.contract import HardState, SnapshotMetadata
-from shardengine.engine.errors import StoreError, disk_error
+from shardengine.engine.errors import EngineError, StoreError, disk_error
 from shardengine.engine.intake.tail import Tail
 from shardengine.engine.storage.files import data_path
 from shardengine.engine.storage.generations import DirectoryConfig
@@ -31,7 +32,11 @@ _all: weakref.WeakSet[InDirectory] = weakref.WeakSet()
 
 
 class InDirectory(InProcess):
-    """A `StateMachine` over a store in a directory, which is locked from `start` to `stop`.
+    """A `StateMachine` over a store in a directory, which is locked from `start` to `stop`. It has what
+    `MemoryStateMachine` has, and lacks what that lacks: workers, rings, and snapshots that it takes by itself.
+
+    A write that fails otherwise than for want of room ends the writing: reads go on, and the next start, in this
+    process or another one, finds out what the disk has. The end of the interpreter stops it.
 
     Invariant: the disk has the state up to `_durable`, of this log, and `_durable` does not fall but with the log.
     """
@@ -168,4 +173,14 @@ def _after_fork() -> None:
         machine._owner.leave_to_the_parent()
 
 
+def _at_exit() -> None:
+    for machine in list(_all):
+        if machine._commands is not None and not machine._owner.forked and machine._owner.take_over():
+            try:
+                machine.stop()
+            except EngineError as error:
+                log.error("not stopped in order: %s", error)
+
+
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

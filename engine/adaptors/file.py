@@ -14,7 +14,7 @@ from shardengine.engine.adaptors.journal import Chunk, Journal
 from shardengine.engine.adaptors.records import Records
 from shardengine.engine.adaptors.state import State
 from shardengine.engine.adaptors.store import Store, place_of, stands
-from shardengine.engine.errors import StoreError, SyncFailedError, disk_error
+from shardengine.engine.errors import ConfigError, StoreError, SyncFailedError, disk_error
 from shardengine.engine.intake.tail import Tail
 from shardengine.engine.storage.anchors import Anchors
 from shardengine.engine.storage.files import BESIDE, sync_directory
@@ -37,7 +37,8 @@ class FileStateMachine(InDirectory):
 
     Every chunk is one record of the file, with its checksum: writes, and where the log stands. When more was appended
     than `checkpoint_bytes`, and than the state has, the next chunk first has the state written anew, into a file beside
-    it, which takes its place when the disk has all of it; so does every start, after which a chunk was appended.
+    it, which takes its place when the disk has all of it. So has a start, if any was appended in the run before: it
+    needs room for the state once more. That takes as long as writing the state does.
 
     What a failure leaves, `durability` "process":
 
@@ -72,6 +73,13 @@ class FileStateMachine(InDirectory):
         durability: Durability = "process",
         checkpoint_bytes: int = CHECKPOINT_BYTES,
     ) -> None:
+        if type(checkpoint_bytes) is not int or checkpoint_bytes < 1:
+            raise ConfigError(
+                f"checkpoint_bytes={checkpoint_bytes!r} is no number of bytes, 1 or more",
+                hint=f"leave it out: {CHECKPOINT_BYTES}",
+                key="checkpoint_bytes",
+                value=checkpoint_bytes,
+            )
         home = home_of(path, "file", (NAME,))
         store = FileStore(home.path / NAME, checkpoint_bytes, synced=durability == "power")
         super().__init__(home, store, machine, limits, bad_entry, durability)

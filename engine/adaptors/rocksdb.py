@@ -16,7 +16,7 @@ from shardengine.engine.errors import StoreError
 from shardengine.engine.intake.tail import Tail
 from shardengine.engine.storage.files import sync_directory
 from shardengine.engine.storage.generations import DirectoryConfig
-from shardengine.ipc.files import make_directory
+from shardengine.ipc.files import make_directory, refused
 from shardengine.shards.kv import KeyValue
 from shardengine.shards.machine import Machine
 from shardengine.shards.transaction import Record
@@ -133,6 +133,8 @@ class RocksDBStore(_Rows, Transactional):
         self._db: Any = None
 
     def open(self, *, create: bool) -> bool:
+        if self._path.is_symlink():
+            raise refused(self._path, "a symbolic link")
         there = self._path.is_dir()
         if not there and not create:
             return False

@@ -6,8 +6,8 @@ A snapshot of either is installed in the other: the same manifest, the same file
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from heapq import merge
 from itertools import islice
 from pathlib import Path
@@ -85,15 +85,16 @@ def snapshot_read(snapshot: Snapshot, machine: Machine, room: Path | None) -> It
     system said, when this process lacks what it takes to look.
     """
     parts = zip(snapshot.manifest.parts, claims_of(snapshot.manifest), strict=True)
-    with TemporaryDirectory(prefix=INSTALLING, dir=room) as folder:
+    with ExitStack() as stack:
         try:
-            copied = [copy_part(snapshot.path, *part, Path(folder), machine, records=True) for part in parts]
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix=INSTALLING, dir=room)))
+            copied = [copy_part(snapshot.path, *part, folder, machine, records=True) for part in parts]
         except OSError as error:
             raise disk_error(f"{snapshot.path} cannot be read", error, path=str(snapshot.path)) from error
-        yield merge(*map(_records_in, copied))
+        yield merge(*[stack.enter_context(closing(_records_in(file))) for file in copied])
 
 
-def _records_in(file: Path) -> Iterator[Record]:
+def _records_in(file: Path) -> Generator[Record, None, None]:
     with closing(ReadStore.of_part(file)) as store, closing(store.begin()) as transaction:
         yield from transaction.scan(b"", None, reverse=False)
 

@@ -214,12 +214,14 @@ class SQLiteStore(_Rows, Transactional):
         self._place = None
         with _asking(self._path):
             self.db.execute("PRAGMA synchronous=FULL")
-            with self._transaction():
-                self.db.execute("DELETE FROM records")
-                self.db.executemany(_PUT, records)
-                self.db.execute(_STAND, (msgspec.msgpack.encode(place_of(tail, fixed)),))
-            self._place = tail, fixed
-            self.db.execute(f"PRAGMA synchronous={self._synchronous}")
+            try:
+                with self._transaction():
+                    self.db.execute("DELETE FROM records")
+                    self.db.executemany(_PUT, records)
+                    self.db.execute(_STAND, (msgspec.msgpack.encode(place_of(tail, fixed)),))
+                self._place = tail, fixed
+            finally:
+                self.db.execute(f"PRAGMA synchronous={self._synchronous}")
 
     def flush(self) -> None:
         try:

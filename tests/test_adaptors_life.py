@@ -1,10 +1,10 @@
-"""The life of a state machine in memory: start, stop, views, resets, and what is refused."""
+"""The life of a state machine without workers, over each store: start, stop, views, resets, and what is refused."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,38 @@ from shardengine import (
     KeyValue,
     LogId,
     LogOrderError,
+    Machine,
     MachineImportError,
     Put,
     ViewClosedError,
     WrongThreadError,
     encode,
 )
-from shardengine.adaptors import MemoryStateMachine
+from shardengine.engine.adaptors.base import InProcess
 from shardengine.shards.types import Limits
+from tests.adaptors import KINDS, made
 from tests.directories import puts
 from tests.machines import Unhappy
 from tests.model import log_of
 
-READS: list[Callable[[MemoryStateMachine], Any]] = [
+Make = Callable[..., InProcess]
+
+
+@pytest.fixture(params=KINDS)
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Makes state machines of one kind, each in a directory of its own, and stops them in the end."""
+    all_made = list[InProcess]()
+
+    def make(machine: type[Machine] = KeyValue, **options: Any) -> InProcess:
+        all_made.append(made(request.param, tmp_path / str(len(all_made)), machine, **options))
+        return all_made[-1]
+
+    yield make
+    for each in all_made:
+        each.stop()
+
+
+READS: list[Callable[[InProcess], Any]] = [
     lambda memory: memory.get(b"k1"),
     lambda memory: memory.get_multi([b"k1"]),
     lambda memory: memory.scan_prefix(b""),
@@ -50,8 +69,8 @@ READS: list[Callable[[MemoryStateMachine], Any]] = [
 
 
 @pytest.mark.parametrize("read", READS, ids=range(len(READS)))
-async def test_nothing_is_read_before_the_start_or_after_the_stop(read: Callable[[MemoryStateMachine], Any]) -> None:
-    memory = MemoryStateMachine()
+async def test_nothing_is_read_before_the_start_or_after_the_stop(read: Callable[[InProcess], Any], make: Make) -> None:
+    memory = make()
     with pytest.raises(EngineStateError, match="does not run: its storage is not open") as caught:
         read(memory)
     assert not isinstance(caught.value, EngineStoppedError)
@@ -63,8 +82,8 @@ async def test_nothing_is_read_before_the_start_or_after_the_stop(read: Callable
         read(memory)
 
 
-async def test_awaited_methods_are_refused_after_the_stop(tmp_path: Path) -> None:
-    memory = MemoryStateMachine()
+async def test_awaited_methods_are_refused_after_the_stop(tmp_path: Path, make: Make) -> None:
+    memory = make()
     memory.start()
     memory.stop()
     calls = [memory.apply_chunk([]), memory.apply_chunk(puts(1, 1)), memory.flush_async(), memory.reset()]
@@ -74,8 +93,8 @@ async def test_awaited_methods_are_refused_after_the_stop(tmp_path: Path) -> Non
     assert not (tmp_path / "none").exists()
 
 
-async def test_a_start_goes_on_with_what_the_stop_left() -> None:
-    memory = MemoryStateMachine()
+async def test_a_start_goes_on_with_what_the_stop_left(make: Make) -> None:
+    memory = make()
     assert (memory.start().outcome, memory.is_running(), bool(memory)) == ("created", True, True)
     with pytest.raises(EngineStateError, match="runs already"):
         memory.start()
@@ -91,8 +110,8 @@ async def test_a_start_goes_on_with_what_the_stop_left() -> None:
     assert [result.already_applied for result in await memory.apply_chunk(puts(3, 2, term=2))] == [True, False]
 
 
-async def test_a_view_stays_as_it_was_until_it_is_closed() -> None:
-    async with MemoryStateMachine() as memory:
+async def test_a_view_stays_as_it_was_until_it_is_closed(make: Make) -> None:
+    async with make() as memory:
         await memory.apply_chunk(puts(1, 3))
         with memory.view() as view:
             await memory.apply_chunk(log_of([encode(Delete(b"k1")), encode(Put(b"k2", b"new"))], first=4))
@@ -108,8 +127,8 @@ async def test_a_view_stays_as_it_was_until_it_is_closed() -> None:
             other.get(b"k2")
 
 
-async def test_a_log_begins_where_it_is_told_and_a_reset_goes_back_to_its_head() -> None:
-    async with MemoryStateMachine() as memory:
+async def test_a_log_begins_where_it_is_told_and_a_reset_goes_back_to_its_head(make: Make) -> None:
+    async with make() as memory:
         memory.update_last_applied(LogId(0, 0))
         memory.persist_last_applied(LogId(50, 4))
         memory.update_last_applied(LogId(49, 9))
@@ -126,8 +145,8 @@ async def test_a_log_begins_where_it_is_told_and_a_reset_goes_back_to_its_head()
         await memory.apply_chunk(puts(1, 1))
 
 
-async def test_a_vote_is_cast_once_a_term_and_terms_do_not_fall() -> None:
-    async with MemoryStateMachine() as memory:
+async def test_a_vote_is_cast_once_a_term_and_terms_do_not_fall(make: Make) -> None:
+    async with make() as memory:
         memory.save_hard_state()
         assert memory.hard_state() is None
         memory.save_hard_state(HardState(3, None))
@@ -140,8 +159,8 @@ async def test_a_vote_is_cast_once_a_term_and_terms_do_not_fall() -> None:
         assert await memory.lease_background_cleanup() == []
 
 
-async def test_who_waits_for_an_index_goes_on_when_it_is_applied_passed_over_or_out_of_reach() -> None:
-    async with MemoryStateMachine() as memory:
+async def test_who_waits_for_an_index_goes_on_when_it_is_applied_passed_over_or_out_of_reach(make: Make) -> None:
+    async with make() as memory:
         await memory.wait_applied(0)
         waits = [asyncio.create_task(memory.wait_applied(index)) for index in (3, 2, 9, 20)]
         await asyncio.sleep(0)
@@ -163,8 +182,8 @@ async def test_who_waits_for_an_index_goes_on_when_it_is_applied_passed_over_or_
             await memory.wait_applied(1)
 
 
-async def test_what_an_engine_does_to_its_disk_answers_as_it_does() -> None:
-    memory = MemoryStateMachine()
+async def test_what_an_engine_does_to_its_disk_answers_as_it_does(make: Make) -> None:
+    memory = make()
     memory.close_storage()
     for call in (memory.compact(), memory.restore("nowhere")):
         with pytest.raises(EngineStateError):
@@ -182,39 +201,39 @@ async def test_what_an_engine_does_to_its_disk_answers_as_it_does() -> None:
     memory.close_storage()
 
 
-async def test_it_belongs_to_its_thread() -> None:
+async def test_it_belongs_to_its_thread(make: Make) -> None:
     caught: list[BaseException] = []
 
-    def use(memory: MemoryStateMachine) -> None:
+    def use(memory: InProcess) -> None:
         try:
             memory.get(b"k1")
         except WrongThreadError as error:
             caught.append(error)
 
-    async with MemoryStateMachine() as memory:
+    async with make() as memory:
         thread = threading.Thread(target=use, args=(memory,))
         thread.start()
         thread.join()
     assert len(caught) == 1
 
 
-def test_what_is_no_machine_is_refused() -> None:
+def test_what_is_no_machine_is_refused(make: Make) -> None:
     with pytest.raises(MachineImportError, match="no class that implements Machine"):
-        MemoryStateMachine(Put)  # type: ignore[arg-type]
+        make(Put)
     with pytest.raises(ConfigError, match="key_bytes_max"):
-        MemoryStateMachine(limits=Limits(key_bytes_max=481))
+        make(limits=Limits(key_bytes_max=481))
 
     class Unmade(KeyValue):
         def __init__(self) -> None:
             raise RuntimeError("not today")
 
-    memory = MemoryStateMachine(Unmade)
+    memory = make(Unmade)
     with pytest.raises(MachineImportError, match="not today"):
         memory.start()
     assert not memory.is_running()
 
 
-async def test_a_machine_whose_keys_fail_is_told_as_by_an_engine() -> None:
-    async with MemoryStateMachine(Unhappy) as memory:
+async def test_a_machine_whose_keys_fail_is_told_as_by_an_engine(make: Make) -> None:
+    async with make(Unhappy) as memory:
         with pytest.raises(BadEntryError, match=r"entry 1: the machine's keys\(\).* failed: RuntimeError: keys are"):
             await memory.apply_chunk(puts(1, 1))
