@@ -36,6 +36,8 @@ class OverAll(StateMachineSuite):
 
 
 class TestToy(OverAll):
+    kills = 4
+
     def build(self, directory: Path) -> Toy:
         return Toy(directory)
 
@@ -50,21 +52,21 @@ class TestMemory(OverAll):
 class TestFile(OverAll):
     """Its file is written anew again and again."""
 
-    kills = 5
+    kills = 4
 
     def build(self, directory: Path) -> FileStateMachine:
         return FileStateMachine(directory, Moving, checkpoint_bytes=4096)
 
 
 class TestSQLite(OverAll):
-    kills = 5
+    kills = 4
 
     def build(self, directory: Path) -> SQLiteStateMachine:
         return SQLiteStateMachine(directory, Moving)
 
 
 class TestRocksDB(OverAll):
-    kills = 5
+    kills = 4
 
     def build(self, directory: Path) -> RocksDBStateMachine:
         return RocksDBStateMachine(directory, Moving)
