@@ -146,9 +146,8 @@ class Judge:
         others = [other for other in near if self.log.contents(other) == found]
         if not others:
             return "; they are of no entry near it"
-        if others[0] > index:
-            return f"; the index is behind the data: they are of entry {others[0]}"
-        return f"; the index is ahead of the data: they are of entry {others[-1]}"
+        nearest = min(others, key=lambda other: abs(other - index))
+        return f"; the index is {'behind' if nearest > index else 'ahead of'} the data: they are of entry {nearest}"
 
 
 class Kills(Hooks):
