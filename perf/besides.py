@@ -30,7 +30,7 @@ ADAPTORS: dict[str, Callable[[Path], InProcess]] = {
     "RocksDBStateMachine": RocksDBStateMachine,
     "SQLiteStateMachine": SQLiteStateMachine,
 }
-_GROUPS = ("engine", "adaptor", "store alone")
+_GROUPS = ("engine", "state machine", "store alone")
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -63,7 +63,7 @@ class Measurement:
         yield from (
             (f"engine, {shards} shards" if shards > 1 else "engine, 1 shard", "engine") for shards in self._plan.shards
         )
-        yield from ((name, "adaptor") for name in ADAPTORS)
+        yield from ((name, "state machine") for name in ADAPTORS)
         yield from ((name, "store alone") for name in BARE)
 
     def measure(self) -> None:
@@ -139,7 +139,7 @@ def run_peers(plan: Plan, *, parent: Path | None, output: Path | None, svg: Path
     return 0
 
 
-_ROW = "{:<22}{:<14}{:>12}{:>12}"
+_ROW = "{:<22}{:<16}{:>12}{:>12}"
 
 
 def show(facts: dict[str, Any]) -> None:
@@ -164,4 +164,4 @@ def drawn(facts: dict[str, Any]) -> str:
         for row in facts["peers"]
     ]
     note = f"chunks of {plan['chunk']:,}, median of {plan['rounds']} rounds, {where['cores']} cores, {where['cpu']}"
-    return bars(f"Entries per second, {_what(facts)}, durability process", note, rows)
+    return bars(f"Entries per second, {_what(facts)}, durability process", note, _GROUPS, rows)

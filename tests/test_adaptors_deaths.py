@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from itertools import count, product
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from tests.adaptor_life import Orders, Said
 from tests.adaptors import DURABLE, durable, judge
+from tests.disks import in_a_file_system, needs_file_systems
 from tests.faults.control import DISK, EVER, SHORT, Faults, Rule, Zygote, build, image_of
 from tests.faults.judging import Mode, renew
 from tests.killing import ROOT, environment, note, seeded
@@ -207,3 +209,58 @@ async def test_whatever_call_fails_is_told_and_nothing_acknowledged_is_lost(stag
             note(f"{rule}\n{stage.errors()}\n" + "\n".join(map(str, said)))
             raise
     assert fired >= 6
+
+
+# ---- a full disk -----------------------------------------------------------------------------------------------------
+
+
+FULL = """
+import asyncio, sys
+from contextlib import suppress
+from pathlib import Path
+from shardengine import LogId, StoreError, StoreFullError
+from tests.adaptors import durable, entries, judge
+
+async def main(kind, place):
+    ballast = place / "ballast"
+    machine = durable(kind, place / "db")
+    machine.start()
+    ballast.write_bytes(bytes(5 << 20))
+    last, refused = 0, None
+    while refused is None:
+        try:
+            await machine.apply_chunk(entries(last + 1, 200))
+            last += 200
+        except StoreError as error:
+            refused = error
+    assert "No space left" in str(refused) or "is full" in str(refused), refused
+    assert machine.last_applied().index == last
+    await judge(machine, last, last)
+    ballast.unlink()
+    if machine.is_running():
+        assert isinstance(refused, StoreFullError)
+    else:
+        with suppress(StoreError):
+            machine.stop()
+        machine.start()
+        await judge(machine, last, last + 200)
+        last = machine.last_applied().index
+    for _ in range(5):
+        await machine.apply_chunk(entries(last + 1, 200))
+        last += 200
+    machine.stop()
+    machine.start()
+    await judge(machine, last, last)
+    machine.stop()
+    print(last, type(refused).__name__)
+
+asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("kind", DURABLE)
+def test_a_full_disk_refuses_chunks_by_name_and_takes_them_when_there_is_room(kind: str, tmp_path: Path) -> None:
+    needs_file_systems(tmp_path)
+    done = in_a_file_system(tmp_path, sys.executable, "-c", FULL, kind, str(tmp_path), size="7m")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[1] == ("StoreError" if kind == "rocksdb" else "StoreFullError"), "as its class says"

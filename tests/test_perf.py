@@ -234,9 +234,9 @@ def test_peers_prints_a_row_for_each_side_draws_a_bar_for_it_and_writes_the_same
 
 def test_a_chart_holds_whatever_text_it_is_given() -> None:
     names = ['a < b & "c"', "</text><script>"]
-    drawn = bars(names[0], names[1], [(name, number, name, number) for number, name in enumerate(names)])
+    drawn = bars(names[0], names[1], names, [(name, number, name, number) for number, name in enumerate(names)])
     texts = [text.text for text in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
-    assert texts == [*names, names[0], names[0], names[1], names[1]]
+    assert texts == [*names, *names, names[0], names[0], names[1], names[1]]
     assert "prefers-color-scheme: dark" in drawn and "http" not in drawn.replace("http://www.w3.org/2000/svg", "")
 
 

@@ -110,8 +110,7 @@ class InDirectory(InProcess):
         """How far the state survives power loss, hence how far the host may cut its log. Mode "power":
         `last_applied()`. Mode "process": where the last `flush`, `start`, install or reset left it. It never falls, but
         with `reset` and a forced `restore`, and stays where it is once a write has failed."""
-        self._running()
-        return self._durable
+        return min(self._durable, self.last_applied())  # an interrupt may have kept a reset from saying so
 
     def _commit(self, writes: Mapping[bytes, bytes | None], tail: Tail) -> None:
         super()._commit(writes, tail)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
@@ -123,15 +124,15 @@ class FileStore(Store):
     def open(self, *, create: bool) -> bool:
         self._beside.unlink(missing_ok=True)
         try:
-            descriptor = open_file(self._path, os.O_RDWR)
+            file = FileIO(open_file(self._path, os.O_RDWR), "r+")
         except FileNotFoundError:
             return False
         try:
-            journal = Journal.found(self._path, descriptor)
+            journal = Journal.found(self._path, file)
             state = self._read(journal)
             sync_directory(self._path.parent)
         except BaseException:
-            os.close(descriptor)
+            file.close()
             raise
         self._take(journal, state)
         if journal.appended or not journal.same_boot:
@@ -153,11 +154,11 @@ class FileStore(Store):
         self._state, self._torn, self._due = state, False, self._checkpoint_bytes
         self._anchors = Anchors([self._path])
         if before is not None and before is not journal:
-            os.close(before.descriptor)
+            before.close()
 
     def close(self) -> None:
         if self._journal is not None:
-            os.close(self._journal.descriptor)
+            self._journal.close()
         self._journal = self._state = self._appended = self._next = None
 
     # ---- writing -------------------------------------------------------------------------------------------------
@@ -244,15 +245,15 @@ class FileStore(Store):
         self._anchors.check()
         try:
             self._beside.unlink(missing_ok=True)
-            descriptor = create_file(self._beside)
+            file = FileIO(create_file(self._beside), "r+")
             try:
-                journal = Journal.begun(self._path, descriptor)
+                journal = Journal.begun(self._path, file)
                 for piece in _pieces(state.records):
                     journal.accept(journal.write(Chunk(piece, None)))
                 journal.accept(journal.write(Chunk({}, place_of(state.tail, state.fixed))))
-                sync(descriptor, self._beside)
+                sync(journal.descriptor, self._beside)
             except BaseException:
-                os.close(descriptor)
+                file.close()
                 self._beside.unlink(missing_ok=True)
                 raise
         except OSError as error:
@@ -288,7 +289,7 @@ class FileStore(Store):
     def _drop_next(self, journal: Journal) -> None:
         self._next = None
         if self._journal is not journal:
-            os.close(journal.descriptor)
+            journal.close()
 
     def _has_its_name(self, journal: Journal) -> bool:
         try:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import msgspec
@@ -64,10 +65,11 @@ class Journal:
     none yet.
     """
 
-    def __init__(self, path: Path, descriptor: int, mark: bytes, *, same_boot: bool) -> None:
-        """`same_boot`: it was begun since the machine started."""
+    def __init__(self, path: Path, file: FileIO, mark: bytes, *, same_boot: bool) -> None:
+        """`file` is its own from now on. `same_boot`: it was begun since the machine started."""
         self.path = path
-        self.descriptor = descriptor
+        self.descriptor = file.fileno()
+        self._file = file
         self.same_boot = same_boot
         self.end = HEAD_BYTES
         self.base_end = 0
@@ -75,17 +77,17 @@ class Journal:
         self._mark = mark
 
     @classmethod
-    def begun(cls, path: Path, descriptor: int) -> Journal:
+    def begun(cls, path: Path, file: FileIO) -> Journal:
         """Write the head of an empty file. Raises OSError."""
         mark, boot = os.urandom(16), this_boot()
         head = _HEAD.pack(MAGIC, FORMAT, mark, boot.time, checksum128(boot.id.encode()))
-        write_all(descriptor, head + _SUM.pack(checksum(head)), 0)
-        return cls(path, descriptor, mark, same_boot=True)
+        write_all(file.fileno(), head + _SUM.pack(checksum(head)), 0)
+        return cls(path, file, mark, same_boot=True)
 
     @classmethod
-    def found(cls, path: Path, descriptor: int) -> Journal:
+    def found(cls, path: Path, file: FileIO) -> Journal:
         """Read the head. Raises FormatError, StoreDamagedError, OSError."""
-        data = os.pread(descriptor, HEAD_BYTES, 0)
+        data = os.pread(file.fileno(), HEAD_BYTES, 0)
         if data[:16] != MAGIC:
             raise FormatError(f"{path} is no file of a state", hint="was it written by another program?")
         if len(data) < HEAD_BYTES or _SUM.unpack_from(data, _HEAD.size)[0] != checksum(data[: _HEAD.size]):
@@ -99,7 +101,11 @@ class Journal:
             )
         here = this_boot()
         same = checksum128(here.id.encode()) == boot_id and Boot("", time).is_same(here)
-        return cls(path, descriptor, mark, same_boot=same)
+        return cls(path, file, mark, same_boot=same)
+
+    def close(self) -> None:
+        """Closing twice does nothing."""
+        self._file.close()
 
     @property
     def appended(self) -> int:

@@ -48,7 +48,8 @@ class RocksDBStateMachine(InDirectory):
 
     In mode "process" a damaged record of the write-ahead log ends it, as RocksDB's own default has it: the state is one
     of before; in mode "power" all but an unfinished one at its end is refused. After a write that failed, for want of
-    disk too, RocksDB takes no other: `stop`, make room, `start`. `len` looks at all records.
+    disk too, RocksDB takes no other: make room, `stop`, which tells it once more, and `start`. `len` looks at all
+    records. A view keeps what it sees on the disk, also when that was deleted or rewritten.
 
     Args: as of `FileStateMachine`. Raises ConfigError, or MachineImportError when `machine` is no machine.
     """

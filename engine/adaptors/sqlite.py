@@ -139,6 +139,7 @@ class SQLiteStore(_Rows, Transactional):
         """`synced`: with every commit."""
         super().__init__(path)
         self._synchronous = "FULL" if synced else "NORMAL"
+        self._level = ""
 
     def open(self, *, create: bool) -> bool:
         there = self._path.exists()
@@ -170,14 +171,14 @@ class SQLiteStore(_Rows, Transactional):
                 f"{self._path}: SQLite keeps no write-ahead log here, but {mode!r}", hint="use a local disk"
             )
         db.execute("PRAGMA synchronous=FULL")
+        self._level = "FULL"
         if not tables:
-            with self._transaction():
+            with self._transaction("FULL"):
                 for statement in _TABLES:
                     db.execute(statement)
         (busy, _, _) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreError(f"{self._path} is being read by another program", hint="end it, and start again")
-        db.execute(f"PRAGMA synchronous={self._synchronous}")
         return bool(db.execute("SELECT id FROM place").fetchone())
 
     def _read_again(self) -> tuple[Tail, DirectoryConfig]:
@@ -190,7 +191,11 @@ class SQLiteStore(_Rows, Transactional):
         return read_place(row[0], str(self._path))
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, synchronous: str) -> Iterator[None]:
+        if self._level != synchronous:
+            self._level = ""
+            self.db.execute(f"PRAGMA synchronous={synchronous}")
+            self._level = synchronous
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -204,7 +209,7 @@ class SQLiteStore(_Rows, Transactional):
     def commit(self, writes: Mapping[bytes, bytes | None], fixed: DirectoryConfig, tail: Tail) -> None:
         self._place = None
         ordered = sorted(writes.items())
-        with _asking(self._path), self._transaction():
+        with _asking(self._path), self._transaction(self._synchronous):
             self.db.executemany(_PUT, [pair for pair in ordered if pair[1] is not None])
             self.db.executemany(_DELETE, [(key,) for key, value in ordered if value is None])
             self.db.execute(_STAND, (msgspec.msgpack.encode(place_of(tail, fixed)),))
@@ -212,16 +217,11 @@ class SQLiteStore(_Rows, Transactional):
 
     def replace(self, records: Iterable[Record], fixed: DirectoryConfig, tail: Tail) -> None:
         self._place = None
-        with _asking(self._path):
-            self.db.execute("PRAGMA synchronous=FULL")
-            try:
-                with self._transaction():
-                    self.db.execute("DELETE FROM records")
-                    self.db.executemany(_PUT, records)
-                    self.db.execute(_STAND, (msgspec.msgpack.encode(place_of(tail, fixed)),))
-                self._place = tail, fixed
-            finally:
-                self.db.execute(f"PRAGMA synchronous={self._synchronous}")
+        with _asking(self._path), self._transaction("FULL"):
+            self.db.execute("DELETE FROM records")
+            self.db.executemany(_PUT, records)
+            self.db.execute(_STAND, (msgspec.msgpack.encode(place_of(tail, fixed)),))
+        self._place = tail, fixed
 
     def flush(self) -> None:
         try:
