@@ -192,7 +192,8 @@ class SnapshotMetadata(msgspec.Struct, frozen=True):
 
 
 class SnapshotInfo(msgspec.Struct, frozen=True):
-    """A snapshot on the disk. bytes: of all parts together. entries: live records in it. checksum: its manifest's."""
+    """A snapshot on the disk. bytes: of all parts together. entries: live records in it. checksum: its manifest's.
+    lineage: of which log's history; indices of two say nothing about each other."""
 
     path: str
     last_included: LogId
@@ -200,3 +201,4 @@ class SnapshotInfo(msgspec.Struct, frozen=True):
     bytes: int
     entries: int
     checksum: Checksum
+    lineage: str = ""

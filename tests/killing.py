@@ -25,6 +25,8 @@ from tests.logs import log_named, model_of, told
 
 ROOT = Path(__file__).resolve().parent.parent
 WATCHDOG_S = 60.0
+DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
+"""Whether tests that kill at random moments do so as often as they did when what they show was first shown."""
 VERIFY_EVERY = 20
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
 

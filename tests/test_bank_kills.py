@@ -17,7 +17,7 @@ from shardengine.shards import wire
 from tests.banking import ACCOUNTS, LOOK_EVERY_S, Banking, check, look, look_and_check
 from tests.feeding import Feeder, Killer, holds, rampage
 from tests.kill_child import Acknowledged, Opened, Orders, Viewed
-from tests.killing import WATCHDOG_S, Judge, Prey, note, seeded
+from tests.killing import DEEP, WATCHDOG_S, Judge, Prey, note, seeded
 from tests.logs import Oracle
 from tests.taking import restarts
 from tests.test_kill_everything import START_S, STARTS_KILLED, spin
@@ -50,7 +50,9 @@ class Looker:
 
 
 @PERCENTS
-@pytest.mark.parametrize(("shards", "kills"), [(1, 15), (2, 19), (3, 18), (8, 15)])
+@pytest.mark.parametrize(
+    ("shards", "kills"), [(1, 15), (2, 19), (3, 18), (8, 15)] if DEEP else [(1, 8), (2, 12), (3, 12), (8, 10)]
+)
 async def test_workers_of_a_bank_are_killed_at_random_moments_and_no_money_is_lost(
     tmp_path: Path, shards: int, kills: int, percent: int
 ) -> None:
@@ -74,7 +76,10 @@ async def test_workers_of_a_bank_are_killed_at_random_moments_and_no_money_is_lo
 
 
 @PERCENTS
-@pytest.mark.parametrize(("shards", "rounds"), [(1, 20), (2, 12), (2, 13), (3, 9), (3, 8), (8, 6)])
+@pytest.mark.parametrize(
+    ("shards", "rounds"),
+    [(1, 20), (2, 12), (2, 13), (3, 9), (3, 8), (8, 6)] if DEEP else [(1, 10), (2, 12), (3, 9), (8, 4)],
+)
 def test_a_bank_is_killed_as_a_whole_at_random_moments_and_no_money_is_lost(
     tmp_path: Path, shards: int, rounds: int, percent: int
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.kill_child import Acknowledged, Opened, Orders
-from tests.killing import WATCHDOG_S, Judge, Prey, seeded
+from tests.killing import DEEP, WATCHDOG_S, Judge, Prey, seeded
 
 STARTS_KILLED = 0.15
 START_S = 0.3
@@ -32,7 +32,9 @@ def stream_orders(judge: Judge, rng: random.Random, name: str) -> Orders:
     return judge.orders("stream", sizes_seed=name, window=window, largest=largest)
 
 
-@pytest.mark.parametrize(("shards", "rounds"), [(3, 40), (2, 40), (2, 41), (2, 42), (2, 43)])
+@pytest.mark.parametrize(
+    ("shards", "rounds"), [(3, 40), (2, 40), (2, 41), (2, 42), (2, 43)] if DEEP else [(3, 30), (2, 30), (2, 31)]
+)
 def test_after_a_kill_of_everything_at_a_random_moment_the_state_is_the_models_at_a_chunks_end(
     tmp_path: Path, shards: int, rounds: int
 ) -> None:

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import settings
 
 from tests.kill_node import ANOTHER_BOOT
-from tests.killing import ROOT, WATCHDOG_S, environment, note, seeded
+from tests.killing import DEEP, ROOT, WATCHDOG_S, environment, note, seeded
 
-ROUNDS = 100 if settings.get_current_profile_name() == "deep" else 16
+ROUNDS = 100 if DEEP else 16
 LATEST_S = {False: 0.08, True: 0.3}
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from shardengine import (
     ApplyResult,
+    ConfigError,
     EngineError,
     EngineStateError,
     LogFailedError,
@@ -20,6 +21,7 @@ from shardengine import (
     NodeStoppedError,
     Put,
     SnapshotPolicy,
+    StoreFullError,
     WrongLoopError,
     WrongThreadError,
 )
@@ -306,6 +308,69 @@ async def test_a_newest_snapshot_that_is_damaged_costs_nothing(tmp_path: Path, m
     async with node_at(tmp_path, log, policy=policy, shards=None) as node:
         await node.wait_ready(60)
         assert len(node.engine) == 31
+
+
+async def test_a_snapshot_of_a_log_before_a_reset_does_not_count_for_what_is_cut(tmp_path: Path) -> None:
+    log = ToldLog()
+    policy = NodePolicy(snapshots=SnapshotPolicy(), keep_entries=0)
+    node = node_at(tmp_path, log, policy=policy)
+    await node.start()
+    for number in range(20):
+        await node.propose(Put(b"%d" % number, b""))
+    await node.snapshot()
+    await node.engine.reset()
+    await node.aclose()
+    async with node:
+        await node.wait_ready(60)
+        await node.propose(Put(b"more", b""))
+        await node.snapshot()
+        assert log.cut == 0, "one snapshot of this lineage, and no second"
+        await node.propose(Put(b"more", b""))
+        await node.snapshot()
+        assert log.cut == 21
+
+
+def test_a_node_that_could_never_cut_its_log_is_refused(tmp_path: Path) -> None:
+    one = msgspec.structs.replace(CONFIG, snapshots_keep=1)
+    with pytest.raises(ConfigError, match="snapshots_keep = 1"):
+        node_at(tmp_path, ToldLog(), config=one)
+    node_at(tmp_path, ToldLog(), config=msgspec.structs.replace(one, durability="power"))
+
+
+async def test_a_start_beside_one_that_is_being_closed_changes_nothing(tmp_path: Path) -> None:
+    log = ToldLog()
+    node = node_at(tmp_path, log)
+    log.opening.clear()
+    first = asyncio.ensure_future(node.start())
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(node.aclose())
+    await asyncio.sleep(0)
+    with pytest.raises(EngineStateError):
+        await node.start()
+    log.opening.set()
+    await closing
+    with pytest.raises(EngineError):
+        await first
+    assert not node.is_running()
+
+
+async def test_a_snapshot_that_cannot_be_taken_keeps_no_node_from_its_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = ToldLog()
+    power = msgspec.structs.replace(CONFIG, durability="power")
+    async with node_at(tmp_path, log, policy=NodePolicy(keep_entries=1), config=power) as node:
+        for number in range(5):
+            await node.propose(Put(b"%d" % number, b""))
+        await node.compact()
+
+    async def refuse() -> None:
+        raise StoreFullError("no room", hint="make some")
+
+    node = node_at(tmp_path, log)
+    monkeypatch.setattr(node.engine, "create_snapshot", refuse)
+    async with node:
+        assert len(node.engine) == 5 and "no snapshot holds what the log has lost" in caplog.text
 
 
 async def lose_power(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,7 @@ def test_a_listing_says_what_each_snapshot_is_oldest_first(tmp_path: Path) -> No
         bytes=40,
         entries=4,
         checksum=bytes.fromhex(read_manifest(paths[7]).checksum),
+        lineage="a lineage",
     )
     assert valid_snapshots(str(tmp_path)) == listed
     assert SnapshotMetadata(LogId(7, 3), listed[0].checksum) == SnapshotMetadata(LogId(7, 3), listed[0].checksum)

@@ -26,7 +26,7 @@ _PROGRAM = (
     "from shardengine.engine.conformance.child import main; main()"
 )
 _WORDS = 12  # a process says so many, at most, before it is killed
-_UNSEEN = 3  # after one kill in so many nobody looks: the next process finds what was left
+UNSEEN = 3  # after one kill in so many nobody looks: the next process finds what was left
 
 
 class Victim:
@@ -146,9 +146,8 @@ class Judge:
         others = [other for other in near if self.log.contents(other) == found]
         if not others:
             return "; they are of no entry near it"
-        if others[0] > index:
-            return f"; the index is behind the data: they are of entry {others[0]}"
-        return f"; the index is ahead of the data: they are of entry {others[-1]}"
+        nearest = min(others, key=lambda other: abs(other - index))
+        return f"; the index is {'behind' if nearest > index else 'ahead of'} the data: they are of entry {nearest}"
 
 
 class Kills(Hooks):
@@ -165,7 +164,7 @@ class Kills(Hooks):
         for kill in range(1, self.kills + 1):
             with Victim(_orders(self, directory, seed), tmp_path / "errors") as victim:
                 _feed_and_kill(victim, judge, draw, pace, kill)
-            if kill % _UNSEEN and kill < self.kills:
+            if kill % UNSEEN and kill < self.kills:
                 with self.running(directory) as machine:
                     judge.look(machine, kill)
         with self.running(directory) as machine:

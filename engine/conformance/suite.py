@@ -53,6 +53,8 @@ class StateMachineSuite(Lifecycle, Order, Chunks, Reading, Spanning, Refusing, S
     kills: how many processes are killed, 12; a process for each is started, and the machine opened in it and here.
     watchdog_s: a check that takes longer fails, 60; not while the machine blocks.
 
+    All other names of methods are the suite's own.
+
     The process that is killed imports the class by its module and name, or loads its file, and calls `build` on a new
     object: fixtures do not reach it, and the class must stand in a module.
 

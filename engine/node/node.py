@@ -89,6 +89,13 @@ class Node:
     ) -> None:
         self._path = data_path(path)
         self._config = msgspec.structs.replace(settled(config, shards), after_power_loss="empty")
+        if self._config.snapshots_keep < 2 and self._config.durability == "process":
+            raise ConfigError(
+                f"snapshots_keep = {self._config.snapshots_keep}: a node cuts its log behind what two snapshots hold",
+                hint='set snapshots_keep to 2 or more, or durability="power"',
+                key="snapshots_keep",
+                value=self._config.snapshots_keep,
+            )
         self._engine = Engine(self._path, machine=machine, config=self._config)
         self._log: Log = LocalLog(self._path / LOG_NAME) if log is None else log
         self._policy = policy or NodePolicy()
@@ -109,13 +116,13 @@ class Node:
         Returns when reads and proposals may begin; `wait_ready` waits for the rest of the log. Blocks the loop while
         the engine starts. Raises what `Engine.start` and `Log.open` raise; LogTruncatedError, LogRegressedError or
         LogReplacedError when the log does not continue what is applied; NodeStoppedError when it is closed meanwhile.
-        Nothing runs then. Where the log has lost what no snapshot holds, one is taken first.
+        Nothing runs then. Where the log has lost what no snapshot holds, one is taken first, if it can be.
         """
         if self._run is not None:
             failed = self._run.failure is not None
             raise EngineStateError("the node has failed; aclose() it first" if failed else "the node runs already")
-        self._closed = False
         report = self._engine.start()
+        self._closed = False
         try:
             self._run = await self._begin()
         except BaseException:
@@ -130,12 +137,19 @@ class Node:
         state = await self._log.open()
         position = await find_place(self._path, self._engine, self._log, state)
         if self._engine.durable().term + 1 < state.first:
-            await self._engine.create_snapshot()  # what the log has lost, something else must hold
+            await self._hold_what_was_cut()
         if self._closed:
             raise NodeStoppedError("the node was closed while it started")
         self._engine.set_snapshot_policy(self._policy.snapshots)
         logger.info("%s: log %s, applied up to %d of %d", self._path, state.identity, position, state.last)
         return Run(self._engine, self._log, self._policy, self._config, state, position)
+
+    async def _hold_what_was_cut(self) -> None:
+        """What the log has lost, a snapshot must hold; else a power loss in mode "process" costs it."""
+        try:
+            await self._engine.create_snapshot()
+        except EngineError as error:
+            logger.error("%s: no snapshot holds what the log has lost, and none can be taken: %s", self._path, error)
 
     async def aclose(self) -> None:
         """Take no proposal any more, finish those that were taken, up to `stop_timeout_ms`, and close engine and log.

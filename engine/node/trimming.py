@@ -7,7 +7,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 
+from shardengine.engine.contract import SnapshotInfo
 from shardengine.engine.engine import Engine
 from shardengine.engine.node.log import Log
 from shardengine.shards.types import LogId
@@ -76,8 +78,7 @@ class Trimmer:
         """Cut as far as the policy says. Raises as `Log.truncate_before`."""
         durable = self._engine.durable()
         if self._by_snapshots and durable != self._newest:
-            taken = [info.last_included for info in self._engine.snapshots()]
-            self._newest, self._older = durable, max([one for one in taken if one < durable], default=LogId(0, 0))
+            self._newest, self._older = durable, _one_before(durable, self._engine.snapshots())
         await self.cut_behind(self._older if self._by_snapshots else durable, self._keep_entries)
 
     async def cut_behind(self, last: LogId, keep_entries: int) -> None:
@@ -89,3 +90,10 @@ class Trimmer:
         if position > self.cut:
             await self._log.truncate_before(position)
             self.cut = max(self.cut, position)
+
+
+def _one_before(newest: LogId, snapshots: Sequence[SnapshotInfo]) -> LogId:
+    """The newest of the same lineage before `newest`; (0, 0): there is none."""
+    lineages = {info.lineage for info in snapshots if info.last_included == newest}
+    own = [info.last_included for info in snapshots if info.lineage in lineages]
+    return max((last for last in own if last < newest), default=LogId(0, 0))

@@ -88,6 +88,7 @@ def _info(path: Path, manifest: Manifest) -> SnapshotInfo:
         sum(part.bytes for part in manifest.parts),
         sum(part.entries for part in manifest.parts),
         bytes.fromhex(manifest.checksum),
+        manifest.lineage,
     )
 
 
