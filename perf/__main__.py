@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from perf.apply import run_apply
-from perf.besides import Plan as PeersPlan
-from perf.besides import run_peers
 from perf.latency import run_latency
 from perf.load import Load
 from perf.machines import Plan as MachinesPlan
@@ -326,6 +324,14 @@ def _run_reads(args: argparse.Namespace) -> int:
 
 
 def _run_peers(args: argparse.Namespace) -> int:
+    try:
+        from perf.besides import Plan as PeersPlan
+        from perf.besides import run_peers
+    except ModuleNotFoundError as error:
+        if error.name != "rocksdict":
+            raise
+        print("this command needs rocksdict: pip install 'shardengine[rocksdb]'", file=sys.stderr)
+        return 2
     return run_peers(_plan(PeersPlan, args), parent=args.dir, output=args.json, svg=args.svg)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from itertools import chain
@@ -230,6 +231,16 @@ def test_peers_prints_a_row_for_each_side_draws_a_bar_for_it_and_writes_the_same
         assert any(line.startswith(f"{row['side']} ") and f" {rate} " in line for line in told.splitlines())
         assert texts[texts.index(row["side"]) + 1] == rate and len(row["seconds"]) == 2
     assert f"digest {facts['digest']}" in told and facts["machine"]["rocksdict"]
+
+
+def test_only_peers_needs_rocksdict_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "perf.besides")
+    monkeypatch.delitem(sys.modules, "perf.bare")
+    monkeypatch.setitem(sys.modules, "rocksdict", None)
+    assert main(PEERS) == 2
+    assert "pip install 'shardengine[rocksdb]'" in capsys.readouterr().err
 
 
 def test_a_chart_holds_whatever_text_it_is_given() -> None:
