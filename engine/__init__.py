@@ -78,7 +78,7 @@ Files and rooms, lowest first:
     run/         one run: processes, directory, loop
     engine.py    the class people use
     verify.py    judge a stopped directory
-    adaptors/    the contract in this process, over a dict
+    adaptors/    the contract in this process, over a dict, a file, SQLite, or RocksDB
     machines/    examples, for people to read, import and start from
     conformance/ what people test with: a suite for their own machine, and a checker of histories
     node/        the engine under a log

@@ -27,6 +27,7 @@ from shardengine import (
     EngineError,
     EngineLockedError,
     EngineStoppedError,
+    Entry,
     FileRefusedError,
     ForkedError,
     FormatError,
@@ -87,10 +88,14 @@ class Twins:
         finally:
             self.durable.stop()
 
-    def entries(self, chunk: Chunk) -> list[Any]:
-        last = self.memory.last_applied()
-        data = [step.data for step in chunk.steps]
-        return log_of(data, max(0, last.index + 1 - chunk.back), max(last.term, 1))
+    def entries(self, chunk: Chunk) -> list[Entry]:
+        term_of, last = self.memory.entry_term, self.memory.last_applied()
+        first = max(0, last.index + 1 - chunk.back)
+        term, found = term_of(first) or last.term or 1, list[Entry]()
+        for index, step in enumerate(chunk.steps, first):
+            term = max(0, term + step.rise)
+            found.append(Entry(index, term_of(index) or term, step.data, step.time_ms))
+        return found
 
     async def equal(self) -> None:
         one, other = self.durable, self.memory
@@ -115,7 +120,7 @@ def test_each_answers_as_in_memory_whatever_restarts_between(
     places = count()
 
     @given(chunks=chunks_with(commands), again=st.lists(st.sampled_from([False, False, True]), min_size=8, max_size=8))
-    @settings(max_examples=12)
+    @settings(max_examples=20)
     def check(chunks: list[Chunk], again: list[bool]) -> None:
         asyncio.run(Twins(kind, tmp_path / str(next(places)), machine).run(chunks, again))
 
