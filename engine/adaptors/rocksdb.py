@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -160,7 +160,8 @@ class RocksDBStore(_Rows, Transactional):
         return _SIDES[self._side == _SIDES[0]]
 
     def _clear(self, side: bytes) -> None:
-        self._db.delete_range(side, after_all(side))
+        if not _Rows(self._path, side, self._db.iter()).is_empty():
+            self._db.delete_range(side, after_all(side))
 
     def _read_again(self) -> tuple[Tail, DirectoryConfig]:
         with _asking(self._path):
@@ -204,7 +205,7 @@ class RocksDBStore(_Rows, Transactional):
         self._place = None
         self._write(rocksdict.WriteBatch(raw_mode=True), side, fixed, tail, synced=True)
         if before is not None:
-            with _asking(self._path):
+            with suppress(StoreError), _asking(self._path):  # else the next start does it
                 self._clear(before)
 
     def _iterator(self) -> Any:
