@@ -160,7 +160,9 @@ class RocksDBStore(_Rows, Transactional):
         return _SIDES[self._side == _SIDES[0]]
 
     def _clear(self, side: bytes) -> None:
-        if not _Rows(self._path, side, self._db.iter()).is_empty():
+        found = self._db.iter()
+        found.seek(side)
+        if found.valid() and found.key().startswith(side):
             self._db.delete_range(side, after_all(side))
 
     def _read_again(self) -> tuple[Tail, DirectoryConfig]:
