@@ -3,8 +3,8 @@
 LMDB reuses a page when no slot in `lock.mdb` holds a commit that needs it, and it trusts two POSIX locks to tell whose
 slots are alive. Both can be lost to what happens in this process or in another one, without a word: the system drops
 the locks when *any* descriptor of `lock.mdb` is closed here (a copy of the directory does that), and whoever opens the
-environment then, with nobody else holding a lock, empties the table. `keep_locks` takes the locks again; `keeps_slots`
-tells whether the slots are still ours.
+environment then, with nobody else holding a lock, empties the table, as whoever clears what the dead have left frees
+our slots. `keep_locks` takes the locks again; `keeps_slots` tells whether the slots are still ours.
 """
 
 from __future__ import annotations
@@ -263,9 +263,11 @@ class ReadStore:
                 fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, os.getpid())
 
     def keeps_slots(self) -> bool:
-        """False when the readers' table, or its file, is not the one that our transactions are entered in."""
+        """False when the readers' table, or its file, is not the one that our transactions are entered in. Where they
+        have no slots: False when there was a commit since, after which their pages may be reused."""
         if self._locks is None:
-            return True
+            last = self._env.info()["last_txnid"]
+            return all(transaction.number == last for transaction in self._open)
         ours = [line.split() for line in self._env.readers().splitlines()[1:]]
         listed = [int(line[2]) for line in ours if int(line[0]) == os.getpid() and line[2] != "-"]
         for transaction in self._open:
