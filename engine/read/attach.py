@@ -144,7 +144,7 @@ class Reader:
 
     def __len__(self) -> int:
         """Live records."""
-        return self._read(Cut.count)
+        return self._read(lambda cut: cut.count())
 
     def __bool__(self) -> bool:
         return True
@@ -161,7 +161,7 @@ class Reader:
 
     def digest(self) -> bytes:
         """As `Engine.digest`, at one index. Reads every record; other threads read meanwhile."""
-        return self._whole(ReaderView.digest)
+        return self._whole(lambda view: view.digest())
 
     def view(self) -> ReaderView:
         """Keep the state of now for repeatable reads, up to `view_age_max_ms`. Raises TooManyViewsError."""
