@@ -327,14 +327,15 @@ class Reader:
         if self._made.get(self._path) is not self:
             raise EngineStateError("the reader was closed", hint="make another one")
         followed, due = self._followed, time.monotonic() >= self._look_at
-        if followed is not None and due:
-            followed.look_after()
         if followed is not None and (followed.moved() or not Directory(self._path).names(followed.generation)):
             self._let_go("another run, or another state, has taken over")
             followed = None
         if followed is None:
             return self._open()
         if due:
+            followed.look_after()
+            if followed.lost:
+                return self._current()
             for view in list(self._views):
                 view.expire()
             self._look_next(followed)

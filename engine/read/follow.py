@@ -52,6 +52,7 @@ _PAUSE_S, _PAUSE_GROWTH, _PAUSE_MAX_S = 20e-6, 1.2, 5e-3
 _TRIES_OF_THE_LIVING = 8  # before it is asked whether the engine lives
 _NONE = -1  # no page is at such a sequence
 _LOST = "the slots in the readers' tables were taken from it; did this process copy, or read, a lock.mdb?"
+_REPLACED = "another state has taken over"
 _UNKEPT = (
     "an engine has come, and without slots in its readers' tables nothing keeps what is read from being overwritten"
 )
@@ -199,7 +200,7 @@ class Followed(Cuts):
             store.keep_locks()
         alone = self.has_slots or not Lock.held(self._lock)
         if not alone or not all(store.keeps_slots() for store in self._stores):
-            why = _LOST if self.has_slots else _UNKEPT
+            why = _UNKEPT if not self.has_slots else _LOST if self.control.in_place() else _REPLACED
             self.lost = True
             self._end_all(why)
             self.cut.ended = why

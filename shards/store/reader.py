@@ -258,9 +258,9 @@ class ReadStore:
     def keep_locks(self) -> None:
         """Take the two locks that stand for our slots again, should this process have lost them."""
         if self._locks is not None:
-            with suppress(OSError):  # another process is at it this moment; `keeps_slots` tells what comes of it
-                fcntl.lockf(self._locks, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 0)
-                fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, os.getpid())
+            for kind, place in ((fcntl.LOCK_EX, os.getpid()), (fcntl.LOCK_SH, 0)):
+                with suppress(OSError):  # another process is at it this moment; `keeps_slots` tells what comes of it
+                    fcntl.lockf(self._locks, kind | fcntl.LOCK_NB, 1, place)
 
     def keeps_slots(self) -> bool:
         """False when the readers' table, or its file, is not the one that our transactions are entered in. Where they
