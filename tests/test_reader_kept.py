@@ -226,3 +226,10 @@ def test_a_file_that_is_removed_with_its_generation_is_looked_for_again(
         monkeypatch.setattr(Followed, "age", lambda _: fail())
         with pytest.raises(EngineStateError, match="replaced again and again"):
             reader.age()
+
+
+def test_facts_are_of_one_run(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach, "LOOK_S", 1_000)
+    with Reader(stopped) as reader:
+        monkeypatch.setattr(Followed, "moved", lambda _: True)  # another run has begun since the last look
+        assert reader.stats()["entries"] == COUNT

@@ -172,12 +172,13 @@ class Interrupting:
         raise KeyboardInterrupt
 
 
-def test_a_scan_that_is_interrupted_leaves_no_state_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_that_is_interrupted_leaves_no_state_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with SyncEngine(tmp_path / "db", shards=2) as db:
         db.apply_chunk([Entry(1, 1, encode(Put(b"k", b"1")))])
         with monkeypatch.context() as patch:
             patch.setattr(db, "_lock", Interrupting(db._lock))
-            with pytest.raises(KeyboardInterrupt):
-                db.scan_prefix(b"k")
+            for read in (lambda: db.scan_prefix(b"k"), db.last_applied):
+                with pytest.raises(KeyboardInterrupt):
+                    read()
         db.apply_chunk([Entry(2, 1, encode(Put(b"k", b"2")))])
         assert db.stats()["pinned_cuts"] == 0
