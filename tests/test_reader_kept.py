@@ -132,6 +132,26 @@ def test_views_end_when_the_slots_were_taken_away_and_the_newest_state_is_opened
         assert reader._followed is not None and all(store.keeps_slots() for store in reader._followed.stores)
 
 
+def test_a_view_takes_locks_again_that_were_lost_while_its_slots_are_still_there(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attach, "LOOK_S", 0)
+    (table,) = stopped.glob("gen-*/shard-000/lock.mdb")
+    with Reader(stopped) as reader, reader.view() as view:
+        assert locks_on(table) == 2
+        table.open().close()
+        assert locks_on(table) == 0
+        assert view.get(b"k1") == b"v1"
+        assert locks_on(table) == 2
+
+
+def locks_on(file: Path) -> int:
+    """How many this process has, as the system lists them."""
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    inode = str(file.stat().st_ino)
+    return sum(words[-4] == str(os.getpid()) and words[-3].rpartition(":")[2] == inode for words in lines)
+
+
 def lose_slots(path: Path, reader: Reader, writer: Writer) -> None:
     """As a copy of the directory by this process does."""
     for table in path.glob("gen-*/shard-*/lock.mdb"):
