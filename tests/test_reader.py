@@ -209,6 +209,7 @@ def test_a_forked_child_cannot_use_a_reader_nor_end_it_nor_make_one(stopped: Pat
             reader.age,
             view.digest,
             reader.release,
+            lambda: reader.generation,
             lambda: Reader(stopped),
         ]
         for use in uses:
@@ -219,7 +220,7 @@ def test_a_forked_child_cannot_use_a_reader_nor_end_it_nor_make_one(stopped: Pat
         reader.close()
         view.close()
         os._exit(refused)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 6
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     assert (reader.get(b"k1"), view.get(b"k1")) == (b"v1", b"v1")
 
 

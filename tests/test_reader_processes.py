@@ -180,11 +180,27 @@ def test_a_commit_that_never_ends_is_named_and_a_cut_at_hand_stays(
     assert (ran.code, ran.out) == (0, "2\n"), "the command line finishes the commit first"
 
 
+def test_no_decision_record_is_read_beside_an_engine_that_gives_no_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may go on, and what the record says is then of another commit than what the shards show."""
+    monkeypatch.setattr(follow, "TRIES_MAX", 40)
+    monkeypatch.setattr(follow, "BEAT_MAX_S", 0)
+    with Writer(tmp_path / "db") as writer, Reader(tmp_path / "db") as reader:
+        writer.ask("flip", 1, 1)
+        writer.ask("die", "silent")
+        writer.tell("flip", 2, 1)
+        with pytest.raises(NoCutError, match="shows nothing to other processes"):
+            read_until_it_is_refused(reader)
+        writer.kill()
+        assert versions_in(reader) == {b"2"}
+
+
 def read_until_it_is_refused(reader: Reader) -> None:
     """Until one shard has committed."""
     while True:
         reader.release()
-        reader.get(KEYS[0])
+        assert reader.get(KEYS[0]) == b"1", "what was published"
 
 
 def test_an_engine_that_is_killed_at_any_moment_leaves_a_state_to_read_that_the_next_start_does_not_undo(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -49,6 +53,30 @@ def commit_in(process: subprocess.Popen[str], group: int) -> None:
     assert process.stdout.readline() == "done\n"
 
 
+@contextmanager
+def told_without(lock: threading.RLock) -> Iterator[list[bool]]:
+    """Whether another thread could have `lock`, for every line that is logged."""
+    free: list[bool] = []
+
+    def try_it() -> None:
+        free.append(lock.acquire(blocking=False))
+        if free[-1]:
+            lock.release()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            thread = threading.Thread(target=try_it)
+            thread.start()
+            thread.join()
+
+    handler, log = Handler(), logging.getLogger("shardengine")
+    log.addHandler(handler)
+    try:
+        yield free
+    finally:
+        log.removeHandler(handler)
+
+
 def test_a_shard_whose_slots_are_gone_and_that_is_ahead_is_read_again_after_its_publish(tmp_path: Path) -> None:
     from shardengine.engine.read.cut import Reads
 
@@ -66,7 +94,9 @@ def test_a_shard_whose_slots_are_gone_and_that_is_ahead_is_read_again_after_its_
         pass
     (tmp_path / "s" / "lock.mdb").open().close()
     with writer(tmp_path / "s") as second:
-        reads.worker_came(0)
+        with told_without(reads.lock) as told:
+            reads.worker_came(0)
+        assert told == [True], "a handler may wait for a thread that reads"
         with pytest.raises(ViewClosedError, match="cannot be read at this moment"):
             reads.cut.get(b"k")
         pinned = reads.pin()

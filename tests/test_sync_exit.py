@@ -70,6 +70,22 @@ for number in range(8):
     "daemon threads read views": STARTED + HELD + "view = db.view()\nfollow(lambda: view.get(b'k1'))",
     "daemon threads apply": STARTED + HELD + "follow(lambda: db.apply_chunk(CHUNK))",
     "daemon threads ask": STARTED + HELD + "follow(db.stats)",
+    "a daemon thread is within its end": STARTED
+    + """
+from shardengine.engine.sync import portal
+thread, within = next(iter(portal._open))._thread, threading.Event()
+join = thread.join
+
+def never():
+    if threading.current_thread() is not threading.main_thread():
+        within.set()
+        threading.Event().wait()
+    join()
+
+thread.join = never
+threading.Thread(target=db.close, daemon=True).start()
+within.wait()
+""",
     "daemon threads wait": STARTED
     + "for _ in range(4):\n    threading.Thread(target=db.wait_applied, args=(1_000,), daemon=True).start()",
     "a daemon thread is joined at exit": HELD.replace(

@@ -156,3 +156,29 @@ def test_results_go_to_the_thread_that_asked(tmp_path: Path) -> None:
         for answered in answers:
             assert [(result.index, result.succeeded) for result in answered] == [(entry.index, True) for entry in log]
         assert db.last_applied().index == len(db) == 200
+
+
+class Interrupting:
+    """A lock in whose end a thread is interrupted."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        raise KeyboardInterrupt
+
+
+def test_a_read_that_is_interrupted_leaves_no_state_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SyncEngine(tmp_path / "db", shards=2) as db:
+        db.apply_chunk([Entry(1, 1, encode(Put(b"k", b"1")))])
+        with monkeypatch.context() as patch:
+            patch.setattr(db, "_lock", Interrupting(db._lock))
+            for read in (lambda: db.scan_prefix(b"k"), db.last_applied):
+                with pytest.raises(KeyboardInterrupt):
+                    read()
+        db.apply_chunk([Entry(2, 1, encode(Put(b"k", b"2")))])
+        assert db.stats()["pinned_cuts"] == 0

@@ -184,6 +184,11 @@ def _instead_of_commit(sent: int, *, dies: bool = True) -> Callable[[Workers, in
     return send
 
 
+def hang_before_publish() -> None:
+    """Every participant has committed, and the engine does nothing more: it gives no sign of life either."""
+    _patch(Runtime, "published", lambda *_: signal.pause())
+
+
 def die_in_the_page() -> None:
     """While the control page is written."""
 
@@ -234,7 +239,8 @@ async def _carry_out(db: Engine, what: str, *numbers: str) -> str:
             await db.apply_chunk([])
         case "die":
             {"publish": die_before_publish, "commit": die_before_commit, "commits": die_between_commits,
-             "page": die_in_the_page, "never": hang_between_commits}[numbers[0]]()  # fmt: skip
+             "page": die_in_the_page, "never": hang_between_commits,
+             "silent": hang_before_publish}[numbers[0]]()  # fmt: skip
         case "digest":
             return (await db.digest()).hex()
         case "workers":

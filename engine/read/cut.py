@@ -79,11 +79,13 @@ class Cut:
     def digest_slices(self) -> Iterator[int]:
         """The digest, as a sum of parts that take about a millisecond each. Others may go on between them."""
         for shard in self.shards:
-            records = shard.scan(b"", None, reverse=False)
+            records: Iterator[tuple[bytes, bytes]] | None = None
             while True:
                 with self.reads.lock:
-                    self.check()
+                    self.judge()
+                    records = records or shard.scan(b"", None, reverse=False)
                     batch = list(islice(records, SLICE))
+                    self.judge()
                 if not batch:
                     break
                 yield records_digest(batch)
@@ -92,6 +94,11 @@ class Cut:
         """Raises ViewClosedError once it has ended."""
         if self.ended is not None:
             raise ViewClosedError(f"the state of revision {self.position.index} cannot be read: {self.ended}")
+
+    def judge(self) -> None:
+        """As `check`, and where nothing keeps its pages, look what has become of them: behind a read, whether its
+        result counts."""
+        self.check()
 
     def hand_back(self) -> None:
         """Undo one `Reads.pin`, from any thread, at any moment: its store's thread does it when it comes by."""
@@ -127,6 +134,7 @@ class Cuts:
         self.lock = lock or threading.RLock()
         self._stores: list[ReadStore] = []
         self._pinned: set[Cut] = set()
+        self._kind = Cut
         self._closed = False
 
     @property
@@ -199,7 +207,7 @@ class Cuts:
         for shard in shards:
             if isinstance(shard, ReadTx):
                 shard.holders += 1
-        return Cut(shards, position, self)
+        return self._kind(shards, position, self)
 
     def _drop(self, cut: Cut) -> None:
         for shard in cut.shards:
@@ -218,6 +226,7 @@ class Reads(Cuts):
         """`open_store` opens the store of a shard. Whatever is raised leaves none open."""
         super().__init__(owner)
         self._open_store = open_store
+        self._untold: deque[str] = deque()
         try:
             for shard in range(shards):
                 self._stores.append(open_store(shard))
@@ -231,12 +240,16 @@ class Reads(Cuts):
 
     def publish(self, shards: Collection[int], position: Position) -> None:
         """Make what `shards` have committed visible, all at once."""
-        with self.lock:
-            self.take_back()
-            fresh = list(self.cut.shards)
-            for shard in shards:
-                fresh[shard] = self._begin(shard)
-            self._show(fresh, position)
+        try:
+            with self.lock:
+                self.take_back()
+                fresh = list(self.cut.shards)
+                for shard in shards:
+                    fresh[shard] = self._begin(shard)
+                self._show(fresh, position)
+        finally:
+            if self._untold:
+                self._tell()
 
     def pin(self) -> Cut:
         """As any cut's. Raises StoreError when a readers' table is full."""
@@ -283,13 +296,16 @@ class Reads(Cuts):
     def worker_came(self, shard: int) -> None:
         """A new worker of `shard` has opened the environment, and was sent nothing yet. If it took itself for the first
         and emptied the readers' table, it would reuse pages under our cuts."""
-        with self.lock:
-            if self._closed:
-                return
-            if not self._stores[shard].keeps_slots():
-                self._renew(shard)
-            with suppress(EngineError):  # the two that matter are there
-                self._stores[shard].prepare()
+        try:
+            with self.lock:
+                if self._closed:
+                    return
+                if not self._stores[shard].keeps_slots():
+                    self._renew(shard)
+                with suppress(EngineError):  # the two that matter are there
+                    self._stores[shard].prepare()
+        finally:
+            self._tell()
 
     def _begin(self, shard: int) -> ReadTx:
         try:
@@ -312,13 +328,18 @@ class Reads(Cuts):
 
     def _reopen(self, shard: int) -> ReadTx:
         why = f"the readers' table of shard {shard} was reset under it; was its lock.mdb copied, moved or opened?"
-        log.warning("%s; views end", why)
+        self._untold.append(why)
         self._end_all(why)
         self._replace(shard, Lost(why))
         self._stores[shard].close()
         store = self._stores[shard] = self._open_store(shard)
         store.prepare()
         return store.begin()
+
+    def _tell(self) -> None:
+        """What happened under the lock: a handler may read, or wait for a thread that does, so nobody holds it here."""
+        while self._untold:
+            log.warning("%s; views end", self._untold.popleft())
 
     def _replace(self, shard: int, transaction: ReadTx | Lost) -> None:
         """Publish the same state once more, with another transaction of `shard`."""

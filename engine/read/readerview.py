@@ -15,13 +15,14 @@ class ReaderView(SharedView):
     """A view of a `Reader`: the state at `revision`, for any thread.
 
     It ends with the reader, with the run of the engine that it was opened in, and, when the reader or it is used next,
-    after `view_age_max_ms`: reads then raise ViewClosedError.
+    after `view_age_max_ms`, or when nothing keeps its pages any more: reads then raise ViewClosedError.
     """
 
-    def __init__(self, cut: Cut, opened_at: float, reader: object, age_max_ms: int) -> None:
-        """`reader` closes what the view reads when nobody refers to it any more."""
+    def __init__(self, cut: Cut, opened_at: float, look: Callable[[], object], age_max_ms: float) -> None:
+        """`look`, a method of the reader, is called before a read, and ends the view where its pages are not kept. The
+        reader closes what the view reads when nobody refers to it any more."""
         super().__init__(cut, opened_at)
-        self._reader = reader
+        self._look = look
         self.last_applied = LogId(cut.position.index, cut.position.term)
         """The entry it shows the state at."""
         self._age_max_ms = age_max_ms
@@ -43,6 +44,7 @@ class ReaderView(SharedView):
 
     def _open(self) -> Cut:
         self.expire()
+        self._look()
         return super()._open()
 
 

@@ -101,7 +101,8 @@ class ReadSide:
     def _add(self, kind: type[AnyView], reads: Reads) -> AnyView:
         if (count := self.views_open) >= self._config.views_max:
             raise TooManyViewsError(f"{count} views are open", hint="close views, or raise views_max", limit=count)
-        view = kind(reads.pin(), time.monotonic())
+        now = time.monotonic()
+        view = kind(reads.pin(), now)  # at once: it hands back what is pinned, whatever interrupts us
         self._views.add(view)
         return view
 

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any
 
-from shardengine.engine.errors import StoreError, WrongThreadError, named, not_any_more
+from shardengine.engine.errors import EngineStoppedError, StoreError, WrongThreadError, named, not_any_more
 
 log = logging.getLogger("shardengine")
 _open: set[Portal] = set()
@@ -112,14 +112,16 @@ class Portal:
         _open.discard(self)
 
     def leave(self) -> None:
-        """The interpreter ends."""
+        """The interpreter ends. A daemon thread may be within `close`, which it does not get to the end of."""
         try:
-            self.call(self._finish, self._patience_s)
+            if not self.closed:
+                self.call(self._finish, self._patience_s)
         except TimeoutError:
             log.error("%s: still at work as the interpreter ended", self._thread.name)
             return
         except Exception as error:
-            log.error("%s: stopped unclean as the interpreter ended: %s", self._thread.name, error)
+            if not (self.closed and isinstance(error, EngineStoppedError)):  # closed between the two
+                log.error("%s: stopped unclean as the interpreter ended: %s", self._thread.name, error)
         self.close()
 
 

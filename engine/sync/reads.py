@@ -92,7 +92,8 @@ class SyncReads:
     @as_in(Engine.last_applied)
     def last_applied(self) -> LogId:
         self._check_process()
-        position = self._reads().cut.position
+        with self._lock:
+            position = self._reads().cut.position
         return LogId(position.index, position.term)
 
     def _check_process(self) -> None:
@@ -112,9 +113,10 @@ class SyncReads:
         self._check_process()
         while True:
             with self._lock:
-                cut = self._reads().pin()
+                cut = self._reads().cut
+                view = SharedView(cut.reads.pin(), 0.0)  # at once: it hands back what is pinned, whatever interrupts us
             try:
-                with SharedView(cut, 0.0) as view:
+                with view:
                     return read(view)
             except ViewClosedError:
                 if cut.ended is None:

@@ -3,8 +3,8 @@
 LMDB reuses a page when no slot in `lock.mdb` holds a commit that needs it, and it trusts two POSIX locks to tell whose
 slots are alive. Both can be lost to what happens in this process or in another one, without a word: the system drops
 the locks when *any* descriptor of `lock.mdb` is closed here (a copy of the directory does that), and whoever opens the
-environment then, with nobody else holding a lock, empties the table. `keep_locks` takes the locks again; `keeps_slots`
-tells whether the slots are still ours.
+environment then, with nobody else holding a lock, empties the table, as whoever clears what the dead have left frees
+our slots. `keep_locks` takes the locks again; `keeps_slots` tells whether the slots are still ours.
 """
 
 from __future__ import annotations
@@ -258,14 +258,16 @@ class ReadStore:
     def keep_locks(self) -> None:
         """Take the two locks that stand for our slots again, should this process have lost them."""
         if self._locks is not None:
-            with suppress(OSError):  # another process is at it this moment; `keeps_slots` tells what comes of it
-                fcntl.lockf(self._locks, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 0)
-                fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, os.getpid())
+            for kind, place in ((fcntl.LOCK_EX, os.getpid()), (fcntl.LOCK_SH, 0)):
+                with suppress(OSError):  # another process is at it this moment; `keeps_slots` tells what comes of it
+                    fcntl.lockf(self._locks, kind | fcntl.LOCK_NB, 1, place)
 
     def keeps_slots(self) -> bool:
-        """False when the readers' table, or its file, is not the one that our transactions are entered in."""
+        """False when the readers' table, or its file, is not the one that our transactions are entered in. Where they
+        have no slots: False when there was a commit since, after which their pages may be reused."""
         if self._locks is None:
-            return True
+            last = self._env.info()["last_txnid"]
+            return all(transaction.number == last for transaction in self._open)
         ours = [line.split() for line in self._env.readers().splitlines()[1:]]
         listed = [int(line[2]) for line in ours if int(line[0]) == os.getpid() and line[2] != "-"]
         for transaction in self._open:
