@@ -13,8 +13,8 @@ from typing import Literal
 from shardengine.engine.adaptors.durable import AnyPath, Durability, InDirectory, home_of
 from shardengine.engine.adaptors.journal import Chunk, Journal
 from shardengine.engine.adaptors.records import Records
-from shardengine.engine.adaptors.state import State
-from shardengine.engine.adaptors.store import Store, place_of, stands
+from shardengine.engine.adaptors.state import DictStore, State
+from shardengine.engine.adaptors.store import place_of, stands
 from shardengine.engine.errors import ConfigError, StoreError, SyncFailedError, disk_error
 from shardengine.engine.intake.tail import Tail
 from shardengine.engine.storage.anchors import Anchors
@@ -86,8 +86,8 @@ class FileStateMachine(InDirectory):
         super().__init__(home, store, machine, limits, bad_entry, durability)
 
 
-class FileStore(Store):
-    """A dict, and a journal. A view is a copy of the dict.
+class FileStore(DictStore):
+    """A dict, and a journal.
 
     Invariant: the file holds what the dict does, up to the journal's end, and nothing behind it unless `_torn`. From
     the moment they are set, `_appended` and `_next` count if they are in the file, or are the file: an interrupt may
@@ -96,28 +96,15 @@ class FileStore(Store):
 
     def __init__(self, path: Path, checkpoint_bytes: int, *, synced: bool) -> None:
         """`synced`: with every commit."""
+        super().__init__()
         self._path = path
         self._synced = synced
         self._checkpoint_bytes = self._due = checkpoint_bytes
         self._journal: Journal | None = None
-        self._state: State | None = None
         self._torn = False
         self._appended: tuple[int, Mapping[bytes, bytes | None], DirectoryConfig, Tail] | None = None
         self._next: tuple[Journal, State] | None = None
         self._anchors = Anchors([])
-
-    @property
-    def _now(self) -> State:
-        assert self._state is not None
-        return self._state
-
-    @property
-    def tail(self) -> Tail:
-        return self._now.tail
-
-    @property
-    def fixed(self) -> DirectoryConfig:
-        return self._now.fixed
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
@@ -296,20 +283,6 @@ class FileStore(Store):
             return os.path.samestat(os.lstat(self._path), os.fstat(journal.descriptor))
         except FileNotFoundError:
             return False
-
-    # ---- reading -------------------------------------------------------------------------------------------------
-
-    def get(self, key: bytes) -> bytes | None:
-        return self._now.records.get(key)
-
-    def under(self, prefix: bytes, start_after: bytes | None = None, *, reverse: bool = False) -> Iterator[Record]:
-        return self._now.records.under(prefix, start_after, reverse=reverse)
-
-    def __len__(self) -> int:
-        return len(self._now.records)
-
-    def view(self) -> Records:
-        return self._now.records.copy()
 
 
 def _pieces(records: Records) -> Iterator[dict[bytes, bytes | None]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from shardengine.engine.adaptors.base import InProcess
 from shardengine.engine.adaptors.records import Records
-from shardengine.engine.adaptors.state import State
-from shardengine.engine.adaptors.store import Store
+from shardengine.engine.adaptors.state import DictStore, State
 from shardengine.engine.intake.tail import Tail
 from shardengine.engine.storage.generations import DirectoryConfig
 from shardengine.shards.kv import KeyValue
@@ -54,24 +53,8 @@ class MemoryStateMachine(InProcess):
         super().__init__(MemoryStore(), machine, limits, bad_entry)
 
 
-class MemoryStore(Store):
-    """A dict, kept from one `open` to the next. A view is a copy of it."""
-
-    def __init__(self) -> None:
-        self._state: State | None = None
-
-    @property
-    def _now(self) -> State:
-        assert self._state is not None
-        return self._state
-
-    @property
-    def tail(self) -> Tail:
-        return self._now.tail
-
-    @property
-    def fixed(self) -> DirectoryConfig:
-        return self._now.fixed
+class MemoryStore(DictStore):
+    """A dict, kept from one `open` to the next."""
 
     def open(self, *, create: bool) -> bool:
         return self._state is not None
@@ -84,18 +67,6 @@ class MemoryStore(Store):
 
     def settle(self) -> None:
         self._now.settle()
-
-    def get(self, key: bytes) -> bytes | None:
-        return self._now.records.get(key)
-
-    def under(self, prefix: bytes, start_after: bytes | None = None, *, reverse: bool = False) -> Iterator[Record]:
-        return self._now.records.under(prefix, start_after, reverse=reverse)
-
-    def __len__(self) -> int:
-        return len(self._now.records)
-
-    def view(self) -> Records:
-        return self._now.records.copy()
 
     def close(self) -> None:
         """Nothing is left open, and everything is kept."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
 from shardengine.engine.adaptors.records import Records
+from shardengine.engine.adaptors.store import Store
 from shardengine.engine.intake.tail import Tail
 from shardengine.engine.storage.generations import DirectoryConfig
+from shardengine.shards.transaction import Record
 from shardengine.shards.types import LogId
 
 
@@ -40,3 +42,35 @@ class State(msgspec.Struct):
     @property
     def last(self) -> LogId:
         return LogId(self.tail.index, self.tail.term)
+
+
+class DictStore(Store):
+    """A store whose state is in memory. A view is a copy of its records."""
+
+    def __init__(self) -> None:
+        self._state: State | None = None
+
+    @property
+    def _now(self) -> State:
+        assert self._state is not None
+        return self._state
+
+    @property
+    def tail(self) -> Tail:
+        return self._now.tail
+
+    @property
+    def fixed(self) -> DirectoryConfig:
+        return self._now.fixed
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._now.records.get(key)
+
+    def under(self, prefix: bytes, start_after: bytes | None = None, *, reverse: bool = False) -> Iterator[Record]:
+        return self._now.records.under(prefix, start_after, reverse=reverse)
+
+    def __len__(self) -> int:
+        return len(self._now.records)
+
+    def view(self) -> Records:
+        return self._now.records.copy()

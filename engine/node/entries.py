@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
-from shardengine.engine.node.frames import decode_frame
+from shardengine.engine.node.frames import decode_frame, entries_in
 from shardengine.engine.node.log import Log
 from shardengine.shards.types import Entry
 
@@ -16,9 +16,8 @@ async def entries_of(log: Log) -> list[Entry]:
     last, found = await log.last(), list[Entry]()
     if last:
         async with aclosing(log.read(0)) as frames:
-            async for position, time_ms, data in frames:
-                datas = decode_frame(data, position).datas
-                found += [Entry(index, position, data, time_ms) for index, data in enumerate(datas, len(found) + 1)]
-                if position >= last:
+            async for logged in frames:
+                found += entries_in(decode_frame(logged.frame, logged.position), logged, len(found) + 1)
+                if logged.position >= last:
                     break
     return found

@@ -26,7 +26,7 @@ from shardengine.engine.errors import (
     StoreFullError,
     named,
 )
-from shardengine.engine.node.frames import decode_frame
+from shardengine.engine.node.frames import decode_frame, entries_in
 from shardengine.engine.node.log import Log, Logged
 from shardengine.engine.node.place import entries_of_last_frame
 from shardengine.engine.node.proposals import Proposals
@@ -68,7 +68,7 @@ class Feeder:
 
     def __init__(self, engine: Engine, source: Log, proposals: Proposals, marks: Marks, position: int) -> None:
         self.position = position
-        self.stalled: EngineError | None = None
+        self.stalled: str | None = None
         self._engine = engine
         self._log = source
         self._proposals = proposals
@@ -140,9 +140,9 @@ class Feeder:
 
     async def _send(self, logged: Logged, first: int) -> int:
         """Have a frame applied, whose first entry is number `first`; returns that of the next one's."""
-        position, time_ms, data = logged
-        frame = decode_frame(data, position)
-        entries = [Entry(index, position, data, time_ms) for index, data in enumerate(frame.datas, first)]
+        position = logged.position
+        frame = decode_frame(logged.frame, position)
+        entries = entries_in(frame, logged, first)
         alone = position == self._in_pieces
         while self._window and (alone or not self._has_room(len(logged.frame))):
             self._room = asyncio.get_running_loop().create_future()
@@ -227,7 +227,7 @@ class Feeder:
     async def _await_room(self, position: int, error: EngineError) -> None:
         if self.stalled is None:
             log.warning("the frame at position %d waits for room, and all behind it: %s", position, error)
-        self.stalled = error
+        self.stalled = str(error)
         await asyncio.sleep(RETRY_S)
 
     async def _apply_in_pieces(self, entries: Sequence[Entry]) -> Sequence[ApplyResult]:

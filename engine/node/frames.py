@@ -18,7 +18,9 @@ from typing import Annotated
 import msgspec
 
 from shardengine.engine.errors import FrameDamagedError
+from shardengine.engine.node.log import Logged
 from shardengine.shards.digest import checksum128
+from shardengine.shards.types import Entry
 
 FORMAT = b"\x01"
 OVERHEAD_BYTES = 48
@@ -69,6 +71,12 @@ def decode_frame(data: bytes, position: int) -> Frame:
             hint="something else writes into this log",
             position=position,
         ) from error
+
+
+def entries_in(frame: Frame, logged: Logged, first: int) -> list[Entry]:
+    """Its entries as an engine is fed them, from index `first` on: their term is the frame's position."""
+    position, time_ms, _ = logged
+    return [Entry(index, position, data, time_ms) for index, data in enumerate(frame.datas, first)]
 
 
 class FrameIds:

@@ -346,7 +346,7 @@ class Node:
             cut_before=run.trimmer.cut,
             proposed=run.proposals.entries,
             waiting=run.proposals.waiting,
-            stalled=run.appender.stalled if run.feeder.stalled is None else str(run.feeder.stalled),
+            stalled=run.feeder.stalled or run.appender.stalled,
             failure=None if run.failure is None else str(run.failure),
         )
 

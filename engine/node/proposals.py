@@ -53,7 +53,7 @@ class Sent:
 
 
 class Proposals:
-    """All calls of one node that have no outcome yet."""
+    """All calls of one node that have no outcome yet. `refusal`: why nothing is taken any more."""
 
     def __init__(self, policy: NodePolicy, frame_bytes_max: int) -> None:
         """`frame_bytes_max`: the longest frame that log and engine take."""
@@ -65,18 +65,13 @@ class Proposals:
         self._sent: dict[bytes, Sent] = {}
         self._entries = self._bytes = 0
         self._wake: asyncio.Future[None] | None = None
-        self._closed: EngineError | None = None
+        self.refusal: EngineError | None = None
         self._quiet: list[asyncio.Future[None]] = []
 
     @property
     def entries(self) -> int:
         """Proposed, and without an outcome."""
         return self._entries
-
-    @property
-    def refusal(self) -> EngineError | None:
-        """Why nothing is taken any more."""
-        return self._closed
 
     @property
     def waiting(self) -> int:
@@ -88,12 +83,12 @@ class Proposals:
     async def put(self, datas: list[bytes], size: int) -> Outcome:
         """Queue one call's entries, which make a frame of `size` bytes, once there is room, and wait for their outcome.
         Cancelled while it waits for room it is withdrawn; after that only its outcome is lost."""
-        if self._closed is not None:
-            raise self._closed.again()
+        if self.refusal is not None:
+            raise self.refusal.again()
         if self._room or not self._has_room(len(datas)):
             await self._for_room(len(datas))
-            if self._closed is not None:
-                raise self._closed.again()
+            if self.refusal is not None:
+                raise self.refusal.again()
         proposal = Proposal(datas, size, asyncio.get_running_loop().create_future())
         self._queue.append(proposal)
         self._entries += len(datas)
@@ -199,7 +194,7 @@ class Proposals:
 
     def refuse_new(self, refusal: EngineError) -> None:
         """From now on nothing is taken; what was taken goes on."""
-        self._closed = refusal
+        self.refusal = refusal
         for turn in self._room:
             resolve(turn, refusal)
 

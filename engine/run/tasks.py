@@ -33,12 +33,7 @@ class Tasks:
             except BaseException as error:
                 done.set_exception(error)
 
-        try:
-            threading.Thread(target=worked).start()
-        except RuntimeError as error:
-            raise StoreError(
-                f"no thread can be had: {error}", hint="raise the limit of processes (ulimit -u)"
-            ) from error
+        start(threading.Thread(target=worked))
         self._working.add(done)
         task = asyncio.wrap_future(done)
         task.add_done_callback(lambda _: self._working.discard(done))
@@ -64,6 +59,14 @@ class Tasks:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def start(thread: threading.Thread) -> None:
+    """Raises StoreError when the system has no thread for it."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise StoreError(f"no thread can be had: {error}", hint="raise the limit of processes (ulimit -u)") from error
 
 
 async def one_turn() -> None:

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from shardengine.engine.errors import EngineStoppedError, StoreError, WrongThreadError, named, not_any_more
+from shardengine.engine.run.tasks import start
 
 log = logging.getLogger("shardengine")
 _open: set[Portal] = set()
@@ -53,12 +54,10 @@ class Portal:
         except OSError as error:
             raise named(error) from error
         try:
-            self._thread.start()
-        except RuntimeError as error:
+            start(self._thread)
+        except StoreError:
             self._loop.close()
-            raise StoreError(
-                f"no thread can be had: {error}", hint="raise the limit of processes (ulimit -u)"
-            ) from error
+            raise
         _open.add(self)
 
     def _main(self, inside: AbstractContextManager[None]) -> None:

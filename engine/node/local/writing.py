@@ -17,11 +17,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
-from shardengine.engine.errors import EngineError, LogFailedError, LogFullError, StoreError
+from shardengine.engine.errors import EngineError, LogFailedError, LogFullError
 from shardengine.engine.node.local.layout import HEAD_BYTES, Record, record_bytes
 from shardengine.engine.node.local.opening import CLOSED, Closed, Opened, open_directory
 from shardengine.engine.node.local.segments import Segments
 from shardengine.engine.node.log import Logged
+from shardengine.engine.run.tasks import start
 from shardengine.engine.storage.files import write_checked
 from shardengine.ipc.errors import FULL
 from shardengine.ipc.files import SyncError, sync, write_all
@@ -93,12 +94,7 @@ class Writer:
     def start(self, directory: Path, segment_bytes: int) -> threading.Thread:
         """Raises StoreError: there is no thread to be had."""
         thread = threading.Thread(target=self._main, args=(directory, segment_bytes), name="log", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            raise StoreError(
-                f"no thread can be had: {error}", hint="raise the limit of processes (ulimit -u)"
-            ) from error
+        start(thread)
         return thread
 
     def hand(self, job: Call | Cut | None) -> None:
