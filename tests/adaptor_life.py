@@ -17,7 +17,7 @@ import msgspec
 from shardengine import EngineError, run
 from tests.adaptors import durable, entries
 from tests.faults.control import DISK, Faults, serve
-from tests.kill_points import Points
+from tests.kill_points import armed_on_files
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -110,17 +110,6 @@ async def stream(life: Life, orders: Orders) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def armed(fatal: int) -> Points:
-    """Die before, inside or after the `fatal`-th step that changes files."""
-    points = Points(fatal, group=False)
-    points.tear()
-    for name in ("pwrite", "fdatasync", "fsync", "ftruncate"):
-        points.wrap(os, name, lambda *_, name=name: name, after=False)
-    for name in ("rename", "unlink"):
-        points.wrap(Path, name, lambda path, *_, name=name, **__: f"{name} {path.name}")
-    return points
-
-
 def main(place: Path, text: str) -> None:
     orders = msgspec.json.decode(text, type=Orders)
 
@@ -128,7 +117,7 @@ def main(place: Path, text: str) -> None:
         with Faults(place) as faults:
             if orders.image:
                 faults.image(place / DISK)
-            points = None if orders.fatal < 0 else armed(orders.fatal)
+            points = None if orders.fatal < 0 else armed_on_files(orders.fatal, "ftruncate")
             life = Life(place, orders)
             if orders.what == "script":
                 await script(life, faults)

@@ -13,15 +13,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from contextlib import aclosing
 from itertools import count
 
 import msgspec
 
 from shardengine import EngineConfig, SnapshotPolicy, run
-from shardengine.engine.node.frames import decode_frame
 from shardengine.engine.storage import runmark
-from shardengine.node import LocalLog, Node, NodePolicy
+from shardengine.node import LocalLog, Node, NodePolicy, entries_of
 from tests.machines import Add, Ledger
 
 CONFIG = EngineConfig(map_bytes=16 << 20, ring_bytes=1 << 20, value_bytes_max=16 << 10)
@@ -40,15 +38,9 @@ def say(text: str) -> None:
 async def replayed(log: LocalLog) -> dict[bytes, bytes]:
     """What the whole log gives."""
     numbers: dict[bytes, int] = {}
-    last = await log.last()
-    if last:
-        async with aclosing(log.read(0)) as frames:
-            async for logged in frames:
-                for data in decode_frame(logged.frame, logged.position).datas:
-                    key = _decode(data).key
-                    numbers[key] = numbers.get(key, 0) + 1
-                if logged.position == last:
-                    break
+    for entry in await entries_of(log):
+        key = _decode(entry.data).key
+        numbers[key] = numbers.get(key, 0) + 1
     return {key: b"%d" % number for key, number in numbers.items()}
 
 

@@ -133,3 +133,14 @@ def kind_of(message: wire.Order | wire.Answer) -> str:
     """The name of a message; of a part that asks, too."""
     asks = isinstance(message, wire.Part) and message.pause
     return f"{'asking ' * asks}{type(message).__name__}"
+
+
+def armed_on_files(fatal: int, also: str) -> Points:
+    """Die before, inside or after the `fatal`-th step that changes files, `also` among the system's calls."""
+    points = Points(fatal, group=False)
+    points.tear()
+    for name in ("pwrite", "fdatasync", "fsync", also):
+        points.wrap(os, name, lambda *_, name=name: name, after=False)
+    for name in ("rename", "unlink"):
+        points.wrap(Path, name, lambda path, *_, name=name, **__: f"{name} {path.name}")
+    return points

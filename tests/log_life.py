@@ -16,7 +16,7 @@ import msgspec
 from shardengine import EngineError, run
 from shardengine.node import LocalLog
 from tests.faults.control import DISK, Faults, serve
-from tests.kill_points import Points
+from tests.kill_points import armed_on_files
 
 SEGMENT = 4 << 10
 
@@ -143,17 +143,6 @@ async def stream(life: Life, seed: int) -> None:
             await life.open()
 
 
-def armed(fatal: int) -> Points:
-    """Die before, inside or after the `fatal`-th step that changes files."""
-    points = Points(fatal, group=False)
-    points.tear()
-    for name in ("pwrite", "fdatasync", "fsync", "posix_fallocate"):
-        points.wrap(os, name, lambda *_, name=name: name, after=False)
-    for name in ("rename", "unlink"):
-        points.wrap(Path, name, lambda path, *_, name=name, **__: f"{name} {path.name}")
-    return points
-
-
 def main(place: Path, text: str) -> None:
     orders = msgspec.json.decode(text, type=Orders)
 
@@ -161,7 +150,7 @@ def main(place: Path, text: str) -> None:
         with Faults(place) as faults:
             if orders.image:
                 faults.image(place / DISK)
-            points = None if orders.fatal < 0 else armed(orders.fatal)
+            points = None if orders.fatal < 0 else armed_on_files(orders.fatal, "posix_fallocate")
             life = Life(place, orders.before)
             if orders.what == "script":
                 await script(life, faults)

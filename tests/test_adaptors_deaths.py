@@ -13,29 +13,26 @@ from collections.abc import Iterator
 from itertools import count, product
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from tests.adaptor_life import Orders, Said
 from tests.adaptors import DURABLE, durable, judge
 from tests.disks import in_a_file_system, needs_file_systems
-from tests.faults.control import DISK, EVER, SHORT, Faults, Rule, Zygote, build, image_of
+from tests.faults.control import DISK, EVER, SHORT, Faults, Rule, image_of
 from tests.faults.judging import Mode, renew
-from tests.killing import ROOT, environment, note, seeded
+from tests.killing import DEEP, note, seeded
+from tests.staging import Staged
 
-WATCHDOG_S = 40.0
 MODES: tuple[Mode, Mode] = ("process", "power")
 RANDOM_KILLS = 20
 RULES = 8
-EVERY = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 
 
-class Stage:
+class Stage(Staged[Said]):
     """Where lives take place."""
 
     def __init__(self, directory: Path) -> None:
-        self.zygote = Zygote(build(directory), "tests.adaptor_life", ROOT, environment())
-        self.place = directory / "place"
+        super().__init__(directory, "tests.adaptor_life", Said)
 
     @property
     def left(self) -> Path:
@@ -49,20 +46,6 @@ class Stage:
 
     def begin(self) -> None:
         renew(self.place, self.place / "nothing")
-
-    def live(self, orders: Orders, rule: Rule | None = None, timeout_s: float = WATCHDOG_S) -> int | None:
-        """Returns its exit status; None: it was killed after `timeout_s`."""
-        with Faults.create(self.place) as faults:
-            if rule is not None:
-                faults.arm(rule)
-            return self.zygote.run(self.place, msgspec.json.encode(orders).decode(), timeout_s)
-
-    def said(self) -> list[Said]:
-        lines = (self.place / "said").read_bytes().splitlines()
-        return [msgspec.json.decode(line, type=Said) for line in lines if line.endswith(b"}")]
-
-    def errors(self) -> str:
-        return (self.place / "stderr").read_text()[-2000:]
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +172,7 @@ def rules(stage: Stage, kind: str) -> list[Rule]:
                 found.append(Rule(phase, "host", call, hit, hit, ways[(number + hit) % len(ways)]))
             if hits and errno.ENOSPC in ways:
                 found.append(Rule(phase, "host", call, hits, EVER, errno.ENOSPC))
-    return found if EVERY else found[:: len(found) // RULES]
+    return found if DEEP else found[:: len(found) // RULES]
 
 
 @pytest.mark.parametrize("kind", DURABLE)

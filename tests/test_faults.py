@@ -9,7 +9,6 @@ fail, in every way.
 from __future__ import annotations
 
 import errno
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ import pytest
 from tests.faults.control import EVER, PHASES, SHORT, Faults, Rule, Zygote, build, image_of
 from tests.faults.judging import Cell, Mode, Trace, findings, live, prepare, renew
 from tests.faults.life import STARTS
-from tests.killing import ROOT, environment
+from tests.killing import DEEP, ROOT, environment
 
 # Which calls are made in which phase, and fail: of the host (h) and of a worker (w); * in mode "power" only.
 # +: others are made too, by the same code as in the phase "start", or as "apply" for a worker that was respawned.
@@ -88,7 +87,6 @@ ASKED = (
 SYNCING = ("fsync", "fdatasync", "msync", "pwrite")  # what mode "power" does in another way
 POWERED = ("apply", "respawn", "stop")  # phases in which it does
 RACING = ("recv", "thread")  # a worker makes them as the phase ends, or behind it
-DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 WORKERS = {"h": "host", "w": "worker 0"}
 
 

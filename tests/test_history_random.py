@@ -7,17 +7,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from hypothesis import settings
-
 from shardengine import ApplyResult, Entry, Put, encode
 from shardengine.conformance import Event, History
 from shardengine.engine.conformance.operations import Read, Watch, Write
 from tests.history_oracle import Oracle
 from tests.history_world import World
+from tests.killing import DEEP
 from tests.tiny_histories import Tiny
 
 T = TypeVar("T")
-DEEP = settings.get_current_profile_name() == "deep"
 TINY, WORLDS = (100_000, 10_000) if DEEP else (1_500, 1_000)
 RULES = {
     *("lost", "result", "order", "stale", "future", "back", "value", "view", "refused", "twice", "unasked"),

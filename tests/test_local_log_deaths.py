@@ -11,43 +11,27 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from shardengine.node import LocalLog, Logged
-from tests.faults.control import DISK, EVER, SHORT, Faults, Rule, Zygote, build, image_of
+from tests.faults.control import DISK, EVER, SHORT, Faults, Rule, image_of
 from tests.faults.judging import renew
-from tests.killing import ROOT, environment, note, seeded
+from tests.killing import note, seeded
 from tests.log_life import SEGMENT, Orders, Said, frame, number_of
+from tests.staging import Staged
 
-WATCHDOG_S = 40.0
 RANDOM_KILLS = 64
 
 
-class Stage:
+class Stage(Staged[Said]):
     """Where lives take place."""
 
     def __init__(self, directory: Path) -> None:
-        self.zygote = Zygote(build(directory), "tests.log_life", ROOT, environment())
-        self.place = directory / "place"
+        super().__init__(directory, "tests.log_life", Said)
 
     @property
     def log(self) -> Path:
         return self.place / DISK / "log"
-
-    def live(self, orders: Orders, rule: Rule | None = None, timeout_s: float = WATCHDOG_S) -> int | None:
-        """Returns its exit status; None: it was killed after `timeout_s`."""
-        with Faults.create(self.place) as faults:
-            if rule is not None:
-                faults.arm(rule)
-            return self.zygote.run(self.place, msgspec.json.encode(orders).decode(), timeout_s)
-
-    def said(self) -> list[Said]:
-        lines = (self.place / "said").read_bytes().splitlines()
-        return [msgspec.json.decode(line, type=Said) for line in lines if line.endswith(b"}")]
-
-    def errors(self) -> str:
-        return (self.place / "stderr").read_text()[-2000:]
 
 
 @pytest.fixture(scope="module")
