@@ -158,10 +158,6 @@ class Proposals:
         """A frame without entries."""
         return encode_frame(Frame(next(self._ids), []))
 
-    def is_open(self, sent: Sent) -> bool:
-        """Whether its outcome is not known yet."""
-        return sent.id in self._sent
-
     # ---- outcomes ------------------------------------------------------------------------------------------------
 
     def applied(self, id: bytes, results: Sequence[ApplyResult]) -> None:
