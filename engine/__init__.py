@@ -82,6 +82,7 @@ Files and rooms, lowest first:
     machines/    examples, for people to read, import and start from
     conformance/ what people test with: a suite for their own machine, and a checker of histories
     node/        the engine under a log
+    cluster/     servers and nodes as processes of this machine, to try out
     sync/        both for code without a loop, in any thread
     cli/         the command line; needs the extra `cli`
 """

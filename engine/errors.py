@@ -217,6 +217,23 @@ class NotAppendedError(LogError):
     propose it again."""
 
 
+class LogSettingsError(LogError):
+    """A log's servers, or the log on them, are set up so that they would lose what they acknowledge, or cut what is
+    needed; names each setting, what it is, and what it has to be. Nothing was written."""
+
+
+class PeerError(EngineError):
+    """Another node of the log did not answer, or could not do what it was asked for."""
+
+
+class StateDivergedError(EngineError):
+    """This node holds something else than the others at the same entry; names both digests. It stopped."""
+
+
+class ClusterError(EngineError):
+    """The servers or nodes of a cluster on this machine cannot be started, or did not do what was asked of them."""
+
+
 class NodeStoppedError(EngineStoppedError):
     """The node stops, or has failed: the call was not accepted. What it was to propose is not in the log."""
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shardengine.engine.contract import StateMachine as StateMachine
     from shardengine.engine.engine import Engine as Engine
     from shardengine.engine.errors import ChunkAbortedError as ChunkAbortedError
+    from shardengine.engine.errors import ClusterError as ClusterError
     from shardengine.engine.errors import CommitRuleError as CommitRuleError
     from shardengine.engine.errors import ConfigError as ConfigError
     from shardengine.engine.errors import DamagedError as DamagedError
@@ -48,11 +49,13 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import LogOrderError as LogOrderError
     from shardengine.engine.errors import LogRegressedError as LogRegressedError
     from shardengine.engine.errors import LogReplacedError as LogReplacedError
+    from shardengine.engine.errors import LogSettingsError as LogSettingsError
     from shardengine.engine.errors import LogTruncatedError as LogTruncatedError
     from shardengine.engine.errors import NoCutError as NoCutError
     from shardengine.engine.errors import NodeStoppedError as NodeStoppedError
     from shardengine.engine.errors import NotAppendedError as NotAppendedError
     from shardengine.engine.errors import OutcomeUnknownError as OutcomeUnknownError
+    from shardengine.engine.errors import PeerError as PeerError
     from shardengine.engine.errors import PieceDamagedError as PieceDamagedError
     from shardengine.engine.errors import PieceDuplicateError as PieceDuplicateError
     from shardengine.engine.errors import PieceEndError as PieceEndError
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import SnapshotInProgressError as SnapshotInProgressError
     from shardengine.engine.errors import SnapshotLabelError as SnapshotLabelError
     from shardengine.engine.errors import SnapshotStaleError as SnapshotStaleError
+    from shardengine.engine.errors import StateDivergedError as StateDivergedError
     from shardengine.engine.errors import StateUntrustedError as StateUntrustedError
     from shardengine.engine.errors import TooManyViewsError as TooManyViewsError
     from shardengine.engine.errors import TravelError as TravelError
@@ -155,6 +159,7 @@ _HOMES = {
     ),
     "engine.errors": (
         "ChunkAbortedError",
+        "ClusterError",
         "CommitRuleError",
         "ConfigError",
         "DamagedError",
@@ -179,11 +184,13 @@ _HOMES = {
         "LogOrderError",
         "LogRegressedError",
         "LogReplacedError",
+        "LogSettingsError",
         "LogTruncatedError",
         "NoCutError",
         "NodeStoppedError",
         "NotAppendedError",
         "OutcomeUnknownError",
+        "PeerError",
         "PieceDamagedError",
         "PieceDuplicateError",
         "PieceEndError",
@@ -198,6 +205,7 @@ _HOMES = {
         "SnapshotInProgressError",
         "SnapshotLabelError",
         "SnapshotStaleError",
+        "StateDivergedError",
         "StateUntrustedError",
         "TooManyViewsError",
         "TravelError",

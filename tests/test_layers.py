@@ -35,6 +35,7 @@ OWNERS = {
         "engine/conformance/",
         CLI,
     ),
+    "nats": ("engine/node/jetstream/",),
     "uvloop": ("engine/run/shell.py", "engine/sync/portal.py", CLI),
     "click": (CLI,),
     "rich": (CLI,),

@@ -15,6 +15,7 @@ Words, besides those of `engine/__init__`:
 Files and rooms, lowest first:
 
     log.py        what a log is
+    shared.py     what a log of several nodes is
     frames.py     entries to a frame and back
     entries.py    a whole log as entries
     refusals.py   what every log of ours refuses
