@@ -1,6 +1,7 @@
 """The command `shardengine`, also `python -m shardengine`: load a directory, read it, check it, see it work.
 
     shardengine demo                                   the whole engine on real input, in a minute
+    shardengine cluster demo                           three servers, three nodes, two kills and one table
     shardengine load records.tsv --data DIR            every line becomes a committed entry
     shardengine put KEY VALUE --data DIR               through the log of a node; `delete`, `cas`
     shardengine get KEY --data DIR                     one value
@@ -50,6 +51,7 @@ Files, lowest first:
     load.py       the command `load`
     corpus.py     the running Python's standard library as a log
     demo.py       the command `demo`
+    cluster.py    the command `cluster demo`
     archives.py   where an exported snapshot goes to and comes from
     keep.py       the commands about snapshots and shard counts
     check.py      the command `verify`

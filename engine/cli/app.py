@@ -11,6 +11,7 @@ import click
 from click.shell_completion import shell_complete
 
 from shardengine.engine.cli.check import verify
+from shardengine.engine.cli.cluster import cluster
 from shardengine.engine.cli.common import COULD_NOT, DATA_SAYS_NO, DONE, WRONG_USE, DataSaysNoError, StoppedError
 from shardengine.engine.cli.demo import demo
 from shardengine.engine.cli.hints import for_machine, in_command_words
@@ -39,7 +40,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 _COMMANDS: list[click.Command] = [
-    *(demo, load, put, delete, cas, get, scan, digest, stats, verify),
+    *(demo, cluster, load, put, delete, cas, get, scan, digest, stats, verify),
     *(snapshot, snapshots, restore, export_, import_, reshard, compact, log),
 ]
 
@@ -57,6 +58,7 @@ def shardengine() -> None:
     \b
     Examples:
       shardengine demo
+      shardengine cluster demo
       shardengine load words.tsv --data words --shards 4
       shardengine get apple --data words
       eval "$(_SHARDENGINE_COMPLETE=bash_source shardengine)"

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from shardengine.engine.errors import ClusterError
+from shardengine import ClusterError
 
 PAYLOAD_BYTES_MAX = 8 << 20
 """The longest message that the servers take."""
