@@ -180,6 +180,7 @@ class Demo:
             try:
                 while self._frames or any(not task.done() for task in working.values()):
                     stop.check()
+                    self._progressed.clear()
                     done = sum(map(len, self._acknowledged))
                     while steps and done >= steps[0][0] * self._corpus.entries:
                         name = await steps.popleft()[1]()
@@ -197,7 +198,6 @@ class Demo:
 
     async def _more(self, working: dict[str, asyncio.Task[None]]) -> None:
         """Wait for something to be acknowledged, or for a node to have ended. Raises what made one fail."""
-        self._progressed.clear()
         try:
             async with asyncio.timeout(GIVE_UP_S):
                 await self._progressed.wait()
