@@ -163,6 +163,12 @@ def nats_server() -> str:
     return found
 
 
+def nats_server_version() -> str:
+    """As the program says it."""
+    done = subprocess.run([nats_server(), "--version"], capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.strip()
+
+
 def _free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now: all are held until all are known."""
     held = [socket.socket() for _ in range(count)]
