@@ -222,6 +222,10 @@ class LogSettingsError(LogError):
     needed; names each setting, what it is, and what it has to be. Nothing was written."""
 
 
+class LogUnreachableError(LogError):
+    """The servers of a log cannot be reached, or do not agree among each other, for now."""
+
+
 class PeerError(EngineError):
     """Another node of the log did not answer, or could not do what it was asked for."""
 

@@ -1,7 +1,8 @@
 """What every test gets: a coroutine is run on uvloop, and nothing may be left behind.
 
 After each test no process that it started may live on, no descriptor may be open that was not open before, and the
-temporary directory must be empty (what `tmp_path` holds is the test's own). Processes are found by a word in the
+temporary directory must be empty (what `tmp_path` holds is the test's own). The servers that all tests share end with
+the last one. Processes are found by a word in the
 environment that they inherit, so grandchildren count. Engines that a failed test leaves running are killed; a test
 that passes and leaves one running fails here.
 """
@@ -27,7 +28,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from shardengine import run
+from shardengine.engine.cluster.servers import Servers
 from shardengine.engine.run.shell import shells
+from tests.servers import STANDING, standing
 from tests.syncs import Syncs
 
 LEAVING_S = 20.0  # how long a process that is ending already may take; nothing waits that long when all is well
@@ -94,9 +97,9 @@ def nothing_is_left_behind(request: pytest.FixtureRequest, temporary_directory: 
     yield
     running, failed = kill_engines(), request.node.stash.get(_FAILED, False)
     if failed:
-        for process in descendants() - processes:
+        for process in descendants() - processes - STANDING:
             end(process)
-    left = wait_for_the_end_of(descendants() - processes)
+    left = wait_for_the_end_of(descendants() - processes - STANDING)
     files = clear(temporary_directory)
     if failed:
         return
@@ -107,6 +110,13 @@ def nothing_is_left_behind(request: pytest.FixtureRequest, temporary_directory: 
         gc.collect()
     new = open_descriptors().items() - descriptors.items()
     assert not new, f"descriptors remain open: {sorted(new)}"
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Three of a cluster, which tests must leave running as they were."""
+    with standing(tmp_path_factory.mktemp("servers")) as started:
+        yield started
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from types import TracebackType
 from shardengine import ClusterError
 
 PAYLOAD_BYTES_MAX = 8 << 20
-"""The longest message that the servers take."""
 _HOST = "127.0.0.1"
 _EXEC = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 """Have the kernel kill the process with who started it (PR_SET_PDEATHSIG, SIGKILL), and become the server."""
@@ -98,12 +97,20 @@ class Server:
 class Servers:
     """A cluster of nats-servers below `directory`, which is made. `with` starts all of them, and kills them at its end.
 
-    Raises ClusterError when there is no nats-server, or `directory` holds something already.
+    `payload_bytes_max`: the longest message that they take. Raises ClusterError when there is no nats-server, or
+    `directory` holds something already.
     """
 
-    def __init__(self, directory: Path, count: int = 3, cluster: str = "shardengine") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        count: int = 3,
+        cluster: str = "shardengine",
+        payload_bytes_max: int = PAYLOAD_BYTES_MAX,
+    ) -> None:
         nats_server()
         self.cluster = cluster
+        self.payload_bytes_max = payload_bytes_max
         ports = _free_ports(2 * count)
         self.all: Sequence[Server] = [
             Server(f"n{number}", directory / f"n{number}", *ports[2 * number - 2 : 2 * number])
@@ -127,7 +134,7 @@ class Servers:
             routes=routes,
             cluster=self.cluster,
             store=server.directory / "store",
-            payload=PAYLOAD_BYTES_MAX,
+            payload=self.payload_bytes_max,
             pending=8 * PAYLOAD_BYTES_MAX,
         )
         try:

@@ -22,6 +22,7 @@ Files and rooms, lowest first:
     arrivals.py   who waits for the next frame
     memory.py     a log in this process
     local/        a log in local files
+    jetstream/    a log on servers that replicate it, for several nodes
     policy.py     what a node decides by itself
     proposals.py  what is proposed, from the call to its outcome
     place.py      where in its log a node stands
