@@ -33,6 +33,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     needs: int
     digest: bytes = b""
     digest_at: LogId = LogId(0, 0)
+    run: str = ""
+    beat: int = 0
 
 
 Answer = Callable[[bytes], Awaitable[bytes]]
@@ -44,7 +46,8 @@ class SharedLog(Log, Protocol):
 
     async def meet(self, me: Member) -> Sequence[Member]:
         """Say where this node stands, and hear where the others do: all that said so lately, this one included, in
-        order of their names. Raises LogClosedError, or any other error when the others cannot be reached now."""
+        order of their names; of each run the last that it said, also where two runs have one name. Raises
+        LogClosedError, or any other error when the others cannot be reached now."""
         ...
 
     async def ask(self, node: str, request: bytes) -> bytes:
