@@ -90,6 +90,7 @@ class Giver:
         self._newest: Found | None = None
         self._given: dict[bytes, _Given] = {}
         self._turn = asyncio.Lock()
+        self._closed = False
         self._work = Tasks()
 
     async def look(self) -> LogId:
@@ -121,6 +122,8 @@ class Giver:
 
     async def _of(self, source: bytes) -> _Given:
         async with self._turn:
+            if self._closed:
+                raise PeerError("the node stops", hint="ask another one")
             if source in self._given:
                 return self._given[source]
             found = await self._work.in_thread(lambda: self._named(source))
@@ -147,6 +150,7 @@ class Giver:
 
     async def close(self) -> None:
         """Nothing is given any more."""
+        self._closed = True
         async with self._turn:
             await self._forget(list(self._given))
 

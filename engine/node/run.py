@@ -77,7 +77,7 @@ class Run:
 
     def _needs(self) -> int:
         self.trimmer.look()
-        return self.trimmer.needs
+        return max(1, self.trimmer.needs)
 
     def check_loop(self) -> None:
         """Raises WrongLoopError in any other loop; none is none."""

@@ -49,7 +49,7 @@ class Marks:
 
 class Trimmer:
     """Cuts one log. `cut`: what lies before that position was given up. `needs`: the first position that is still of
-    use here.
+    use here; 0: that of the first frame.
 
     By itself it cuts only what two snapshots hold: should the newest be found damaged after a power loss, the one
     before it is there, and the log behind that. In mode "power" the state is durable without them, and it cuts by that.
@@ -69,7 +69,7 @@ class Trimmer:
         others: Callable[[], Sequence[Member] | None] | None = None,
     ) -> None:
         self.cut = 0
-        self.needs = 1
+        self.needs = 0
         self._engine = engine
         self._log = trimmed
         self._marks = marks
@@ -114,7 +114,7 @@ class Trimmer:
     async def _cut_before(self, position: int) -> None:
         if self._others is not None:
             position = cut_at(position, self._others() or ())
-        if position > max(1, self.cut):
+        if position > self.cut:
             await self._log.truncate_before(position)
             self.cut = max(self.cut, position)
 
