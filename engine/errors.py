@@ -230,6 +230,10 @@ class PeerError(EngineError):
     """Another node of the log did not answer, or could not do what it was asked for."""
 
 
+class NameTakenError(EngineError):
+    """Another node of the log, which lives, has this node's name: a data directory was copied. This one stopped."""
+
+
 class StateDivergedError(EngineError):
     """This node holds something else than the others at the same entry; names both digests. It stopped."""
 

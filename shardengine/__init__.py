@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import LogSettingsError as LogSettingsError
     from shardengine.engine.errors import LogTruncatedError as LogTruncatedError
     from shardengine.engine.errors import LogUnreachableError as LogUnreachableError
+    from shardengine.engine.errors import NameTakenError as NameTakenError
     from shardengine.engine.errors import NoCutError as NoCutError
     from shardengine.engine.errors import NodeStoppedError as NodeStoppedError
     from shardengine.engine.errors import NotAppendedError as NotAppendedError
@@ -188,7 +189,7 @@ _HOMES = {
         "LogSettingsError",
         "LogTruncatedError",
         "LogUnreachableError",
-        "LogUnreachableError",
+        "NameTakenError",
         "NoCutError",
         "NodeStoppedError",
         "NotAppendedError",

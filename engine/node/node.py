@@ -23,11 +23,15 @@ from shardengine.engine.errors import (
 )
 from shardengine.engine.node.frames import frame_bytes
 from shardengine.engine.node.local.log import LocalLog
-from shardengine.engine.node.log import Log
-from shardengine.engine.node.place import find_place
+from shardengine.engine.node.log import Log, LogState
+from shardengine.engine.node.peers import Peers
+from shardengine.engine.node.place import name_of
+from shardengine.engine.node.placing import placed
 from shardengine.engine.node.policy import NodePolicy
 from shardengine.engine.node.proposals import Outcome
 from shardengine.engine.node.run import Run, within
+from shardengine.engine.node.shared import Member, SharedLog
+from shardengine.engine.node.status import NodeStatus, status_of
 from shardengine.engine.read.view import View
 from shardengine.engine.run.starting import settled
 from shardengine.engine.storage.files import data_path
@@ -38,28 +42,6 @@ from shardengine.shards.types import ApplyResult, LogId
 LOG_NAME = "log"
 """What a local log in a node's own directory is called."""
 logger = logging.getLogger("shardengine")
-
-
-class NodeStatus(msgspec.Struct, frozen=True):
-    """Facts about one moment.
-
-    applied: the newest entry that reads see; its term is its frame's position. position: up to which frames are
-    applied, those without entries too. ready_at: the log's end as it was found at the start. durable: as
-    `Engine.durable`. cut_before: frames before that position were given up in this run. proposed: entries without an
-    outcome. waiting: calls that wait for room. stalled: why nothing is applied for now. failure: why nothing is any
-    more.
-    """
-
-    log: str
-    applied: LogId
-    position: int
-    ready_at: int
-    durable: LogId
-    cut_before: int
-    proposed: int
-    waiting: int
-    stalled: str | None
-    failure: str | None
 
 
 class Node:
@@ -135,21 +117,24 @@ class Node:
 
     async def _begin(self) -> Run:
         state = await self._log.open()
-        position = await find_place(self._path, self._engine, self._log, state)
-        if self._engine.durable().term + 1 < state.first:
-            await self._hold_what_was_cut()
+        peers = None
+        if isinstance(self._log, SharedLog):
+            name, compare = name_of(self._path), self._policy.compare_entries
+            peers = Peers(self._log, self._engine, self._path, name, compare)
+        try:
+            state, position = await placed(self._path, self._engine, self._log, self._policy, state, peers)
+            return self._run_from(state, position, peers)
+        except BaseException:
+            if peers is not None:
+                await peers.close()
+            raise
+
+    def _run_from(self, state: LogState, position: int, peers: Peers | None) -> Run:
         if self._closed:
             raise NodeStoppedError("the node was closed while it started")
         self._engine.set_snapshot_policy(self._policy.snapshots)
         logger.info("%s: log %s, applied up to %d of %d", self._path, state.identity, position, state.last)
-        return Run(self._engine, self._log, self._policy, self._config, state, position)
-
-    async def _hold_what_was_cut(self) -> None:
-        """What the log has lost, a snapshot must hold; else a power loss in mode "process" costs it."""
-        try:
-            await self._engine.create_snapshot()
-        except EngineError as error:
-            logger.error("%s: no snapshot holds what the log has lost, and none can be taken: %s", self._path, error)
+        return Run(self._engine, self._log, self._policy, self._config, state, position, peers)
 
     async def aclose(self) -> None:
         """Take no proposal any more, finish those that were taken, up to `stop_timeout_ms`, and close engine and log.
@@ -320,6 +305,8 @@ class Node:
         """Take a snapshot now, and cut the log behind it as the policy says. Raises as `Engine.create_snapshot`."""
         run = self._running()
         info = await self._engine.create_snapshot()
+        if run.peers is not None:
+            run.peers.members.say_soon()
         await run.trimmer.trim()
         return info
 
@@ -334,21 +321,14 @@ class Node:
         await run.trimmer.cut_behind(self._engine.durable(), keep)
         return run.trimmer.cut
 
+    def members(self) -> list[Member]:
+        """The nodes of a shared log, this one too, as they were heard last; none where the log is not shared."""
+        peers = self._current().peers
+        return [] if peers is None else peers.members.now()
+
     def status(self) -> NodeStatus:
         """Facts about this moment."""
-        run = self._current()
-        return NodeStatus(
-            log=run.state.identity,
-            applied=self._engine.last_applied(),
-            position=run.feeder.position,
-            ready_at=run.ready_at,
-            durable=self._engine.durable(),
-            cut_before=run.trimmer.cut,
-            proposed=run.proposals.entries,
-            waiting=run.proposals.waiting,
-            stalled=run.feeder.stalled or run.appender.stalled,
-            failure=None if run.failure is None else str(run.failure),
-        )
+        return status_of(self._current(), self._engine)
 
     def _current(self) -> Run:
         """Raises EngineStateError when nothing runs (NodeStoppedError: not any more), WrongLoopError."""

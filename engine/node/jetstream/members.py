@@ -1,4 +1,4 @@
-"""Who else has the log open: each says so under its name, in a bucket that forgets whom it does not hear of."""
+"""Who else has the log open: each run says so under its own key, in a bucket that forgets whom it does not hear of."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Members:
                 f"the stream {self._stream.name!r} does not take where this node stands: {message.data!r}",
                 hint="see the servers' log",
             )
-        found = {member.node: member for member in map(_member, await self._all()) if member is not None}
-        return [member for _, member in sorted((found | {me.node: me}).items())]
+        found = {(one.node, one.run): one for one in map(_member, await self._all()) if one is not None}
+        return [member for _, member in sorted((found | {(me.node, me.run): me}).items())]
 
     async def _put(self, me: Member) -> Message:
-        return await self._stream.connection.ask(Outgoing(f"{self._keys}.{me.node}", msgspec.json.encode(me)))
+        return await self._stream.connection.ask(Outgoing(f"{self._keys}.{me.run}", msgspec.json.encode(me)))
 
     async def _all(self) -> list[Message]:
         """What a server has of everybody, which may be a little old."""
