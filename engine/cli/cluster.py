@@ -11,7 +11,7 @@ import asyncio
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -90,10 +90,8 @@ def demo(data: Path | None, limit: int, shards: int, quiet: bool, as_json: bool)
     if as_json:
         print_json(facts)
     else:
-        nodes = facts.pop("nodes")
-        print_table("shardengine cluster demo", facts)
-        for name, found in nodes.items():
-            print_table(f"node {name}", found)
+        nodes = {f"node {name}": _in_words(found) for name, found in facts.pop("nodes").items()}
+        print_table("shardengine cluster demo", {**facts, **nodes})
     return DONE
 
 
@@ -164,9 +162,10 @@ class Demo:
             self._nodes[name] = NodeProcess(name, options, self._place / f"node-{name}.errors")
         began = time.monotonic()
         status = await self._nodes[name].start()
+        behind = f", the first {status['durable'][0]:,} from a snapshot" if status["durable"][0] else ""
         remark(
-            f"node {name} runs as process {self._nodes[name].pid}, at entry {status['applied'][0]:,} "
-            f"after {time.monotonic() - began:.1f} s"
+            f"node {name} runs as process {self._nodes[name].pid}: {status['applied'][0]:,} entries "
+            f"after {time.monotonic() - began:.1f} s{behind}"
         )
         return status
 
@@ -274,7 +273,7 @@ class Demo:
         """Wait until the log is cut: what a node needs that has ended keeps it for a while."""
         await self._take_snapshots()
         for _ in range(int(GIVE_UP_S / LOOK_S)):
-            if cut := (await self._nodes["1"].ask("status"))["cut_before"]:
+            if (cut := (await self._nodes["1"].ask("status"))["cut_before"]) > 1:
                 remark(f"the log is cut before position {cut:,}")
                 return
             await asyncio.sleep(LOOK_S)
@@ -304,10 +303,10 @@ class Demo:
             found[name] = {
                 "records": state["entries"],
                 "index": state["applied"][0],
-                "position": state["position"],
+                "snapshot_at": state["durable"][0],
                 "digest": state["digest"].hex(),
             }
-        if len({tuple(facts.values()) for facts in found.values()}) != 1:
+        if len({(facts["records"], facts["index"], facts["digest"]) for facts in found.values()}) != 1:
             raise DataSaysNoError(f"the nodes differ: {found}", hint=f"see {self._place}")
         remark(f"{len(found)} nodes hold every acknowledged line, and the same")
         return found
@@ -318,6 +317,12 @@ class Demo:
             values = await self._nodes[name].ask("get", [key for key, _ in lines])
             lost += sum(value != wanted for value, (_, wanted) in zip(values, lines, strict=True))
         return lost
+
+
+def _in_words(node: Mapping[str, Any]) -> str:
+    return (
+        f"{node['records']:,} records, {node['index']:,} entries, snapshot at {node['snapshot_at']:,}, {node['digest']}"
+    )
 
 
 def _cut(lines: Iterator[tuple[bytes, bytes]], count: int) -> Iterator[Lines]:
