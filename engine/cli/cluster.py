@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from shardengine import ClusterError, Put, encode, run
 from shardengine.engine.cli.common import (
     DONE,
     DataSaysNoError,
-    Stop,
     json_option,
     owned,
     quiet_option,
@@ -117,7 +117,8 @@ class Demo:
         self._nodes: dict[str, NodeProcess] = {}
         self._frames: deque[Lines] = deque(_cut(corpus.lines(), FRAME_LINES))
         self._acknowledged: list[Lines] = []
-        self._progressed = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._taken = self._done = self._bound = 0
         self._unsure = 0
         self._snapshots = 0
         self._kills: list[str] = []
@@ -130,16 +131,16 @@ class Demo:
             ClusterError: a server or a node could not be started, or nothing is acknowledged any more.
             StoppedError: a signal came. Everything that was started has ended, as in all other cases.
         """
-        with stopping_on_signals() as stop, self._servers:
+        with stopping_on_signals(self._moved.set) as self._stop, self._servers:
             remark(f"three servers, configured in {self._place / 'servers'}: {', '.join(self._servers.urls)}")
             async with self._stopped_nodes():
                 await asyncio.gather(*(self._add(f"{number}") for number in range(1, NODES + 1)))
-                seconds = await self._propose(stop)
+                seconds = await self._propose()
                 found = await self._compare()
         return {
             "lines": self._corpus.entries,
             "bytes": self._corpus.bytes,
-            "acknowledged": sum(map(len, self._acknowledged)),
+            "acknowledged": self._done,
             "lost": 0,
             "proposed_again": self._unsure,
             "entries_per_second": round(self._corpus.entries / seconds),
@@ -171,65 +172,72 @@ class Demo:
 
     # ---- the stream ----------------------------------------------------------------------------------------------
 
-    async def _propose(self, stop: Stop) -> float:
+    async def _propose(self) -> float:
         """Have everything proposed, and let happen on the way what happens. Returns the seconds that took."""
-        began, steps = time.monotonic(), deque(self._steps())
-        with Progress("lines", self._corpus.entries, quiet=self._quiet) as progress:
-            working = {name: asyncio.create_task(self._work(name, progress)) for name in list(self._nodes)}
-            try:
-                while self._frames or any(not task.done() for task in working.values()):
-                    stop.check()
-                    self._progressed.clear()
-                    done = sum(map(len, self._acknowledged))
-                    while steps and done >= steps[0][0] * self._corpus.entries:
-                        name = await steps.popleft()[1]()
-                        if name is not None:
-                            working[name] = asyncio.create_task(self._work(name, progress))
-                    await self._more(working)
-            finally:
-                for task in working.values():
-                    task.cancel()
-                await asyncio.wait(working.values())
-        while steps:
-            await steps.popleft()[1]()
-        stop.check()
+        began = time.monotonic()
+        try:
+            with Progress("lines", self._corpus.entries, quiet=self._quiet) as self._progress:
+                async with asyncio.TaskGroup() as tasks:
+                    for name in list(self._nodes):
+                        self._work(name, tasks)
+                    await self._direct(tasks)
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
         return time.monotonic() - began
 
-    async def _more(self, working: dict[str, asyncio.Task[None]]) -> None:
-        """Wait for something to be acknowledged, or for a node to have ended. Raises what made one fail."""
-        try:
-            async with asyncio.timeout(GIVE_UP_S):
-                await self._progressed.wait()
-        except TimeoutError:
-            raise ClusterError(f"nothing was acknowledged for {GIVE_UP_S:.0f} s", hint=f"see {self._place}") from None
-        for task in working.values():
-            if task.done():
-                task.result()
+    async def _direct(self, tasks: asyncio.TaskGroup) -> None:
+        """Let each step happen when its share of the lines is acknowledged. Meanwhile no more is proposed than up to
+        the next one, so that all of them happen in mid-stream."""
+        steps = [(int(share * self._corpus.entries), step) for share, step in self._steps()]
+        bounds = [lines for lines, _ in steps[1:]] + [self._corpus.entries]
+        for (lines, step), self._bound in zip(steps, bounds, strict=True):
+            self._moved.set()
+            await self._until(partial(self._has_done, lines))
+            name = await step()
+            if name is not None:
+                self._work(name, tasks)
 
-    async def _work(self, name: str, progress: Progress) -> None:
+    def _work(self, name: str, tasks: asyncio.TaskGroup) -> None:
         """Propose through one node, several frames at a time, until nothing is left or the node has ended."""
-        try:
-            await asyncio.gather(*(self._work_alone(name, progress) for _ in range(AT_ONCE)))
-        finally:
-            self._progressed.set()
+        for _ in range(AT_ONCE):
+            tasks.create_task(self._work_alone(name))
 
-    async def _work_alone(self, name: str, progress: Progress) -> None:
+    async def _work_alone(self, name: str) -> None:
         while self._frames:
+            if self._taken >= self._bound:
+                await self._until(lambda: self._taken < self._bound or not self._frames)
+                continue
             lines = self._frames.popleft()
+            self._taken += len(lines)
             try:
                 await self._nodes[name].ask("propose", [encode(Put(key, value)) for key, value in lines])
-            except ClusterError as error:
+            except ClusterError:
+                if self._nodes[name].pid is not None:
+                    raise
                 self._frames.appendleft(lines)  # it may be in the log: the same lines again change nothing
+                self._taken -= len(lines)
                 self._unsure += len(lines)
-                if self._nodes[name].pid is None:
-                    return
-                raise error
-            except asyncio.CancelledError:
-                self._frames.appendleft(lines)
-                raise
+                return
             self._acknowledged.append(lines)
-            self._progressed.set()
-            progress.update(len(lines), sum(map(len, self._acknowledged)))
+            self._done += len(lines)
+            self._moved.set()
+            self._progress.update(len(lines), self._done)
+
+    def _has_done(self, lines: int) -> bool:
+        return self._done >= lines
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Raises StoppedError; ClusterError when nothing moves any more."""
+        while not condition():
+            self._stop.check()
+            self._moved.clear()
+            try:
+                async with asyncio.timeout(GIVE_UP_S):
+                    await self._moved.wait()
+            except TimeoutError:
+                message = f"nothing was acknowledged for {GIVE_UP_S:.0f} s"
+                raise ClusterError(message, hint=f"see {self._place}") from None
+        self._stop.check()
 
     # ---- what happens on the way ---------------------------------------------------------------------------------
 
@@ -267,12 +275,13 @@ class Demo:
 
     def _kill(self, what: str, pid: int | None) -> None:
         self._kills.append(what)
-        remark(f"SIGKILL to {what} (process {pid}), after {sum(map(len, self._acknowledged)):,} acknowledged lines")
+        remark(f"SIGKILL to {what} (process {pid}), after {self._done:,} acknowledged lines")
 
     async def _cut(self) -> None:
         """Wait until the log is cut: what a node needs that has ended keeps it for a while."""
         await self._take_snapshots()
         for _ in range(int(GIVE_UP_S / LOOK_S)):
+            self._stop.check()
             if (cut := (await self._nodes["1"].ask("status"))["cut_before"]) > 1:
                 remark(f"the log is cut before position {cut:,}")
                 return
