@@ -19,7 +19,8 @@ class _Way:
         self.lost = False
         self.left: int | None = None
         """So many bytes still pass; None: all."""
-        self.passed = 0
+        self.passed = self.held = 0
+        self.done: asyncio.Future[None] | None = None
         self._reader = reader
         self._writer = writer
         self._read: asyncio.Queue[bytes] = asyncio.Queue()
@@ -42,10 +43,12 @@ class _Way:
         """What was said is kept, whatever becomes of who said it."""
         with suppress(OSError):
             while data := await self._reader.read(_BYTES):
+                self.held += len(data)
                 self._read.put_nowait(data)
         self._read.put_nowait(b"")
 
     def _pass(self, data: bytes) -> None:
+        self.held -= len(data)
         if self.left is not None:
             data = data[: self.left]
             self.left -= len(data)
@@ -60,6 +63,11 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self.shut = False
         """Whether nobody gets a connection."""
+        self.back_bytes_max: int | None = None
+        """A connection that is made from now on is cut when the server has said so much."""
+        self.connections = 0
+        """How many there were so far."""
+        self._freed: set[asyncio.Future[None]] = set()
         self._port = port
         self._ways: list[tuple[_Way, _Way]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,6 +83,16 @@ class Proxy:
         """How many bytes of clients have reached the server, over the connections that there are."""
         return sum(there.passed for there, _ in self._ways)
 
+    @property
+    def held(self) -> int:
+        """How many bytes of clients are held back."""
+        return sum(there.held for there, _ in self._ways)
+
+    async def arrived(self) -> None:
+        """Wait until nothing of what was held back is, and whoever had gone by then is gone for the server, too."""
+        while self._freed:
+            await asyncio.wait(self._freed)
+
     def hold(self) -> None:
         """What clients say from now on gets stuck."""
         for there, _ in self._ways:
@@ -83,6 +101,9 @@ class Proxy:
     def release(self) -> None:
         """What got stuck arrives, whoever sent it being there or not."""
         for there, _ in self._ways:
+            if not there.open.is_set() and there.done is not None:
+                self._freed.add(there.done)
+                there.done.add_done_callback(self._freed.discard)
             there.open.set()
 
     def mute(self) -> None:
@@ -131,14 +152,17 @@ class Proxy:
         from_server, to_server = await asyncio.open_connection("127.0.0.1", self._port)
         ways = _Way(reader, to_server), _Way(from_server, writer)
         self._ways.append(ways)
-        there, back = (asyncio.ensure_future(way.run()) for way in ways)
+        self.connections += 1
+        ways[1].left = self.back_bytes_max
+        there, _ = tasks = [asyncio.ensure_future(way.run()) for way in ways]
+        ways[0].done = there
         try:
-            await asyncio.wait([there, back], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not ways[0].open.is_set():
-                await there
+                await asyncio.wait([there])
         finally:
             self._ways.remove(ways)
-            for task in (there, back):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait([there, back])
+            await asyncio.wait(tasks)
             to_server.close()

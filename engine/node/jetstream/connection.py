@@ -34,6 +34,7 @@ class _Question:
     def __init__(self, last: Callable[[Message], bool]) -> None:
         self.answers: list[Message] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody need wait any more
         self._last = last
 
     def hear(self, message: Message) -> None:
