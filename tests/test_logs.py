@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from shardengine import FrameDamagedError, FrameTooLargeError, LogClosedError, LogTruncatedError
+from shardengine import FrameTooLargeError, LogClosedError, LogTruncatedError
 from shardengine.engine.cluster.servers import Servers
-from shardengine.engine.node.frames import decode_frame
 from shardengine.node import JetStreamLog, LocalLog, Log, Logged, LogState, MemoryLog
+from tests.jetstream import is_own
 from tests.killing import WATCHDOG_S, seeded
 
 SEGMENT = 8 << 10
@@ -72,14 +72,6 @@ async def opened(log: Log) -> AsyncIterator[LogState]:
         yield state
     finally:
         await log.aclose()
-
-
-def is_own(logged: Logged) -> bool:
-    """Whether the log itself made this frame, which has no entries then: no test appends such a one."""
-    try:
-        return decode_frame(logged.frame, logged.position).datas == []
-    except FrameDamagedError:
-        return False
 
 
 async def frames_of(log: Log, after: int, count: int) -> list[Logged]:

@@ -34,6 +34,7 @@ class _Question:
     def __init__(self, last: Callable[[Message], bool]) -> None:
         self.answers: list[Message] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody need wait any more
         self._last = last
 
     def hear(self, message: Message) -> None:
@@ -94,7 +95,7 @@ class Connection:
         """
         answers = await self.ask_for_many(*messages, last=lambda message: True, timeout=timeout)
         if not answers:
-            raise self._unreachable(f"there was no answer on {messages[-1].subject} in {timeout:g} s")
+            raise self.unreachable(f"there was no answer on {messages[-1].subject} in {timeout:g} s")
         return answers[0]
 
     async def ask_for_many(
@@ -113,7 +114,7 @@ class Connection:
                 await question.done
         except TimeoutError:
             if self._link is None:
-                raise self._unreachable("no server can be reached") from None
+                raise self.unreachable("no server can be reached") from None
         except LogUnreachableError:
             pass
         finally:
@@ -133,7 +134,8 @@ class Connection:
             await self._arrived.wait()
         return self._link
 
-    def _unreachable(self, what: str) -> LogUnreachableError:
+    def unreachable(self, what: str) -> LogUnreachableError:
+        """An error that says so, and what the servers said last."""
         said = self._said if self._link is None else self._link.said
         return LogUnreachableError(
             f"{what}, of {', '.join(self._servers)}" + (f": {said}" if said else ""),
@@ -182,7 +184,7 @@ class Connection:
         finally:
             self._link = None
             self._arrived.clear()
-            self._end(self._unreachable("the connection has ended"))
+            self._end(self.unreachable("the connection has ended"))
             await link.close()
         return True
 

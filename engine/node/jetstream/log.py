@@ -56,6 +56,8 @@ class JetStreamLog:
         self._options = dict(connect or {})
         check_options(self._options)
         self._servers = _split([servers] if isinstance(servers, str) else servers)
+        if not self._servers:
+            raise ConfigError(f"servers is {servers!r}; it must name at least one", hint="nats://a,b,c")
         self._stream = stream
         self._replicas = replicas
         self._create = create

@@ -69,7 +69,7 @@ class Session:
     async def begin(self, create: bool) -> LogState:
         """Open it. Raises what keeps it from that; `close` it then."""
         self.connection.start(self._connected)
-        told = LogUnreachableError("the log's servers could not be reached", hint="see whether they run")
+        told = "the servers are still being asked"
         try:
             async with asyncio.timeout(OPEN_S):
                 waits = pauses()
@@ -77,10 +77,12 @@ class Session:
                     try:
                         return await self._begin(create)
                     except LogUnreachableError as error:
-                        told = error
+                        told = error.message
                     await asyncio.sleep(next(waits))
         except TimeoutError:
-            raise told.again() from None
+            raise self.connection.unreachable(
+                f"the log {self.stream.name!r} could not be opened in {OPEN_S:g} s: {told}"
+            ) from None
 
     async def _begin(self, create: bool) -> LogState:
         info = await self._found(create)
