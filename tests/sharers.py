@@ -101,8 +101,11 @@ def sharer(
     policy: NodePolicy = POLICY,
     config: EngineConfig = CONFIG,
     machine: type[Machine] = KeyValue,
+    shared_snapshots: Path | None = None,
 ) -> Node:
-    return Node(path, log=log, shards=1, machine=machine, config=config, policy=policy)
+    return Node(
+        path, log=log, shards=1, machine=machine, config=config, policy=policy, shared_snapshots=shared_snapshots
+    )
 
 
 @asynccontextmanager

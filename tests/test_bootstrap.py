@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
-from shardengine import LogTruncatedError, OutcomeUnknownError, PeerError, Put, decode_piece, stream_snapshot
+from shardengine import (
+    ConfigError,
+    LogTruncatedError,
+    NodeStoppedError,
+    OutcomeUnknownError,
+    PeerError,
+    Put,
+    decode_piece,
+    stream_snapshot,
+)
 from shardengine.engine.node import giving
-from shardengine.node import Node
+from shardengine.node import MemoryLog, Node
 from tests.nodes import raising, soon
 from tests.sharers import POLICY, ToldEnd, cut_by, fill, hurry, like, sharer, sharers
+from tests.test_node_life import lose_power
 
 
 @pytest.fixture(autouse=True)
@@ -198,3 +209,79 @@ async def test_what_is_given_is_what_a_stream_gives_and_outlives_its_retention(t
         with pytest.raises(PeerError, match="the node stops"):
             await giver.answer(giving.wanted(source, 1))
         assert not list((tmp_path / "0" / "snapshots").glob(".*"))
+
+
+async def test_a_power_loss_leaves_what_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sharers(tmp_path, 1) as (nodes, ends):
+        await fill(nodes[0], 20)
+        await cut_by(nodes)
+        await soon(lambda: first_of(ends[0]) > 20)
+        late = sharer(tmp_path / "late", end := ToldEnd(ends[0]))
+        await late.start()
+        await fill(nodes[0], 3)
+        assert await same([nodes[0], late])
+        await lose_power(late, monkeypatch)
+        end.asked.clear()
+        report = await late.start()
+        assert report.outcome == "restored" and report.last_applied.index > 20
+        assert await same([nodes[0], late]) and end.asked == []
+        await late.aclose()
+
+
+async def test_a_node_that_is_closed_while_it_bootstraps_lets_go_of_everything(tmp_path: Path) -> None:
+    async with sharers(tmp_path, 1) as (nodes, ends):
+        await fill(nodes[0], 60)
+        await cut_by(nodes)
+        await soon(lambda: first_of(ends[0]) > 60)
+        late = sharer(tmp_path / "late", end := ToldEnd(ends[0]))
+        starting = asyncio.ensure_future(late.start())
+        await soon(lambda: len(end.asked) > 5)
+        await late.aclose()
+        with pytest.raises(NodeStoppedError, match="closed while it started"):
+            await starting
+        assert not list((tmp_path / "late" / "snapshots").glob(".*"))
+        async with late:
+            assert await same([nodes[0], late])
+
+
+async def test_a_snapshot_that_is_damaged_where_it_lies_is_not_installed_and_another_one_is(tmp_path: Path) -> None:
+    async with sharers(tmp_path, 2) as (nodes, ends):
+        await fill(nodes[0], 60)
+        await cut_by(nodes)
+        await fill(nodes[0], 2, b"more")
+        await nodes[1].barrier()
+        (part,) = Path((await nodes[1].snapshot()).path).glob("*.mdb")
+        data = bytearray(part.read_bytes())
+        data[len(data) // 2] ^= 1
+        part.write_bytes(data)
+        await soon(lambda: first_of(ends[0]) > 60)
+        async with sharer(tmp_path / "late", late := ToldEnd(ends[0])) as third:
+            assert await same([*nodes, third])
+            assert {node for node, _ in late.asked} == {node.status().node for node in nodes}
+
+
+async def test_a_shared_directory_gives_what_no_member_does(tmp_path: Path) -> None:
+    shelf = tmp_path / "shelf"
+    async with sharers(tmp_path, 1, shared_snapshots=shelf) as (nodes, ends):
+        await fill(nodes[0], 20)
+        for _ in range(4):
+            await cut_by(nodes, 1)
+            label = nodes[0].engine.durable()
+            await soon(lambda: any(f"{label.index:020}" in one.name for one in shelf.glob("*/*.snapshot")))  # noqa: B023
+        await nodes[0].aclose()
+        assert 1 <= len(list(shelf.glob("*/*"))) <= 2
+        newest = max(shelf.glob("*/*.snapshot"))
+        shutil.copy(newest, newest.with_name(f"{10**19:020}-{10**9:010}.snapshot"))  # which says what it is not
+        newest.with_name(f"{10**18:020}-{10**9:010}.snapshot").write_bytes(b"cut off")
+        end = ToldEnd(ends[0])
+        end.deaf = True
+        async with sharer(tmp_path / "late", end, shared_snapshots=shelf) as late:
+            assert late.engine.durable().index > 20
+            end.deaf = False
+            await nodes[0].start()
+            assert await same([nodes[0], late])
+
+
+def test_a_shared_directory_is_for_shared_logs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nobody shares this log"):
+        Node(tmp_path, log=MemoryLog(), shared_snapshots=tmp_path)

@@ -1,5 +1,5 @@
 """A node: the engine under a log. It feeds the log into an engine, answers who proposes, takes snapshots, and cuts the
-log behind them.
+log behind them. Several nodes may share a log: each applies all of it, and the log is cut behind what all of them hold.
 
 Words, besides those of `engine/__init__`:
 
@@ -13,6 +13,7 @@ Words, besides those of `engine/__init__`:
     torn         of the end of a log: in the making when everything died
     member       one of several nodes on a shared log, as it said last where it stands
     giver        a member that gives its newest snapshot to another one, piece by piece
+    shelf        a directory where members lay their snapshots for each other
     bootstrap    go on from a giver's snapshot, where the log does not hold what is needed next
 
 Files and rooms, lowest first:
@@ -32,6 +33,7 @@ Files and rooms, lowest first:
     place.py      where in its log a node stands
     trimming.py   the log, cut behind the snapshots
     comparing.py  whether all nodes hold the same
+    shelf.py      snapshots in a directory that nodes share
     giving.py     a snapshot to other nodes
     members.py    who else is there
     fetching.py   a snapshot from another node

@@ -55,9 +55,11 @@ class Comparing:
         except EngineError as error:
             log.warning("the digest at entry %d was not taken: %s", at.index, error)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Take no digest any more."""
         if self._taking is not None:
             self._taking.cancel()
+            await asyncio.wait([self._taking])
 
     # ---- what others told ----------------------------------------------------------------------------------------
 

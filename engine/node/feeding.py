@@ -154,6 +154,9 @@ class Feeder:
         if self._refill is None:
             raise truncated
         await self._settled()
+        if self._failed is not None:
+            await self._judge()
+            return
         position = await self._refill(truncated)
         self.position, self._newest = position, self._engine.last_applied()
         self._marks.note(self._newest.index, self._newest.term)

@@ -25,7 +25,8 @@ log = logging.getLogger("shardengine")
 
 
 async def fetch(asked: SharedLog, giver: str, directory: Path, suits: Callable[[LogId], bool]) -> Path:
-    """Fetch the newest snapshot of the node `giver` into `directory`, if its label `suits`; returns its path there.
+    """Fetch the newest snapshot of the node `giver` into `directory`, if its label `suits`; returns its path there. One
+    that lies there already is not fetched again.
 
     Raises PeerError when that node does not answer, or its snapshot does not suit; SnapshotError when it is damaged, of
     another version, or a file cannot be written. Nothing is left in the directory then.
@@ -35,7 +36,8 @@ async def fetch(asked: SharedLog, giver: str, directory: Path, suits: Callable[[
     manifest = manifest_of(first)
     if not suits(manifest.last_included):
         raise PeerError(f"node {giver} gives a snapshot of {manifest.last_included}, which does not reach", node=giver)
-    await work.in_thread(lambda: _make_way(directory, manifest))
+    if await work.in_thread(lambda: _there(directory, manifest)):
+        return directory / manifest.name
     assembler = await work.in_thread(lambda: SnapshotAssembler(directory))
     coming: deque[asyncio.Task[Piece]] = deque()
     try:
@@ -76,8 +78,10 @@ async def _piece(asked: SharedLog, giver: str, source: bytes, number: int) -> Pi
     raise AssertionError
 
 
-def _make_way(directory: Path, manifest: Manifest) -> None:
-    """A snapshot that has the name, and is another one, was fetched before, and never installed."""
+def _there(directory: Path, manifest: Manifest) -> bool:
+    """Whether that snapshot was fetched before, and not installed. Another one that has its name makes way."""
     there = snapshot_at(directory / manifest.name)
-    if there is not None and there.manifest.checksum != manifest.checksum:
-        remove_snapshot(there.path)
+    if there is None or there.manifest.checksum == manifest.checksum:
+        return there is not None
+    remove_snapshot(there.path)
+    return False

@@ -17,6 +17,7 @@ import msgspec
 
 from shardengine.engine.errors import EngineError, PeerError, SnapshotError
 from shardengine.engine.node.shared import Member
+from shardengine.engine.node.shelf import Shelf
 from shardengine.engine.run.tasks import Tasks
 from shardengine.engine.snapshot.folder import Found, Partial, snapshots_in
 from shardengine.engine.snapshot.manifest import MANIFEST, Manifest
@@ -83,10 +84,13 @@ class _Given:
 
 
 class Giver:
-    """What one node gives. Files are read in threads."""
+    """What one node gives: to who asks, and to a shelf, if there is one. Files are read in threads."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, shelf: Shelf | None = None) -> None:
         self._directory = directory
+        self._shelf = shelf
+        self._laying: asyncio.Task[None] | None = None
+        self._laid = LogId(0, 0)
         self._newest: Found | None = None
         self._given: dict[bytes, _Given] = {}
         self._turn = asyncio.Lock()
@@ -102,10 +106,26 @@ class Giver:
             log.warning("it is not known which snapshots there are to give: %s", error)
         late = time.monotonic() - FORGET_S
         await self._forget([source for source, given in self._given.items() if given.asked_at < late])
-        return LogId(0, 0) if self._newest is None else self._newest.info.last_included
+        if self._newest is None:
+            return LogId(0, 0)
+        newest = self._newest.info.last_included
+        if self._shelf is not None and newest > self._laid and (self._laying is None or self._laying.done()):
+            self._laid = newest
+            self._laying = asyncio.ensure_future(self._lay(self._newest, self._shelf))
+        return newest
+
+    async def _lay(self, found: Found, shelf: Shelf) -> None:
+        try:
+            given = await self._work.in_thread(lambda: _held(found))
+            try:
+                await self._work.in_thread(lambda: shelf.put(given.partial.path, found.info.last_included))
+            finally:
+                await self._work.in_thread(given.partial.remove)
+        except (EngineError, OSError) as error:
+            log.warning("the snapshot %s is not among the shared ones: %s", found.path, error)
 
     def _find(self) -> Found | None:
-        """The newest one of the state's own lineage. One ahead of the state is not there yet: it was on its way."""
+        """The newest one of the state's own lineage."""
         generation = Directory(self._directory).current()
         lineage = "" if generation is None else generation.info.config.lineage
         found = snapshots_in(self._directory / "snapshots")
@@ -151,6 +171,8 @@ class Giver:
     async def close(self) -> None:
         """Nothing is given any more."""
         self._closed = True
+        if self._laying is not None:
+            await asyncio.wait([self._laying])
         async with self._turn:
             await self._forget(list(self._given))
 

@@ -69,7 +69,7 @@ class Members:
         self._soon.set()
 
     async def round(self) -> None:
-        """Wait until all have been heard once more."""
+        """Wait until all have been heard once more, or could not be."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         self.say_soon()
@@ -97,11 +97,11 @@ class Members:
             if self._rounds or not self.heard:
                 log.warning("the other nodes of the log cannot be heard: %r", error)
             self._rounds = 0
-            return
-        self._check_name(heard)
-        self.heard, self._heard_at = heard, time.monotonic()
-        self._rounds += 1
-        self._comparing.judge(self.now(), self.name)
+        else:
+            self._check_name(heard)
+            self.heard, self._heard_at = heard, time.monotonic()
+            self._rounds += 1
+            self._comparing.judge(self.now(), self.name)
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             resolve(future)

@@ -31,6 +31,7 @@ from shardengine.engine.node.policy import NodePolicy
 from shardengine.engine.node.proposals import Outcome
 from shardengine.engine.node.run import Run, within
 from shardengine.engine.node.shared import Member, SharedLog
+from shardengine.engine.node.shelf import Shelf
 from shardengine.engine.node.status import NodeStatus, status_of
 from shardengine.engine.read.view import View
 from shardengine.engine.run.starting import settled
@@ -55,6 +56,15 @@ class Node:
         machine, shards, config: as `Engine`'s. After a power loss in mode "process" the state is the newest snapshot's,
             or empty, and the rest comes from the log: `config.after_power_loss` is not asked.
         policy: when snapshots are taken, and what is kept and bounded. None: `NodePolicy()`.
+        shared_snapshots: of a `SharedLog`: a directory where its nodes lay their newest snapshots for each other, and
+            from which one bootstraps when no other node gives it one. None: there is none.
+
+    Where `log` is a `SharedLog`, the node is one of several, each with a directory, and an end of the log, of its own.
+    About once a second they tell each other where they stand (`members()`), and what they agree on is what all need:
+    the log is cut below the least of it, and only where another can have a snapshot. A node whose next frame is cut
+    away goes on from another's snapshot, as it starts and while it runs; proposals whose frames it holds, and which are
+    so never read, end with OutcomeUnknownError. Now and then all take the digest of one same state: the odd one fails
+    with StateDivergedError. One whose name another live node has, since a directory was copied, with NameTakenError.
 
     Raises as `Engine`. Opens nothing.
     """
@@ -68,6 +78,7 @@ class Node:
         shards: int | None = None,
         config: EngineConfig | None = None,
         policy: NodePolicy | None = None,
+        shared_snapshots: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None = None,
     ) -> None:
         self._path = data_path(path)
         self._config = msgspec.structs.replace(settled(config, shards), after_power_loss="empty")
@@ -81,6 +92,14 @@ class Node:
         self._engine = Engine(self._path, machine=machine, config=self._config)
         self._log: Log = LocalLog(self._path / LOG_NAME) if log is None else log
         self._policy = policy or NodePolicy()
+        self._shelves = None if shared_snapshots is None else data_path(shared_snapshots)
+        if self._shelves is not None and not isinstance(self._log, SharedLog):
+            raise ConfigError(
+                f"shared_snapshots = {self._shelves}: nobody shares this log",
+                hint="leave it out, or pass a log of several nodes",
+                key="shared_snapshots",
+                value=str(self._shelves),
+            )
         self._run: Run | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
@@ -120,18 +139,21 @@ class Node:
         peers = None
         if isinstance(self._log, SharedLog):
             name, compare = name_of(self._path), self._policy.compare_entries
-            peers = Peers(self._log, self._engine, self._path, name, compare)
+            shelf = None if self._shelves is None else Shelf(self._shelves, state.identity)
+            peers = Peers(self._log, self._engine, self._path, name, compare, shelf)
         try:
             state, position = await placed(self._path, self._engine, self._log, self._policy, state, peers)
             return self._run_from(state, position, peers)
-        except BaseException:
+        except BaseException as error:
             if peers is not None:
                 await peers.close()
+            if self._closed and isinstance(error, EngineError):
+                raise _closed_early() from error
             raise
 
     def _run_from(self, state: LogState, position: int, peers: Peers | None) -> Run:
         if self._closed:
-            raise NodeStoppedError("the node was closed while it started")
+            raise _closed_early()
         self._engine.set_snapshot_policy(self._policy.snapshots)
         logger.info("%s: log %s, applied up to %d of %d", self._path, state.identity, position, state.last)
         return Run(self._engine, self._log, self._policy, self._config, state, position, peers)
@@ -345,6 +367,10 @@ class Node:
         if run.failure is not None:
             raise run.failure.again()
         return run
+
+
+def _closed_early() -> NodeStoppedError:
+    return NodeStoppedError("the node was closed while it started")
 
 
 def _data_of(command: Any) -> bytes:

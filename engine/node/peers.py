@@ -13,6 +13,7 @@ from shardengine.engine.node.comparing import Comparing
 from shardengine.engine.node.giving import Giver
 from shardengine.engine.node.members import Members
 from shardengine.engine.node.shared import SharedLog
+from shardengine.engine.node.shelf import Shelf
 
 T = TypeVar("T")
 
@@ -20,12 +21,20 @@ T = TypeVar("T")
 class Peers:
     """From the log's opening on: says and hears, and gives snapshots. `task`: ends with what ends the node."""
 
-    def __init__(self, log: SharedLog, engine: Engine, directory: Path, name: str, compare_entries: int) -> None:
+    def __init__(
+        self,
+        log: SharedLog,
+        engine: Engine,
+        directory: Path,
+        name: str,
+        compare_entries: int,
+        shelf: Shelf | None = None,
+    ) -> None:
         self._log = log
-        self._giver = Giver(directory)
+        self._giver = Giver(directory, shelf)
         self.comparing = Comparing(engine, compare_entries)
         self.members = Members(log, engine, self._giver, self.comparing, name)
-        self.bootstrap = Bootstrap(engine, log, self.members, directory)
+        self.bootstrap = Bootstrap(engine, log, self.members, directory, shelf)
         log.answer(self._giver.answer)
         self.task = asyncio.ensure_future(self.members.run())
 
@@ -42,13 +51,13 @@ class Peers:
             await asyncio.wait([working])
 
     def stop(self) -> None:
-        """Say, compare and give nothing any more."""
+        """Say and give nothing any more."""
         self._log.answer(None)
-        self.comparing.close()
         self.task.cancel()
 
     async def close(self) -> None:
         """As `stop`, and wait until that is so."""
         self.stop()
         await asyncio.wait([self.task])
+        await self.comparing.close()
         await self._giver.close()

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.engine import Engine
-from shardengine.engine.errors import EngineError, NodeStoppedError, WrongLoopError, named
+from shardengine.engine.errors import EngineError, NodeStoppedError, SnapshotError, WrongLoopError, named
 from shardengine.engine.node.appending import Appender
 from shardengine.engine.node.barriers import Barriers
 from shardengine.engine.node.feeding import Feeder
@@ -76,7 +76,8 @@ class Run:
         return waits or self.feeder.stalled or self.appender.stalled
 
     def _needs(self) -> int:
-        self.trimmer.look()
+        with suppress(SnapshotError):  # then it is what it was
+            self.trimmer.look()
         return max(1, self.trimmer.needs)
 
     def check_loop(self) -> None:

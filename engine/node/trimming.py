@@ -101,7 +101,7 @@ class Trimmer:
         if self._by_snapshots and durable != self._newest:
             self._newest, self._older = durable, _one_before(durable, self._engine.snapshots())
         safe = self._older if self._by_snapshots else durable
-        self.needs = max(self.needs, self._before(safe, self._keep_entries))
+        self.needs = self._before(safe, self._keep_entries)
 
     async def cut_behind(self, last: LogId, keep_entries: int) -> None:
         """Cut what lies before the newest `keep_entries` up to `last`. Raises as `Log.truncate_before`."""

@@ -48,8 +48,17 @@ class SyncNode:
         shards: int | None = None,
         config: EngineConfig | None = None,
         policy: NodePolicy | None = None,
+        shared_snapshots: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None = None,
     ) -> None:
-        self._node = Node(path, log=log, machine=machine, shards=shards, config=config, policy=policy)
+        self._node = Node(
+            path,
+            log=log,
+            machine=machine,
+            shards=shards,
+            config=config,
+            policy=policy,
+            shared_snapshots=shared_snapshots,
+        )
         self._local = SyncReads(self._node.engine)
         self._crossing = Crossing(self._node.engine, self._node._config, self._node.aclose)
 
