@@ -127,7 +127,7 @@ def test_each_setting_that_could_lose_a_frame_is_refused_by_name(name: str) -> N
     assert (found, value) == (name, WRONG[name]) and wanted
 
 
-@pytest.mark.parametrize("change", [{"src": "t.a"}, {"dest": "elsewhere.>"}, {"headers_only": False}])
+@pytest.mark.parametrize("change", [{"src": "t.a"}, {"dest": "elsewhere.>"}, {"headers_only": True}])
 def test_a_stream_that_says_its_news_elsewhere_is_refused(change: dict[str, Any]) -> None:
     right = config("t")["republish"]
     with pytest.raises(LogSettingsError, match="republish"):

@@ -11,6 +11,7 @@ import pytest
 from shardengine import LogClosedError, LogFailedError
 from shardengine.engine.cluster.servers import Servers
 from shardengine.engine.node.jetstream import connection, link, session
+from shardengine.engine.node.jetstream.stream import Stream
 from shardengine.node import JetStreamLog, Logged
 from tests.jetstream import frames_up_to, new_name, opened
 from tests.killing import WATCHDOG_S, seeded
@@ -92,6 +93,8 @@ async def test_a_reader_whose_connection_is_cut_again_and_again_misses_nothing(s
         given = [position for at in range(0, 600, 50) for position in await other.append(sent[at : at + 50])]
         read = list[Logged]()
         reading = log.read(given[0] - 1)
+        proxy.cut()
+        await log.last()  # over a new connection: nothing that was sent on before is kept
         proxy.back_bytes_max = 1 << 20
         proxy.cut()
         while len(read) < 600:
@@ -109,6 +112,19 @@ async def test_who_waits_for_frames_gets_those_that_came_while_it_was_cut_off(se
         await other.append([b"one", b"two"])
         proxy.shut = False
         assert [logged.frame for logged in await asyncio.wait_for(waiting, WATCHDOG_S)] == [b"one", b"two"]
+
+
+async def test_what_the_servers_send_on_is_not_asked_for(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with proxied(servers) as (_, log, other):
+        last = await log.last()
+        reading = log.read(last - 1)
+        assert (await anext(reading)).position == last
+        await other.append([b"heard of"])
+        assert (await anext(reading)).frame == b"heard of"
+        monkeypatch.setattr(Stream, "read", None)
+        given = await other.append([b"%d" % number for number in range(300)])
+        assert [(await anext(reading)).position for _ in given] == given
+        await reading.aclose()
 
 
 async def test_a_reader_that_is_told_of_nothing_asks_by_itself(

@@ -72,6 +72,11 @@ class Guard:
     def identity(self) -> str:
         return self._known.identity
 
+    @property
+    def read_up_to(self) -> int:
+        """So far somebody has read; 0: nobody has read anything."""
+        return 0 if self._read is None else self._read.position
+
     def look(self) -> None:
         """Have it look soon."""
         self._wanted.set()

@@ -22,9 +22,9 @@ from shardengine.engine.node.jetstream.asking import Peers
 from shardengine.engine.node.jetstream.connection import Connection, pauses
 from shardengine.engine.node.jetstream.guarding import Guard
 from shardengine.engine.node.jetstream.link import Message
-from shardengine.engine.node.jetstream.reading import Reader
+from shardengine.engine.node.jetstream.reading import HEARD_S, Reader
 from shardengine.engine.node.jetstream.settings import HEADERS_BYTES, check_settings, news_of
-from shardengine.engine.node.jetstream.stream import NOT_FOUND, Info, RefusedError, Stream
+from shardengine.engine.node.jetstream.stream import NOT_FOUND, Info, RefusedError, Stream, logged_in
 from shardengine.engine.node.log import LogState
 from shardengine.engine.node.refusals import FRAME_BYTES_MAX, closed
 
@@ -135,7 +135,12 @@ class Session:
 
     def appended(self, position: int) -> None:
         self.guard.note(position)
-        self.arrivals.wake()
+        self.loop.call_later(HEARD_S, self._miss, position)
+
+    def _miss(self, position: int) -> None:
+        """Who has not read that far does not hear of it."""
+        if self.guard.read_up_to < position:
+            self.arrivals.wake()
 
     def fail(self, error: EngineError) -> None:
         """The log is of no use any more."""
@@ -165,13 +170,15 @@ class Session:
     def _connected(self) -> None:
         if self._tasks:
             self.guard.look()
+            self.reader.forget()
         self.arrivals.wake()
 
     def _on_news(self, message: Message) -> None:
         """The stream's leader has stored a message."""
         if message.headers.get("Nats-Stream") == self.stream.name:
-            self.guard.newest = max(self.guard.newest, int(message.headers["Nats-Sequence"]))
-            self.arrivals.wake()
+            logged = logged_in(message)
+            self.guard.newest = max(self.guard.newest, logged.position)
+            self.reader.heard(logged)
 
     async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
         try:

@@ -30,7 +30,7 @@ def subjects_of(stream: str) -> str:
 
 
 def news_of(stream: str) -> str:
-    """Where the servers say that a message was stored."""
+    """Where the servers send on what was stored."""
     return f"_shardengine.{stream}.new.>"
 
 
@@ -49,7 +49,7 @@ def config_of(stream: str, replicas: int, word: str) -> dict[str, Any]:
         "deny_delete": True,
         "allow_direct": True,
         "allow_atomic": True,
-        "republish": {"src": subjects_of(stream), "dest": news_of(stream), "headers_only": True},
+        "republish": {"src": subjects_of(stream), "dest": news_of(stream)},
         "metadata": {IDENTITY_KEY: word},
     }
 
@@ -99,7 +99,7 @@ def _rules(stream: str, replicas: int) -> Iterator[_Rule]:
     for name in _NEVER:
         yield name, lambda value: not value, "false, or absent"
     yield "persist_mode", lambda value: value in (None, "", "default"), "'default'"
-    yield "republish", lambda value: _republishes(stream, value), f"'>' to {news_of(stream)!r}, headers only"
+    yield "republish", lambda value: _republishes(stream, value), f"'>' to {news_of(stream)!r}, whole"
 
 
 _NEVER = (
@@ -127,5 +127,5 @@ def _republishes(stream: str, value: Any) -> bool:
         isinstance(value, Mapping)
         and value.get("src") in (None, "", ">", subjects_of(stream))
         and value.get("dest") == news_of(stream)
-        and value.get("headers_only") is True
+        and not value.get("headers_only")
     )

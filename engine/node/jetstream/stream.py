@@ -182,7 +182,7 @@ class Stream:
         for message in messages:
             if message.status:
                 break
-            logged = _logged(message)
+            logged = logged_in(message)
             if found and logged.position != found[-1].position + 1:
                 break
             found.append(logged)
@@ -212,7 +212,8 @@ class Stream:
             return Later(str(error))
 
 
-def _logged(message: Message) -> Logged:
+def logged_in(message: Message) -> Logged:
+    """The frame that a server sends, and its place."""
     headers = message.headers
     since = datetime.fromisoformat(headers["Nats-Time-Stamp"]) - _EPOCH
     return Logged(int(headers["Nats-Sequence"]), since // _MILLISECOND, message.data)
