@@ -32,6 +32,8 @@ class ToldEnd(SharedMemoryLog):
         self.under_way = self.most_under_way = 0
         self.on_answer: Callable[[int, bytes], bytes] = lambda number, answer: answer
         """What becomes of an answer, the first of which is number 1; what it raises, the question raises."""
+        self.hangs: Callable[[int], bool] = lambda number: False
+        """Whether that question never comes back."""
         self.reading = asyncio.Event()
         self.reading.set()
         self.after: list[Callable[[], None]] = []
@@ -58,6 +60,8 @@ class ToldEnd(SharedMemoryLog):
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
+            if self.hangs(number):
+                await asyncio.Event().wait()
             return self.on_answer(number, await super().ask(node, request))
         finally:
             self.under_way -= 1
@@ -91,6 +95,7 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     for room in (members, trimming):
         patch.setattr(room, "LOOK_S", 0.02)
     patch.setattr(fetching, "PAUSE_S", 0.0)
+    patch.setattr(fetching, "ANSWER_S", 0.5)
     patch.setattr(giving, "GIVEN_BYTES", 4 << 10)
 
 

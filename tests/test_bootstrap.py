@@ -12,17 +12,21 @@ import pytest
 
 from shardengine import (
     ConfigError,
+    Engine,
+    LogId,
     LogTruncatedError,
     NodeStoppedError,
     OutcomeUnknownError,
     PeerError,
     Put,
     decode_piece,
+    encode,
     stream_snapshot,
 )
 from shardengine.engine.node import giving
+from shardengine.engine.node.frames import Frame, encode_frame
 from shardengine.node import MemoryLog, Node
-from tests.nodes import raising, soon
+from tests.nodes import CONFIG, raising, soon
 from tests.sharers import POLICY, ToldEnd, cut_by, fill, hurry, like, sharer, sharers
 from tests.test_node_life import lose_power
 
@@ -34,6 +38,11 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def first_of(end: ToldEnd) -> int:
     return end._held.first
+
+
+def newest(node: Node) -> LogId:
+    """Of the snapshots that are given, as this node has heard."""
+    return max(member.snapshot for member in node.members())
 
 
 async def same(nodes: list[Node]) -> bool:
@@ -116,6 +125,7 @@ async def test_lost_answers_and_damaged_pieces_are_asked_for_again(tmp_path: Pat
             return answer[:-9] + bytes([answer[-9] ^ 1]) + answer[-8:] if number % 5 == 0 else answer
 
         late.on_answer = spoil
+        late.hangs = lambda number: number in (4, 8)
         async with sharer(tmp_path / "late", late) as second:
             assert await same([*nodes, second])
 
@@ -126,8 +136,8 @@ async def test_a_giver_that_goes_away_in_the_middle_is_replaced_by_another(tmp_p
         await cut_by(nodes)
         await fill(nodes[0], 3, b"more")
         await nodes[2].barrier()
-        await nodes[2].snapshot()
-        await soon(lambda: first_of(ends[0]) > 60)
+        taken = await nodes[2].snapshot()
+        await soon(lambda: first_of(ends[0]) > 60 and newest(nodes[0]) == taken.last_included)
         late, victim = ToldEnd(ends[0]), nodes[2].status().node
 
         def kill(number: int, answer: bytes) -> bytes:
@@ -250,14 +260,34 @@ async def test_a_snapshot_that_is_damaged_where_it_lies_is_not_installed_and_ano
         await cut_by(nodes)
         await fill(nodes[0], 2, b"more")
         await nodes[1].barrier()
-        (part,) = Path((await nodes[1].snapshot()).path).glob("*.mdb")
+        taken = await nodes[1].snapshot()
+        (part,) = Path(taken.path).glob("*.mdb")
         data = bytearray(part.read_bytes())
         data[len(data) // 2] ^= 1
         part.write_bytes(data)
-        await soon(lambda: first_of(ends[0]) > 60)
+        await soon(lambda: first_of(ends[0]) > 60 and newest(nodes[0]) == taken.last_included)
         async with sharer(tmp_path / "late", late := ToldEnd(ends[0])) as third:
             assert await same([*nodes, third])
             assert {node for node, _ in late.asked} == {node.status().node for node in nodes}
+
+
+async def test_a_snapshot_that_ends_within_a_frame_is_gone_on_from_within_it(tmp_path: Path) -> None:
+    """Of a frame that a group cannot take, pieces are applied: a snapshot may lie between them."""
+    async with sharers(tmp_path, 1) as (nodes, ends):
+        await fill(nodes[0], 3)
+        await nodes[0].aclose()
+        other = ToldEnd(ends[0])
+        await other.open()
+        await other.append([encode_frame(Frame(bytes(16), [encode(Put(b"%d" % i, b"v")) for i in range(6)]))])
+        async with Engine(tmp_path / "0", config=CONFIG) as engine:
+            await engine.apply_chunk(ends[0].entries()[3:7])
+            assert (await engine.create_snapshot()).last_included == LogId(7, 4)
+        await nodes[0].start()
+        await other.truncate_before(4)
+        async with sharer(tmp_path / "late", ToldEnd(ends[0])) as late:
+            assert late.engine.durable() == LogId(7, 4)
+            assert await same([nodes[0], late]) and late.last_applied() == LogId(9, 4)
+        await other.aclose()
 
 
 async def test_a_shared_directory_gives_what_no_member_does(tmp_path: Path) -> None:

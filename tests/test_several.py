@@ -18,8 +18,9 @@ from shardengine import LogId, NameTakenError, OutcomeUnknownError, Put
 from shardengine.conformance import History
 from shardengine.engine.conformance.recorded import RecordedNode
 from shardengine.engine.node import sharing
+from shardengine.engine.node.members import Members
 from shardengine.engine.node.trimming import cut_at
-from shardengine.node import Member, MemoryLog, SharedLog, entries_of
+from shardengine.node import Member, MemoryLog, Node, SharedLog, entries_of
 from tests.nodes import CONFIG, node_at, soon
 from tests.sharers import POLICY, ToldEnd, cut_by, fill, hurry, like, sharer, sharers
 from tests.test_history_nodes import KEYS, crowd, judged
@@ -108,6 +109,11 @@ async def test_the_slowest_decides_and_one_that_is_gone_stops_counting(
 
 async def test_who_does_not_hear_the_others_cuts_nothing(tmp_path: Path) -> None:
     async with sharers(tmp_path, 2) as (nodes, ends):
+        members = members_of(nodes[0])
+        assert members.lately() is None, "one round is not enough"
+        await soon(lambda: members.lately() is not None)
+        ends[0].deaf = True
+        await soon(lambda: members.lately() is None)
         for end in ends:
             end.deaf = True
         await cut_by(nodes, 3)
@@ -117,6 +123,11 @@ async def test_who_does_not_hear_the_others_cuts_nothing(tmp_path: Path) -> None
         for end in ends:
             end.deaf = False
         await soon(lambda: first_of(ends[0]) > 1)
+
+
+def members_of(node: Node) -> Members:
+    assert node._run is not None and node._run.peers is not None
+    return node._run.peers.members
 
 
 async def test_in_mode_power_the_cut_waits_for_a_snapshot_that_others_can_have(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from shardengine.engine.engine import Engine
 from shardengine.engine.errors import (
+    EngineError,
     LogClosedError,
     LogTruncatedError,
-    PeerError,
     SnapshotDamagedError,
     SnapshotError,
     SnapshotInProgressError,
@@ -86,13 +86,15 @@ class Bootstrap:
             return label.term + 1 >= first and label > applied
 
         try:
-            await self._restore(await fetch(self._log, member.node, self._snapshots, suits))
+            path = await fetch(self._log, member.node, self._snapshots, suits)
         except LogClosedError:
             raise
-        except (PeerError, SnapshotError, StoreError) as error:
-            self.stalled = f"node {member.node} on {member.host} could give no snapshot: {error}"
-            log.warning("%s", self.stalled)
-            return False
+        except (EngineError, TimeoutError) as error:
+            return self._failed(f"node {member.node} on {member.host} could give no snapshot: {error}")
+        try:
+            await self._restore(path)
+        except (SnapshotError, StoreError) as error:
+            return self._failed(f"the snapshot from node {member.node} on {member.host} was not installed: {error}")
         log.info("%s: goes on from a snapshot of node %s", self._snapshots, member.node)
         return True
 
@@ -106,11 +108,14 @@ class Bootstrap:
                 return False
             await self._restore(path)
         except (SnapshotError, StoreError) as error:
-            self.stalled = f"no shared snapshot can be installed: {error}"
-            log.warning("%s", self.stalled)
-            return False
+            return self._failed(f"no shared snapshot can be installed: {error}")
         log.info("%s: goes on from a shared snapshot", path)
         return True
+
+    def _failed(self, why: str) -> bool:
+        self.stalled = why
+        log.warning("%s", why)
+        return False
 
     async def _restore(self, path: Path) -> None:
         """It lies among the node's own, of whose lineage the state is from then on: it counts, and a power loss leaves

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from shardengine.engine.errors import PeerError, PieceDamagedError
+from shardengine.engine.errors import EngineError, LogClosedError, PeerError, PieceDamagedError
 from shardengine.engine.node.giving import pieces_in, wanted
 from shardengine.engine.node.shared import SharedLog
 from shardengine.engine.run.tasks import Tasks
@@ -21,6 +21,8 @@ IN_FLIGHT = 4
 TRIES = 4
 """So often one piece is asked for."""
 PAUSE_S = 0.1
+ANSWER_S = 10.0
+"""So long one answer is waited for."""
 log = logging.getLogger("shardengine")
 
 
@@ -29,7 +31,7 @@ async def fetch(asked: SharedLog, giver: str, directory: Path, suits: Callable[[
     that lies there already is not fetched again.
 
     Raises PeerError when that node does not answer, or its snapshot does not suit; SnapshotError when it is damaged, of
-    another version, or a file cannot be written. Nothing is left in the directory then.
+    another version, or a file cannot be written; what the log raises. Nothing is left in the directory then.
     """
     work = Tasks()
     first = await _piece(asked, giver, b"", 0)
@@ -63,19 +65,32 @@ async def _add(work: Tasks, assembler: SnapshotAssembler, coming: deque[asyncio.
 
 
 async def _piece(asked: SharedLog, giver: str, source: bytes, number: int) -> Piece:
-    """One piece, whole. Raises PeerError, PieceDamagedError."""
+    """One piece, whole. Raises PeerError, PieceDamagedError, what the log raises."""
     for left in reversed(range(TRIES)):
         try:
-            piece = decode_piece(await asked.ask(giver, wanted(source, number)))
+            piece = decode_piece(await _answered(asked, giver, wanted(source, number)))
             if piece.checksum == piece.expected_checksum() and piece.number == number:
                 return piece
             raise PieceDamagedError(f"piece {number} from node {giver} is damaged", hint="ask again", number=number)
-        except (PeerError, PieceDamagedError) as error:
+        except LogClosedError:
+            raise
+        except EngineError as error:
             if not left:
                 raise
             log.debug("piece %d is asked for again: %s", number, error)
             await asyncio.sleep(PAUSE_S)
     raise AssertionError
+
+
+async def _answered(asked: SharedLog, giver: str, request: bytes) -> bytes:
+    scope = asyncio.timeout(ANSWER_S)
+    try:
+        async with scope:
+            return await asked.ask(giver, request)
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        raise PeerError(f"node {giver} did not answer in {ANSWER_S} s", hint="ask again", node=giver) from error
 
 
 def _there(directory: Path, manifest: Manifest) -> bool:
