@@ -41,7 +41,9 @@ class Reader:
             if after + 1 < self._guard.first:
                 raise truncated(self._guard.first, after)
             batch = await self._some(after)
-            if batch and batch[0].position == after + 1:
+            if not self._guard.trusted.is_set():
+                await self._trust()
+            elif batch and batch[0].position == after + 1:
                 waits, hole_since = pauses(), None
                 for logged in batch:
                     self._guard.note_read(logged)
@@ -62,6 +64,14 @@ class Reader:
             return await self._stream.read(after)
         except LogUnreachableError:
             return []
+
+    async def _trust(self) -> None:
+        """Return when the stream may be what it was."""
+        try:
+            async with asyncio.timeout(POLL_S):
+                await self._guard.trusted.wait()
+        except TimeoutError:
+            pass
 
     async def _arrival(self) -> None:
         """Return when there may be another frame."""
