@@ -40,10 +40,11 @@ class Reader:
                 raise self._arrivals.error.again()
             if after + 1 < self._guard.first:
                 raise truncated(self._guard.first, after)
-            batch = await self._some(after)
             if not self._guard.trusted.is_set():
                 await self._trust()
-            elif batch and batch[0].position == after + 1:
+                continue
+            batch = await self._some(after)
+            if batch and batch[0].position == after + 1:
                 waits, hole_since = pauses(), None
                 for logged in batch:
                     self._guard.note_read(logged)

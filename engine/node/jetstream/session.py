@@ -147,6 +147,7 @@ class Session:
             for task in self._tasks:
                 if task is not asyncio.current_task():
                     task.cancel()
+            self.guard.trusted.set()  # who waits for that hears why it is not to be had
 
     def cut(self, position: int) -> asyncio.Task[None]:
         """Have removed what lies before `position`, except the newest frame that was seen."""
@@ -156,7 +157,7 @@ class Session:
         return task
 
     async def _cut(self, position: int) -> None:
-        if position <= self.guard.first:
+        if position <= self.guard.first or not self.guard.trusted.is_set():
             return
         try:
             await self.stream.purge(position)
@@ -205,6 +206,8 @@ class Session:
             await asyncio.wait(tasks)
             self.appender.end(closed(), _unknown(self.stream.name))
         self.arrivals.close()
+        if tasks:
+            self.guard.trusted.set()
         await self.peers.close()
         await self.connection.close()
 
