@@ -152,6 +152,7 @@ class Appender:
         """
         unanswered, waits = False, pauses()
         while True:
+            await self._guard.trusted.wait()
             outcome = await self._stream.add(subject, frames, expected)
             if isinstance(outcome, Added) or (isinstance(outcome, Elsewhere) and outcome.position > expected):
                 self._doubt.settled()

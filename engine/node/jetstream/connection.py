@@ -56,7 +56,7 @@ class Connection:
         self._link: Link | None = None
         self._said = "no server could be reached yet"
         self._listening: dict[str, Hear] = {}
-        self._connected: Callable[[], None] = lambda: None
+        self._changed: Callable[[], None] = lambda: None
         self._arrived = asyncio.Event()
         self._inbox = ""
         self._numbers = count(1)
@@ -68,9 +68,9 @@ class Connection:
         """None: there is none now."""
         return self._link
 
-    def start(self, connected: Callable[[], None]) -> None:
-        """`connected` is called whenever there is a link anew."""
-        self._connected = connected
+    def start(self, changed: Callable[[], None]) -> None:
+        """`changed` is called whenever there is a link anew, and when there is none any more."""
+        self._changed = changed
         self._keeping = asyncio.ensure_future(self._keep())
 
     async def listen(self, subject: str, hear: Hear) -> None:
@@ -87,7 +87,7 @@ class Connection:
         if self._link is not None:
             self._link.send(message)
 
-    async def ask(self, *messages: Outgoing, timeout: float = ANSWER_S) -> Message:
+    async def ask(self, *messages: Outgoing, timeout: float | None = None) -> Message:
         """Send messages, and return what the last one is answered with.
 
         Raises LogUnreachableError when no answer comes in time, or the link ends; whether anything was received, and
@@ -95,18 +95,18 @@ class Connection:
         """
         answers = await self.ask_for_many(*messages, last=lambda message: True, timeout=timeout)
         if not answers:
-            raise self.unreachable(f"there was no answer on {messages[-1].subject} in {timeout:g} s")
+            raise self.unreachable(f"there was no answer on {messages[-1].subject}")
         return answers[0]
 
     async def ask_for_many(
-        self, *messages: Outgoing, last: Callable[[Message], bool], timeout: float = ANSWER_S
+        self, *messages: Outgoing, last: Callable[[Message], bool], timeout: float | None = None
     ) -> list[Message]:
         """Send messages, and return what the last one is answered with, up to the answer that is the `last`; fewer when
         no more come in time, or the link ends. Raises LogUnreachableError while there is no link, LogClosedError."""
         token = str(next(self._numbers))
         question = self._asked[token] = _Question(last)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(ANSWER_S if timeout is None else timeout):
                 link = await self._some_link()
                 for message in messages[:-1]:
                     link.send(message)
@@ -177,13 +177,14 @@ class Connection:
         try:
             self._link, self._inbox = link, inbox
             self._arrived.set()
-            self._connected()
+            self._changed()
             await link.over.wait()
             log.info("the connection to %s has ended: %s", server, link.said or "it said nothing")
             self._said = f"{server}: {link.said or 'the connection has ended'}"
         finally:
             self._link = None
             self._arrived.clear()
+            self._changed()
             self._end(self.unreachable("the connection has ended"))
             await link.close()
         return True

@@ -50,16 +50,19 @@ class Doubt:
 
 
 class Guard:
-    """Looks at the stream now and then, and whenever it is asked to; `failed` is called with what it finds.
+    """Looks at the stream now and then, and over each new connection; `failed` is called with what it finds.
 
     `first`: what lies before it is cut away. `newest`: something is there, or was said to be. `seen`: so far frames
-    were read or acknowledged. Its other attributes are what it was given, and the doubt that there is.
+    were read or acknowledged. `trusted`: it was looked at since the connection was made, and is what it was; nothing is
+    appended, or given to who reads, before. Its other attributes are what it was given, and the doubt that there is.
     """
 
     def __init__(self, stream: Stream, replicas: int, info: Info, failed: Callable[[LogError], None]) -> None:
         self.first = info.state.first_seq
         self.newest = info.state.last_seq
         self.seen = 0
+        self.trusted = asyncio.Event()
+        self.trusted.set()
         self._read: Logged | None = None
         self._stream = stream
         self._replicas = replicas
@@ -77,8 +80,9 @@ class Guard:
         """So far somebody has read; 0: nobody has read anything."""
         return 0 if self._read is None else self._read.position
 
-    def look(self) -> None:
-        """Have it look soon."""
+    def changed(self) -> None:
+        """There is another connection, or none: who knows to whom the next one will be."""
+        self.trusted.clear()
         self._wanted.set()
 
     def note(self, position: int) -> None:
@@ -116,6 +120,7 @@ class Guard:
 
         Raises LogReplacedError, LogRegressedError, LogSettingsError; LogUnreachableError.
         """
+        link = self._stream.connection.link
         try:
             info = await self._stream.info()
         except RefusedError as error:
@@ -129,6 +134,8 @@ class Guard:
         check_settings(self._stream.name, self._replicas, info.config, info.server)
         self.first = max(self.first, info.state.first_seq)
         self.newest = max(self.newest, info.state.last_seq)
+        if link is self._stream.connection.link:
+            self.trusted.set()
         return info
 
     def _gone(self) -> LogError:
@@ -160,10 +167,11 @@ class Guard:
         if read is None or read.position < info.state.first_seq:
             return None
         found = await self._stream.read_one(read.position)
-        if found is None or found == read:
+        if found == read:
             return None
         return LogReplacedError(
-            f"the stream {self._stream.name!r} holds another frame at position {read.position} than it had",
+            f"the stream {self._stream.name!r} holds {'another' if found else 'no'} frame at position {read.position}, "
+            "where there was one",
             hint="it is an older copy that was gone on with; " + _HINT,
             position=read.position,
         )

@@ -62,6 +62,9 @@ class Reader:
                 raise self._arrivals.error.again()
             if after + 1 < self._guard.first:
                 raise truncated(self._guard.first, after)
+            if not self._guard.trusted.is_set():
+                await self._trust()
+                continue
             batch = self._heard_behind(after)
             if hears and not batch:
                 await self._arrival(HEARD_S if self._guard.newest > after else POLL_S)
@@ -90,6 +93,14 @@ class Reader:
             return await self._stream.read(after)
         except LogUnreachableError:
             return []
+
+    async def _trust(self) -> None:
+        """Return when the stream may be what it was."""
+        try:
+            async with asyncio.timeout(POLL_S):
+                await self._guard.trusted.wait()
+        except TimeoutError:
+            pass
 
     def _heard_behind(self, after: int) -> list[Logged]:
         found, heard = list[Logged](), self._heard

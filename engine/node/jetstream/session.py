@@ -68,7 +68,7 @@ class Session:
 
     async def begin(self, create: bool) -> LogState:
         """Open it. Raises what keeps it from that; `close` it then."""
-        self.connection.start(self._connected)
+        self.connection.start(self._changed)
         told = "the servers are still being asked"
         try:
             async with asyncio.timeout(OPEN_S):
@@ -110,7 +110,7 @@ class Session:
             if error.code != NOT_FOUND or not create:
                 raise
         await self.stream.create(self._replicas)
-        return await self.stream.info()
+        raise LogUnreachableError("the stream is being made", hint="see whether most servers run")
 
     async def _proved(self, info: Info) -> int:
         """The position of a frame such that all that was acknowledged before is at it or before it."""
@@ -149,6 +149,10 @@ class Session:
             self.failure = error
             self.arrivals.fail(error)
             self.appender.end(error, error)
+            for task in self._tasks:
+                if task is not asyncio.current_task():
+                    task.cancel()
+            self.guard.trusted.set()  # who waits for that hears why it is not to be had
 
     def cut(self, position: int) -> asyncio.Task[None]:
         """Have removed what lies before `position`, except the newest frame that was seen."""
@@ -158,7 +162,7 @@ class Session:
         return task
 
     async def _cut(self, position: int) -> None:
-        if position <= self.guard.first:
+        if position <= self.guard.first or not self.guard.trusted.is_set():
             return
         try:
             await self.stream.purge(position)
@@ -167,9 +171,9 @@ class Session:
         else:
             self.guard.first = max(self.guard.first, position)
 
-    def _connected(self) -> None:
+    def _changed(self) -> None:
         if self._tasks:
-            self.guard.look()
+            self.guard.changed()
             self.reader.forget()
         self.arrivals.wake()
 
@@ -209,6 +213,8 @@ class Session:
             await asyncio.wait(tasks)
             self.appender.end(closed(), _unknown(self.stream.name))
         self.arrivals.close()
+        if tasks:
+            self.guard.trusted.set()
         await self.peers.close()
         await self.connection.close()
 

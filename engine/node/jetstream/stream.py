@@ -27,6 +27,7 @@ _BYTES_PER_S = 2 << 20
 NOT_FOUND = 10059
 """The servers' word for: there is no stream of that name."""
 _EXISTS = 10058
+_NO_MESSAGE = 10037
 _WRONG_LAST = 10071
 _FULL = frozenset((10002, 10023, 10047, 10077))
 _TOO_LARGE = frozenset((10054, 10097, 10199))
@@ -76,6 +77,16 @@ class _Answer(msgspec.Struct, frozen=True):
     seq: int = 0
 
 
+class _Message(msgspec.Struct, frozen=True):
+    seq: int
+    time: str
+    data: bytes = b""
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    message: _Message
+
+
 class Added(NamedTuple):
     """The last of what was added is at this position."""
 
@@ -108,6 +119,7 @@ class TooLarge(NamedTuple):
 
 Outcome = Added | Elsewhere | Later | Full | TooLarge
 _answer = msgspec.json.Decoder(_Answer).decode
+_kept = msgspec.json.Decoder(_Kept).decode
 _info = msgspec.json.Decoder(Info).decode
 
 
@@ -162,18 +174,20 @@ class Stream:
 
     # ---- what it holds -------------------------------------------------------------------------------------------
 
+    async def read_one(self, position: int) -> Logged | None:
+        """What is at `position`, as the stream's leader says; None: nothing."""
+        try:
+            message = _kept(await self._api(f"STREAM.MSG.GET.{self.name}", {"seq": position})).message
+        except RefusedError as error:
+            if error.code != _NO_MESSAGE:
+                raise
+            return None
+        return Logged(message.seq, _milliseconds(message.time), message.data)
+
     async def read(self, after: int) -> list[Logged]:
         """Some of what follows `after`, in order, without a gap; the first of it may lie farther behind. Some server
         says so, whose stream may end before that of others. Nothing: that one has nothing there."""
         request = {"seq": after + 1, "batch": READ_FRAMES, "max_bytes": READ_BYTES}
-        return await self._get(request)
-
-    async def read_one(self, position: int) -> Logged | None:
-        """What is at `position`; None: the server that was asked has nothing there."""
-        found = await self._get({"seq": position, "batch": 1})
-        return found[0] if found and found[0].position == position else None
-
-    async def _get(self, request: dict[str, Any]) -> list[Logged]:
         messages = await self.connection.ask_for_many(
             Outgoing(f"$JS.API.DIRECT.GET.{self.name}", json.dumps(request).encode()),
             last=lambda message: bool(message.status),
@@ -215,8 +229,11 @@ class Stream:
 def logged_in(message: Message) -> Logged:
     """The frame that a server sends, and its place."""
     headers = message.headers
-    since = datetime.fromisoformat(headers["Nats-Time-Stamp"]) - _EPOCH
-    return Logged(int(headers["Nats-Sequence"]), since // _MILLISECOND, message.data)
+    return Logged(int(headers["Nats-Sequence"]), _milliseconds(headers["Nats-Time-Stamp"]), message.data)
+
+
+def _milliseconds(stamp: str) -> int:
+    return (datetime.fromisoformat(stamp) - _EPOCH) // _MILLISECOND
 
 
 def _outcome(message: Message) -> Outcome:
