@@ -18,6 +18,7 @@ from shardengine import Engine
 from tests.kill_child import CONFIG, Acknowledged, Frame, Opened, Orders
 from tests.killing import WATCHDOG_S, Judge, note, points_of
 
+pytestmark = pytest.mark.usefixtures("forks")
 SCOPES = pytest.mark.parametrize("group", [False, True], ids=["the coordinator", "everything"])
 
 
