@@ -9,6 +9,7 @@ There `live(orders)` of that module is called, in a session of its own, by an in
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -111,6 +112,7 @@ def serve() -> Callable[[], None]:
             sys.exit()
         request = msgspec.json.decode(text, type=Request)
         live = import_module(request.module).live
+        gc.freeze()  # what was imported is nothing that a child need look at, or write to
         child = os.fork()
         if child == 0:
             asks.detach()

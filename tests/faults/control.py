@@ -18,6 +18,7 @@ In the process under test, which calls `serve(life)`:
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import re
@@ -225,6 +226,7 @@ class Zygote:
 
 def serve(life: Callable[[Path, str], None]) -> None:
     """Be a zygote's interpreter. Returns in each child when its life is over, and at the end of the input."""
+    gc.freeze()  # what was imported is nothing that a child need look at, or write to
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
