@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from importlib import metadata
 
 import click
 from click.shell_completion import shell_complete
@@ -31,6 +30,8 @@ _COMPLETE = "_SHARDENGINE_COMPLETE"
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
+    from importlib import metadata  # which brings all of `email` along
+
     try:
         version = metadata.version("shardengine")
     except metadata.PackageNotFoundError:
