@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,25 @@ def progress(text: str) -> None:
     """What is going on, for somebody who waits."""
     if sys.stderr.isatty():
         print(f"\r{text:<60}", end="" if text else "\r", file=sys.stderr, flush=True)
+
+
+def carry_out(
+    measured: Callable[[Path], dict[str, Any]],
+    show: Callable[[dict[str, Any]], None],
+    *,
+    parent: Path | None,
+    output: Path | None,
+) -> int:
+    """Measure in a new directory, check, then print, and write `output`. Returns the exit code."""
+    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
+        try:
+            facts = measured(Path(name))
+        except CheckError as error:
+            print(f"check failed: {error}", file=sys.stderr)
+            return 1
+    show(facts)
+    save(facts, output)
+    return 0
 
 
 def setting(load: Load, shards: int, window: int) -> dict[str, Any]:
