@@ -71,6 +71,7 @@ Files, lowest first:
 
     facts.py        the machine; CPU time and memory of processes
     load.py         records, entries and the digest they must lead to
+    options.py      what the options of the commands are
     report.py       heading, table and file of every command
     zipf.py         numbers of which some come up more often
     peers.py        py-lmdb alone, the limit, and bare copies
