@@ -12,7 +12,7 @@
     python -m perf reads       gets in the engine's thread, in any thread, and in another process, beside py-lmdb's
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
-the engine's digest against the one computed from a dict, the others' record counts. A figure is a median over rounds,
+each side's digest and record count against those of a dict. A figure is a median over rounds,
 in which the sides take turns; compare the ratios, not the absolutes.
 
 What the sides of `apply` are given:

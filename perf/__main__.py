@@ -20,6 +20,7 @@ from perf.options import COMMON, add, at_least_two, list_of, positive
 from perf.reads import Plan as ReadsPlan
 from perf.reads import run_reads
 from perf.snapshot import run_snapshot
+from perf.sweeping import SWEEP, add_sweep, sweep
 from perf.transactions import Plan as TransactionsPlan
 from perf.transactions import run_transactions
 
@@ -95,7 +96,7 @@ alone as key and value.
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m perf", description="Measure the engine beside what it stands on.")
-    commands = top.add_subparsers(dest="command", required=True)
+    commands = top.add_subparsers(dest="measures", metavar="command", required=True)
     for name, (give, text, examples, _) in _COMMANDS.items():
         shape = argparse.RawDescriptionHelpFormatter
         give(commands.add_parser(name, help=text, epilog=examples, formatter_class=shape))
@@ -168,7 +169,7 @@ def _add_reads(reads: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     args = parser().parse_args(arguments)
-    _, _, _, measure = _COMMANDS[args.command]
+    _, _, _, measure = _COMMANDS[args.measures]
     return measure(args)
 
 
@@ -259,6 +260,7 @@ _COMMANDS = {
     "node": (_add_node, "proposals to a node, beside the disk and SQLite", _NODE, _run_node),
     "peers": (_add_peers, "the engine beside other state machines and stores", _PEERS, _run_peers),
     "reads": (_add_reads, "gets in one thread, in several, and in another process", _READS, _run_reads),
+    "sweep": (add_sweep, "the engine set in many ways, or how many shards", SWEEP, sweep),
 }
 """Of each: what adds its options, what it measures, examples, and what runs it."""
 

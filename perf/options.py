@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def list_of(kind: Callable[[str], float]) -> Callable[[str], list[Any]]:
+def list_of(kind: Callable[[str], object]) -> Callable[[str], list[Any]]:
     """Of several, with commas in between."""
 
-    def numbers(text: str) -> list[Any]:
+    def several(text: str) -> list[Any]:
         return [kind(one) for one in text.split(",")]
 
-    return numbers
+    return several
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """One of these names."""
+
+    def named(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+        return text
+
+    return named
 
 
 def percent(text: str) -> float:
