@@ -15,7 +15,7 @@ import msgspec
 from perf import peers
 from perf.load import KEY_BYTES
 from perf.report import CheckError
-from perf.sides import Spent, feed, timed
+from perf.sides import Spent, Stretch, feed, nothing, timed
 from perf.streams import Made, Pieces, Stream
 from shardengine import Engine, load_config
 
@@ -42,6 +42,10 @@ class Cell(msgspec.Struct, frozen=True):
         """What `side` has to be set to so that it stands beside this one: it keeps one chunk in flight."""
         shards = 1 if side == "py-lmdb" else self.shards
         return msgspec.structs.replace(self, side=side, shards=shards, window=1)
+
+    def uncounted(self) -> Cell:
+        """The same engine, with nothing wrapped."""
+        return msgspec.structs.replace(self, side="engine")
 
     def stream(self, entries: int, seed: int) -> Stream:
         return Stream(entries, self.value_bytes, self.keys, self.command, seed)
@@ -117,7 +121,7 @@ def warm_of(chunks: int) -> int:
 # ---- the engine ------------------------------------------------------------------------------------------------------
 
 
-async def applied(directory: Path, cell: Cell, made: Made) -> Ran:
+async def applied(directory: Path, cell: Cell, made: Made, stretch: Stretch = nothing) -> Ran:
     """By an engine of its own. Raises CheckError unless it ends where the stream leads."""
     config, chunks = load_config(durability=cell.durability), made.chunks(cell.chunk)
     warm = warm_of(len(chunks))
@@ -125,7 +129,7 @@ async def applied(directory: Path, cell: Cell, made: Made) -> Ran:
         with pinned(cell.pin, [worker["pid"] for worker in db.stats()["workers"]]):
             await feed(db, chunks[:warm], cell.window)
             groups = db.stats()["groups"]
-            spent = await timed(db, chunks[warm:], cell.window)
+            spent = await timed(db, chunks[warm:], cell.window, stretch)
             groups = db.stats()["groups"] - groups
         await check(cell.told(), db, made)
     return ran(spent, sum(map(len, chunks[warm:])), groups)

@@ -9,6 +9,7 @@ from typing import Any
 from perf.cells import Plan, cores
 from perf.options import add, list_of, one_of, positive
 from perf.quick import candidates, run_quick
+from perf.stages import run_stages
 from perf.streams import COMMANDS, KEYS
 from perf.sweep import RUNS_MAX, run_sweep
 
@@ -21,6 +22,16 @@ SWEEP = f"""examples:
 
 Each option that takes a list is an axis: every combination is measured, beside py-lmdb in one process and beside the
 limit, in rounds. More than {RUNS_MAX} runs need --yes. Exit code 1: a final state was wrong; there are no figures then.
+"""
+STAGES = """examples:
+  python -m perf stages
+  python -m perf stages --shards 2 --keys random,ordered --command put,mixed --json stages.json
+  python -m perf stages --shards 1,2,4 --json stages.json      # what `model --stages` takes
+  python -m perf stages --entries 1000 --chunk 200 --rounds 1      # does it run at all?
+
+Functions of the engine are wrapped from outside, and clocks read some ten times a group; runs without that take turns
+with those, and the table says what it costs. What a process waits for shows when it comes. Times are an entry's, of
+those that go through the engine. Exit code 1: a final state was wrong; there are no figures then.
 """
 
 
@@ -67,3 +78,12 @@ def sweep(args: argparse.Namespace) -> int:
         return run_quick(plan, parent=args.dir, output=args.json)
     plan = plan_of(args, shards=args.shards or [1, 2])
     return run_sweep(plan, yes=args.yes, parent=args.dir, output=args.json, table=args.csv)
+
+
+def add_stages(stages: argparse.ArgumentParser) -> None:
+    add_axes(stages)
+    add(stages, "shards", text="shard counts", kind=list_of(positive), shards="1,2,4")
+
+
+def stages(args: argparse.Namespace) -> int:
+    return run_stages(plan_of(args), parent=args.dir, output=args.json)
