@@ -20,7 +20,7 @@ from perf.options import COMMON, add, at_least_two, list_of, positive
 from perf.reads import Plan as ReadsPlan
 from perf.reads import run_reads
 from perf.snapshot import run_snapshot
-from perf.sweeping import STAGES, SWEEP, add_stages, add_sweep, stages, sweep
+from perf.sweeping import MODEL, STAGES, SWEEP, add_model, add_stages, add_sweep, model, stages, sweep
 from perf.transactions import Plan as TransactionsPlan
 from perf.transactions import run_transactions
 
@@ -262,6 +262,7 @@ _COMMANDS = {
     "reads": (_add_reads, "gets in one thread, in several, and in another process", _READS, _run_reads),
     "sweep": (add_sweep, "the engine set in many ways, or how many shards", SWEEP, sweep),
     "stages": (add_stages, "what an entry's time goes to, stage by stage", STAGES, stages),
+    "model": (add_model, "what other shard counts and other hosts would do", MODEL, model),
 }
 """Of each: what adds its options, what it measures, examples, and what runs it."""
 

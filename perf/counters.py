@@ -16,6 +16,7 @@ import msgspec
 from perf.cells import Cell, Ran, applied
 from perf.clocks import ELSEWHERE, FOR_PART, WORKER, Clock, Times, times
 from perf.facts import cpu_seconds, kept_waiting_ns
+from perf.latency import round_trip_ns
 from perf.streams import Made
 from shardengine.engine.commit import inflight
 from shardengine.engine.commit.coordinator import Coordinator
@@ -69,17 +70,19 @@ class Process(msgspec.Struct, frozen=True):
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """A run, and its processes, the coordinator's first."""
+    """A run, and its processes, the coordinator's first; and how long it takes to wake a process that sleeps: half of a
+    round trip through a pipe."""
 
     ran: Ran
     processes: list[Process]
+    wake_ns: float
 
 
 async def counted(directory: Path, cell: Cell, made: Made) -> Counted:
     """As `cells.applied`, with the stages counted."""
     with counting(directory) as counters:
         ran = await applied(directory / "data", cell, made, counters.stretch)
-        return Counted(ran, counters.processes)
+        return Counted(ran, counters.processes, round_trip_ns() / 2)
 
 
 class _Looked(msgspec.Struct, frozen=True):

@@ -34,18 +34,17 @@ def measure(directory: Path, cell: Cell, made: Made) -> Counted | Ran:
     return found
 
 
-def rows_of(cell: Cell, runs: Sequence[Counted], uncounted: Sequence[Ran]) -> Iterator[Row]:
-    """The engine's row; and for each process a row a stage, and one of all its time. Times are an entry's, of those
-    that went through the engine."""
+def rows_of(cell: Cell, runs: Sequence[Counted], uncounted: Sequence[Ran] = ()) -> Iterator[Row]:
+    """The engine's row, with the rate of runs whose stages were not counted, if there are any; and for each process a
+    row a stage, and one of all its time. Times are an entry's, of those that went through the engine."""
     axes = {axis: getattr(cell, axis) for axis in AXES}
-    yield (
-        axes
-        | {"process": ENGINE, "stage": ALL}
-        | _figures(
-            entries_per_s=[one.ran.entries_per_s for one in runs],
-            uncounted_entries_per_s=[one.entries_per_s for one in uncounted],
-            entries_per_group=[one.ran.entries / one.ran.groups for one in runs],
-        )
+    told = axes | {"process": ENGINE, "stage": ALL}
+    if uncounted:
+        told |= _figures(uncounted_entries_per_s=[one.entries_per_s for one in uncounted])
+    yield told | _figures(
+        entries_per_s=[one.ran.entries_per_s for one in runs],
+        entries_per_group=[one.ran.entries / one.ran.groups for one in runs],
+        wake_ns=[one.wake_ns for one in runs],
     )
     names = [process.name for process in runs[0].processes]
     for name in names:
