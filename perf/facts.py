@@ -33,6 +33,11 @@ def _cpu() -> str:
     return platform.machine()
 
 
+def memory_bytes() -> int:
+    """Of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def cpu_seconds(pid: int) -> float:
     """CPU time that a living process has used, in steps of a clock tick."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
