@@ -152,8 +152,8 @@ def measured(directory: Path, plan: Plan) -> list[dict[str, Any]]:
     rows = []
     for percent, rounds in found.items():
         samples = {name: [getattr(one, name) for one in rounds] for name in Offered.__struct_fields__}
-        row = {"shards": plan.shards, "offered_percent": percent}
+        row: dict[str, Any] = {"shards": plan.shards, "schedule": "open", "offered_percent": percent}
         row |= {name: median(values) for name, values in samples.items()}
         rows.append(row | {f"{name}_samples": samples[name] for name in ("achieved_per_s", *PERCENTILES)})
     most = {"achieved_per_s": median(maxima), "achieved_per_s_samples": maxima}
-    return [*rows, {"shards": plan.shards, "offered_percent": None, **most}]
+    return [*rows, {"shards": plan.shards, "schedule": "all due at once", **most}]

@@ -21,16 +21,16 @@ body { margin: 0 auto; max-width: 50rem; padding: 1rem; background: var(--ground
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word }
 h1 { font-size: 1.5rem; line-height: 1.25 } h2 { font-size: 1.2rem; margin: 2.5rem 0 0.25rem }
 p { margin: 0.5rem 0 } a { color: inherit }
-.note { color: var(--faint); font-size: 0.9rem } .warn { color: var(--warn) }
+.note { color: var(--faint); font-size: 0.9rem } .warn { color: var(--warn) } code { white-space: nowrap }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; padding: 0; list-style: none }
-figure { margin: 1rem 0 } svg.plot { display: block; width: 100%; max-width: 40rem; height: auto }
+figure { margin: 1rem 0 } svg.plot { display: block; width: 100%; max-width: 33rem; height: auto }
 .table { overflow-x: auto; margin: 1rem 0 } table { border-collapse: collapse; font-size: 0.85rem }
 th, td { padding: 0.2rem 0.75rem 0.2rem 0; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--rule);
   font-variant-numeric: tabular-nums; vertical-align: top }
 th { font-weight: 600 } .number { text-align: right } td small { color: var(--faint) }
 .facts th, .facts td { white-space: normal } .facts th { padding-right: 1.5rem }
 @media print { body { max-width: none; padding: 0; font-size: 10pt } nav { display: none }
-  figure, tr { break-inside: avoid } h2, h2 + p { break-after: avoid } svg.plot { max-width: 12cm }
+  figure, tr { break-inside: avoid } h2, h2 + p { break-after: avoid } p { break-inside: avoid } svg.plot { max-width: 12cm }
   .table { overflow: visible } table { font-size: 7pt } th, td { white-space: normal; padding-right: 0.4rem } }
 """
 
@@ -88,7 +88,8 @@ def _told_of(facts: dict[str, Any]) -> Iterable[tuple[str, str]]:
         )
     if facts.get("quick"):
         yield "This is the quick form: few rounds, small states.", "note"
-    yield "A figure is a median over rounds; what stands in brackets is the lowest and the highest round.", "note"
+    yield "A figure is a median over rounds; what stands in brackets is the lowest and the highest round, or "
+        "where there are more than ten, what lies a tenth from either end.", "note"
 
 
 def _contents(parts: dict[str, Document]) -> str:
@@ -106,7 +107,7 @@ def _section(command: str, section: Section, document: Document) -> str:
             f'<section id="{_text(command)}"><h2>{_text(section.title)}</h2>',
             _paragraph(section.says(document)),
             f"<figure>{section.drawn(document)}</figure>",
-            _paragraph(f"{section.what} Alone: python -m perf report --only {command}.", "note"),
+            f'<p class="note">{_text(section.what)} Alone: <code>python -m perf report --only {_text(command)}</code></p>',
             table(document["rows"]),
             "</section>",
         ]
@@ -135,12 +136,15 @@ def _cell(row: Row, key: str) -> str:
     return f"{_text(row[key])} <small>({_text(low)} to {_text(high)})</small>"
 
 
+_HEADINGS = {"puts": "implementation", "quick": "quick form"}
+
+
 def heading(key: str) -> str:
     """A key as people read it: `entries_per_s` are entries/s, `p999_us` is p99.9 in microseconds."""
-    key = key.replace("p999", "p99.9")
+    key = _HEADINGS.get(key, key.replace("p999", "p99.9"))
     if key.endswith("_per_s"):
         return f"{key.removesuffix('_per_s').replace('_', ' ')}/s"
-    for unit, name in (("us", "us"), ("ms", "ms"), ("ns", "ns"), ("percent", "%"), ("mb", "MB"), ("s", "s")):
+    for unit, name in (("us", "us"), ("ms", "ms"), ("ns", "ns"), ("percent", "%"), ("mb", "MB"), ("bytes", "bytes"), ("s", "s")):
         if key.endswith(f"_{unit}"):
             return f"{key.removesuffix(f'_{unit}').replace('_', ' ')}, {name}"
     return key.replace("_", " ")

@@ -24,13 +24,15 @@ class Section(msgspec.Struct, frozen=True):
 
 
 def spread(row: Row, name: str) -> tuple[float, float]:
-    """The lowest and the highest of single rounds."""
-    values = row.get(f"{name}{SAMPLES}") or [row[name]]
-    return min(values), max(values)
+    """The lowest and the highest of single rounds; of more than ten, those a tenth from either end."""
+    values = sorted(row.get(f"{name}{SAMPLES}") or [row[name]])
+    beyond = len(values) // 10 if len(values) > 10 else 0
+    return values[beyond], values[-1 - beyond]
 
 
-def point(x: float, row: Row, name: str) -> Point:
-    return Point(x, row[name], *spread(row, name))
+def point(x: float, row: Row, name: str, unit: float = 1) -> Point:
+    """In multiples of `unit`."""
+    return Point(x, *(figure / unit for figure in (row[name], *spread(row, name))))
 
 
 def bar(name: str, row: Row, figure: str, group: int = 0) -> Bar:
@@ -110,7 +112,7 @@ _BEHIND = 0.9  # of what is offered; less done means that the rest waits
 
 def _offered(document: Document) -> list[Row]:
     return sorted(
-        (row for row in document["rows"] if row["offered_percent"] is not None), key=lambda row: row["offered_percent"]
+        (row for row in document["rows"] if row["schedule"] == "open"), key=lambda row: row["offered_percent"]
     )
 
 
@@ -142,11 +144,11 @@ def _ms(us: float) -> str:
 def _offered_drawn(document: Document) -> str:
     names = {"p50_us": "p50", "p99_us": "p99", "p999_us": "p99.9"}
     series = [
-        Line(name, [point(row["offered_percent"], row, figure) for row in _offered(document)])
+        Line(name, [point(row["offered_percent"], row, figure, 1000) for row in _offered(document)])
         for figure, name in names.items()
     ]
     note = f"{_load(document)}, {_where(document)}; from the intended time; shaded: lowest to highest round"
-    axes = ("offered load, % of the measured maximum", "microseconds")
+    axes = ("offered load, % of the measured maximum", "milliseconds")
     return lines("Latency against offered load", note, axes, series, log=True)
 
 
@@ -255,12 +257,17 @@ def _read(row: Row) -> str:
 
 
 def _reads_drawn(document: Document) -> str:
-    rows = [
-        one
-        for row in document["rows"]
-        for one in (bar(_read(row), row, "get_ns"), bar("py-lmdb's txn.get", row, "txn_get_ns", 1))
-    ]
-    return bars("A get, nanoseconds", f"median of batches, {_where(document)}", ["the engine", "py-lmdb"], rows)
+    """py-lmdb's own is drawn once a shard count, though it took turns with every read."""
+    counts = list(dict.fromkeys(row["shards"] for row in document["rows"]))
+    drawn = []
+    for number, shards in enumerate(counts):
+        rows = [row for row in document["rows"] if row["shards"] == shards]
+        drawn.append(bar("py-lmdb's txn.get", rows[0], "txn_get_ns", number))
+        for row in rows:
+            several = f", {row['threads']} threads" if row["threads"] > 1 else ""
+            drawn.append(bar(f"{row['read']}{several}", row, "get_ns", number))
+    groups = [_count(shards, "shard") for shards in counts]
+    return bars("A get, nanoseconds", f"median of batches, {_where(document)}", groups, drawn)
 
 
 def _node_says(document: Document) -> str:
@@ -285,8 +292,8 @@ def _node_drawn(document: Document) -> str:
         bar(f"{row['callers']}: {row['side']}", row, "proposals_per_s", sides.index(row["side"]))
         for row in document["rows"]
     ]
-    note = f"callers: side; {_where(document)}"
-    return bars("Proposals per second", note, sides, rows)
+    note = f"callers: side; each step of the scale is ten times the one before; {_where(document)}"
+    return bars("Proposals per second", note, sides, rows, log=True)
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-WIDTH = 480
+WIDTH = 420
 MARGIN = 12
 COLOURS = ("#2a7fc0", "#cc6f14", "#7b7f86", "#3a9150", "#a35bb5", "#c2484a", "#8a7a1f", "#1f8f8f")
 """They stand out from both grounds."""
@@ -39,7 +39,7 @@ def head(title: str, note: str, names: Sequence[str], *, lines: bool) -> tuple[l
     """Title, note and legend, each in as many rows as it takes, and where the next thing goes. Names are marked as
     lines, or as areas."""
     drawn, y = [], 8.0
-    for told, kind, letters, row in ((title, "title", 60, 18), (note, "note", 74, 16)):
+    for told, kind, letters, row in ((title, "title", 52, 18), (note, "note", 64, 16)):
         for line in textwrap.wrap(told, letters):
             y += row
             drawn.append(text(MARGIN, y, line, kind))
