@@ -10,9 +10,11 @@
     python -m perf node        proposals of one caller and of many, beside the bare disk, SQLite and the engine alone
     python -m perf peers       the engine, the other state machines, and RocksDB, SQLite and py-lmdb alone
     python -m perf reads       gets in the engine's thread, in any thread, and in another process, beside py-lmdb's
+    python -m perf sweep       the engine set in many ways under many loads; with --quick: how many shards, and why
+    python -m perf stages      what an entry's time goes to, stage by stage, in the coordinator and in its workers
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
-the engine's digest against the one computed from a dict, the others' record counts. A figure is a median over rounds,
+each side's digest and record count against those of a dict. A figure is a median over rounds,
 in which the sides take turns; compare the ratios, not the absolutes.
 
 What the sides of `apply` are given:
@@ -71,6 +73,7 @@ Files, lowest first:
 
     facts.py        the machine; CPU time and memory of processes
     load.py         records, entries and the digest they must lead to
+    options.py      what the options of the commands are
     report.py       heading, table and file of every command
     zipf.py         numbers of which some come up more often
     peers.py        py-lmdb alone, the limit, and bare copies
@@ -95,4 +98,14 @@ Files, lowest first:
     node.py         `python -m perf node`
     besides.py      `python -m perf peers`
     reads.py        `python -m perf reads`
+    shifting.py     a machine with a command over two keys
+    streams.py      commands of several kinds over keys in several orders, and what they lead to
+    cells.py        one engine, or one side beside it, set in one way, under one stream
+    rounds.py       rounds of many cells
+    sweep.py        `python -m perf sweep`
+    quick.py        `python -m perf sweep --quick`
+    clocks.py       what the time of a thread goes to, counted from outside; in a worker
+    counters.py     the same in the coordinator, and of all processes in a stretch
+    stages.py       `python -m perf stages`
+    sweeping.py     the options of these three
 """

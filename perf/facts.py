@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from shardengine.shards.fast import COMPILED
 
-_TICKS = os.sysconf("SC_CLK_TCK")
 _PACKAGES = ("lmdb", "msgspec", "xxhash", "uvloop")
 
 
@@ -39,9 +39,17 @@ def memory_bytes() -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that a living process has used, in steps of a clock tick."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    """CPU time that all threads of a living process have used: by its CPU clock, see clock_getcpuclockid(3)."""
+    return time.clock_gettime(~pid << 3 | 2)
+
+
+def kept_waiting_ns(pid: int | str) -> int:
+    """How long the first thread of a process ("self": this one's) wanted a core and had none; 0 where the system does
+    not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
+    except OSError:
+        return 0
 
 
 def anonymous_bytes() -> int:

@@ -8,9 +8,11 @@ from typing import Any
 
 from perf.documents import Document
 from perf.rows import SAMPLES, Row
-from perf.sections import SECTIONS, Section, spread
+from perf.sections import SECTIONS, Section
 from perf.svg import told
+from perf.telling import heading, spread
 
+_ALONE = "python -m perf report --only"
 _STYLE = """
 :root { color-scheme: light dark; --ground: #ffffff; --ink: #1b1b1b; --faint: #565656; --rule: #d8d8d8;
   --warn: #9a3412 }
@@ -30,7 +32,8 @@ th, td { padding: 0.2rem 0.75rem 0.2rem 0; text-align: left; white-space: nowrap
 th { font-weight: 600 } .number { text-align: right } td small { color: var(--faint) }
 .facts th, .facts td { white-space: normal } .facts th { padding-right: 1.5rem }
 @media print { body { max-width: none; padding: 0; font-size: 10pt } nav { display: none }
-  figure, tr { break-inside: avoid } h2, h2 + p { break-after: avoid } p { break-inside: avoid } svg.plot { max-width: 12cm }
+  figure, tr { break-inside: avoid } h2, h2 + p { break-after: avoid } p { break-inside: avoid }
+  svg.plot { max-width: 12cm }
   .table { overflow: visible } table { font-size: 7pt } th, td { white-space: normal; padding-right: 0.4rem } }
 """
 
@@ -88,8 +91,11 @@ def _told_of(facts: dict[str, Any]) -> Iterable[tuple[str, str]]:
         )
     if facts.get("quick"):
         yield "This is the quick form: few rounds, small states.", "note"
-    yield "A figure is a median over rounds; what stands in brackets is the lowest and the highest round, or "
-        "where there are more than ten, what lies a tenth from either end.", "note"
+    yield (
+        "A figure is a median over rounds; in brackets are the lowest and the highest round, or, of more than ten, "
+        "those a tenth from either end.",
+        "note",
+    )
 
 
 def _contents(parts: dict[str, Document]) -> str:
@@ -107,7 +113,7 @@ def _section(command: str, section: Section, document: Document) -> str:
             f'<section id="{_text(command)}"><h2>{_text(section.title)}</h2>',
             _paragraph(section.says(document)),
             f"<figure>{section.drawn(document)}</figure>",
-            f'<p class="note">{_text(section.what)} Alone: <code>python -m perf report --only {_text(command)}</code></p>',
+            f'<p class="note">{_text(section.what)} Alone: <code>{_text(f"{_ALONE} {command}")}</code></p>',
             table(document["rows"]),
             "</section>",
         ]
@@ -134,20 +140,6 @@ def _cell(row: Row, key: str) -> str:
         return _text(row.get(key))
     low, high = spread(row, key)
     return f"{_text(row[key])} <small>({_text(low)} to {_text(high)})</small>"
-
-
-_HEADINGS = {"puts": "implementation", "quick": "quick form"}
-
-
-def heading(key: str) -> str:
-    """A key as people read it: `entries_per_s` are entries/s, `p999_us` is p99.9 in microseconds."""
-    key = _HEADINGS.get(key, key.replace("p999", "p99.9"))
-    if key.endswith("_per_s"):
-        return f"{key.removesuffix('_per_s').replace('_', ' ')}/s"
-    for unit, name in (("us", "us"), ("ms", "ms"), ("ns", "ns"), ("percent", "%"), ("mb", "MB"), ("bytes", "bytes"), ("s", "s")):
-        if key.endswith(f"_{unit}"):
-            return f"{key.removesuffix(f'_{unit}').replace('_', ' ')}, {name}"
-    return key.replace("_", " ")
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,11 @@ class CheckError(Exception):
 
 
 def show_machine(facts: dict[str, Any]) -> None:
-    print(", ".join(f"{name} {value}" for name, value in facts["machine"].items()))
+    show_facts(facts["machine"])
+
+
+def show_facts(facts: dict[str, Any]) -> None:
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
 
 
 def show_plan(facts: dict[str, Any], what: str) -> None:

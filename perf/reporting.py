@@ -10,19 +10,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from perf import apply, latency, node, offered, reads, snapshot
+from perf import cells, latency, node, offered, reads, snapshot, stages, sweep
 from perf.documents import FORMAT, Document, DocumentError, document, from_older, parts_of
 from perf.facts import machine, memory_bytes
 from perf.load import Load
 from perf.page import render
 from perf.report import CheckError
-from perf.rows import of_apply
 from perf.sections import SECTIONS
 from shardengine.engine.storage.files import filesystem_of
 
@@ -71,16 +69,18 @@ def _size(*, quick: bool) -> Size:
 # ---- the parts -------------------------------------------------------------------------------------------------------
 
 
+def _axes(size: Size, shards: list[int]) -> cells.Plan:
+    return cells.Plan(
+        shards, [5_000], [4], [256], ["random"], ["put"], ["process"], ["none"], size.entries, size.rounds, _SEED
+    )
+
+
 def _throughput(directory: Path, size: Size) -> Document:
-    """Rounds of all shard counts, in turn."""
-    given = apply.Given.of(Load(size.entries, 256, 5_000, _SEED))
-    sides = {shards: apply.Throughput(directory, given, shards, 4, time_ms=False) for shards in size.shards}
-    for number in range(size.rounds):
-        for throughput in list(sides.values())[:: 1 if number % 2 == 0 else -1]:
-            throughput.round(number)
-    settings = {"entries": size.entries, "value_bytes": 256, "chunk": 5_000, "window": 4, "durability": "process"}
-    found = ({"shards": n, "load": settings, "apply": throughput.facts()} for n, throughput in sides.items())
-    return document("throughput", machine(), settings, list(chain.from_iterable(map(of_apply, found))))
+    return sweep.measured(directory, _axes(size, size.shards))
+
+
+def _stages(directory: Path, size: Size) -> Document:
+    return stages.measured(directory, _axes(size, [shards for shards in size.shards if shards in (1, 2, 4)]))
 
 
 def _offered(directory: Path, size: Size) -> Document:
@@ -120,6 +120,7 @@ PARTS: dict[str, Callable[[Path, Size], Document]] = {
     "offered": _offered,
     "latency": _latency,
     "peers": _peers,
+    "stages": _stages,
     "snapshot": _snapshot,
     "reads": _reads,
     "node": _node,
