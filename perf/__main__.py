@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from perf.apply import run_apply
+from perf.comparing import EXAMPLES as _COMPARE
+from perf.comparing import add_compare, run_compare
 from perf.latency import run_latency
 from perf.load import Load
 from perf.machines import Plan as MachinesPlan
@@ -19,6 +21,10 @@ from perf.node import run_node
 from perf.options import COMMON, add, at_least_two, list_of, positive
 from perf.reads import Plan as ReadsPlan
 from perf.reads import run_reads
+from perf.reporting import EXAMPLES as _REPORT
+from perf.reporting import add_report, run_report
+from perf.smoke import EXAMPLES as _SMOKE
+from perf.smoke import add_smoke, run_smoke
 from perf.snapshot import run_snapshot
 from perf.sweeping import MODEL, STAGES, SWEEP, add_model, add_stages, add_sweep, model, stages, sweep
 from perf.transactions import Plan as TransactionsPlan
@@ -260,6 +266,9 @@ _COMMANDS = {
     "node": (_add_node, "proposals to a node, beside the disk and SQLite", _NODE, _run_node),
     "peers": (_add_peers, "the engine beside other state machines and stores", _PEERS, _run_peers),
     "reads": (_add_reads, "gets in one thread, in several, and in another process", _READS, _run_reads),
+    "report": (add_report, "everything worth knowing, as one page", _REPORT, run_report),
+    "compare": (add_compare, "what changed beyond the noise", _COMPARE, run_compare),
+    "smoke": (add_smoke, "ratios beside those recorded", _SMOKE, run_smoke),
     "sweep": (add_sweep, "the engine set in many ways, or how many shards", SWEEP, sweep),
     "stages": (add_stages, "what an entry's time goes to, stage by stage", STAGES, stages),
     "model": (add_model, "what other shard counts and other hosts would do", MODEL, model),

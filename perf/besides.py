@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from perf.bare import BARE, Done, quiet
-from perf.bars import bars
+from perf.bars import Bar, bars
 from perf.disks import SQLITE_VERSION
 from perf.facts import machine
 from perf.load import KEY_BYTES, Load, digest_of, entries_of
@@ -160,7 +160,7 @@ def drawn(facts: dict[str, Any]) -> str:
     """The same as a bar chart."""
     plan, where = facts["plan"], facts["machine"]
     rows = [
-        (row["side"], row["entries_per_second"], f"{row['entries_per_second']:,.0f}", _GROUPS.index(row["group"]))
+        Bar(row["side"], row["entries_per_second"], f"{row['entries_per_second']:,.0f}", _GROUPS.index(row["group"]))
         for row in facts["peers"]
     ]
     note = f"chunks of {plan['chunk']:,}, median of {plan['rounds']} rounds, {where['cores']} cores, {where['cpu']}"

@@ -33,6 +33,11 @@ def _cpu() -> str:
     return platform.machine()
 
 
+def memory_bytes() -> int:
+    """Of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def cpu_seconds(pid: int) -> float:
     """CPU time that all threads of a living process have used: by its CPU clock, see clock_getcpuclockid(3)."""
     return time.clock_gettime(~pid << 3 | 2)

@@ -183,7 +183,7 @@ def measured(directory: Path, *, shards: int, value_bytes: int, rounds: int, bus
     """With and without polling, on the machine as it is and beside busy processes. Raises CheckError when what was
     acknowledged is not there."""
     rows: list[dict[str, Any]] = []
-    for number in (0, busy_processes):
+    for number in sorted({0, busy_processes}):
         what = f"beside {number} busy processes" if number else "as it is"
         with busy(number):
             found = run(measure(directory / str(number), shards, value_bytes, rounds, SPINS))

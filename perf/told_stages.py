@@ -1,0 +1,65 @@
+"""What the part of a report says and shows that is about where an entry's time goes."""
+
+from __future__ import annotations
+
+from perf.bars import Bar, bars
+from perf.documents import Document
+from perf.rows import Row
+from perf.telling import bar, load_of, where
+
+_ALL, _WAITS = "all", "waits "
+_PROCESSES = ("coordinator", "workers")
+_SEEN = 0.01  # of a process's time: what takes less is in the table only
+
+
+def _chosen(document: Document) -> int:
+    """The shard count that is told of and drawn: two, or the next one."""
+    return min({int(row["shards"]) for row in document["rows"]}, key=lambda shards: (abs(shards - 2), shards))
+
+
+def _of(document: Document, process: str) -> tuple[Row, list[Row]]:
+    """A process's whole time, and its stages."""
+    shards = _chosen(document)
+    rows = [row for row in document["rows"] if (row["process"], row["shards"]) == (process, shards)]
+    whole = next(row for row in rows if row["stage"] == _ALL)
+    same = [row for row in rows if row["stage"] != _ALL and all(row[key] == whole[key] for key in _LOAD if key in row)]
+    return whole, same
+
+
+_LOAD = ("chunk", "window", "value_bytes", "keys", "command", "durability", "pin")
+
+
+def stages_says(document: Document) -> str:
+    said = [f"With {_chosen(document)} shards:"]
+    for process in _PROCESSES:
+        whole, stages = _of(document, process)
+        wall = whole["wall_ns_per_entry"]
+        works = max((row for row in stages if not _is_wait(row)), key=lambda row: float(row["wall_ns_per_entry"]))
+        waits = [row for row in stages if _is_wait(row)]
+        waited = sum(row["wall_ns_per_entry"] for row in waits)
+        who = "a worker" if process == "workers" else f"the {process}"
+        said.append(
+            f"{who} spends {works['wall_ns_per_entry'] / wall:.0%} of its time on {works['stage']}, more than on any other "
+            f"work, and waits for {waited / wall:.0%} of it"
+        )
+        if waited > 0:
+            longest = max(waits, key=lambda row: float(row["wall_ns_per_entry"]))
+            share = longest["wall_ns_per_entry"] / waited
+            said[-1] += f" ({share:.0%} of that: {longest['stage'].removeprefix('waits ')})"
+        said[-1] += ";" if process == "coordinator" else "."
+    return " ".join(said)
+
+
+def _is_wait(row: Row) -> bool:
+    return bool(row["stage"].startswith(_WAITS))
+
+
+def stages_drawn(document: Document) -> str:
+    rows: list[Bar] = []
+    for number, process in enumerate(_PROCESSES):
+        whole, stages = _of(document, process)
+        for row in stages:
+            if row["wall_ns_per_entry"] >= _SEEN * whole["wall_ns_per_entry"]:
+                rows.append(bar(row["stage"], row, "wall_ns_per_entry", number))
+    note = f"{load_of(document)}, {_chosen(document)} shards, {where(document)}; what takes less than 1 % is left out"
+    return bars("Nanoseconds of an entry, stage by stage", note, ["coordinator", "a worker, mean of all"], rows)
