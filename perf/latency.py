@@ -154,18 +154,6 @@ def _echoing() -> Iterator[Connection[Any, Any]]:
         ours.close()
 
 
-def round_trip_ns() -> float:
-    """Median of BLOCK round trips of a byte through a pipe."""
-    times = []
-    with _echoing() as pipe:
-        for _ in range(BLOCK):
-            began = time.perf_counter_ns()
-            pipe.send_bytes(b"x")
-            pipe.recv_bytes()
-            times.append(time.perf_counter_ns() - began)
-    return median(times)
-
-
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
     """As many processes that want a core all the time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -13,10 +13,12 @@ import msgspec
 
 from perf.cells import Cell, Plan, Ran, cores
 from perf.counters import Counted
+from perf.documents import Document, DocumentError, document, parts_of
 from perf.facts import machine
 from perf.model import ASSUMPTIONS, Costs, Prediction, StagesError, best, costs_of, predict
-from perf.report import CheckError, carry_out, show_facts
+from perf.report import carry_out, show_facts
 from perf.rounds import Rounds
+from perf.rows import Row, figure
 from perf.stages import measure, rows_of
 from perf.streams import Stream, largest_share
 from perf.sweep import show_settings
@@ -29,7 +31,6 @@ ELSEWHERE = (8, 16, 32, 64)
 """Cores of hosts that are predicted in any case."""
 WITHIN_S = 90.0
 TARGET_PERCENT = 15.0
-Row = dict[str, Any]
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -55,7 +56,7 @@ class Model(msgspec.Struct, frozen=True):
         return lambda cores, shards: predict(self.costs, share, cores, shards, memory_gb_s)
 
 
-def measured(directory: Path, plan: Plan, asked: Asked) -> dict[str, Any]:
+def measured(directory: Path, plan: Plan, asked: Asked) -> Document:
     """All figures. Raises CheckError when a final state is wrong."""
     facts, settings, rows = (machine(), plan.settings(), []) if asked.stages is None else _read(asked.stages)
     found: dict[Cell, list[Counted | Ran]] = {}
@@ -66,13 +67,9 @@ def measured(directory: Path, plan: Plan, asked: Asked) -> dict[str, Any]:
         rows = rows or _stages(found)
     model = Model(costs_of(rows), _stream(settings))
     told = model.predictor(asked.memory_gb_s)
-    return {
-        "format": 1,
-        "command": "model",
-        "facts": facts,
-        "settings": settings | {"costs": msgspec.to_builtins(model.costs), "assumptions": list(ASSUMPTIONS)},
-        "rows": [*_asked_rows(told, asked), *_hosts(told), *_checks(told, found)],
-    }
+    told_too = {"costs": msgspec.to_builtins(model.costs), "assumptions": list(ASSUMPTIONS)}
+    rows = [*_asked_rows(told, asked), *_hosts(told), *_checks(told, found)]
+    return document("model", facts, settings | told_too, rows)
 
 
 def _cells(plan: Plan, *, counted: bool, check: bool) -> list[Cell]:
@@ -95,12 +92,12 @@ def _stages(found: dict[Cell, list[Counted | Ran]]) -> list[Row]:
 def _read(path: Path) -> tuple[Row, Row, list[Row]]:
     """Facts, settings and rows of a file that `stages` wrote. Raises StagesError."""
     try:
-        document = json.loads(path.read_text())
-        if document["command"] != "stages" or document["format"] != 1:
-            raise StagesError(f"{path} was not written by `stages --json`")
-        return document["facts"], document["settings"], document["rows"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StagesError(f"{path} cannot be read as stages: {type(error).__name__}: {error}") from error
+        found = parts_of(path)[1]["stages"]
+    except DocumentError as error:
+        raise StagesError(str(error)) from error
+    except KeyError:
+        raise StagesError(f"{path} holds no stages") from None
+    return found["facts"], found["settings"], found["rows"]
 
 
 def _stream(settings: Row) -> Stream:
@@ -133,7 +130,7 @@ def _checks(told: Callable[[int, int], Prediction], found: dict[Cell, list[Count
         if cell.side == "engine":
             rates = [one.entries_per_s for one in runs if isinstance(one, Ran)]
             said = told(1 if cell.pin == "one" else len(cores()), cell.shards)
-            figures = {"entries_per_s": median(rates), "entries_per_s_samples": rates}
+            figures = figure("entries_per_s", rates)
             error = 100 * (said.entries_per_s / median(rates) - 1)
             rows.append(_row("check", said) | {"pin": cell.pin, **figures, "error_percent": error})
     return rows
@@ -144,14 +141,12 @@ def _checks(told: Callable[[int, int], Prediction], found: dict[Cell, list[Count
 
 def run_model(plan: Plan, asked: Asked, *, parent: Path | None, output: Path | None) -> int:
     """Measure, check, then print, and write `output`. Returns the exit code."""
-
-    def work(directory: Path) -> dict[str, Any]:
-        try:
-            return measured(directory, plan, asked)
-        except StagesError as error:
-            raise CheckError(str(error)) from error
-
-    return carry_out(work, partial(show, check=asked.check), parent=parent, output=output)
+    try:
+        work = partial(measured, plan=plan, asked=asked)
+        return carry_out(work, partial(show, check=asked.check), parent=parent, output=output)
+    except StagesError as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 _ROW = "{:>5}{:>8}{:>14}   {}"
@@ -165,9 +160,7 @@ def show(facts: dict[str, Any], *, check: bool) -> None:
     print(_ROW.format("cores", "shards", "entries/s", "bottleneck"))
     for row in _of(rows, "asked"):
         print(_line(row))
-    print(
-        "\nOther hosts, with the fewest shards that come within 3 % of the fastest: PREDICTIONS, nobody measured them"
-    )
+    print("\nOther hosts, with the fewest shards that come within 3 % of the fastest: PREDICTIONS, not measured")
     for row in _of(rows, "host"):
         print(_line(row))
     if check:

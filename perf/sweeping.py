@@ -44,7 +44,7 @@ MODEL = """examples:
 
 Counts stages with 1, 2 and 4 shards, unless a file of `stages --shards 1,2,4 --json` is given, and says what the
 formulas in perf/model.py make of them. --check measures 1 to 4 shards beside it, on all cores and pinned to one. Exit
-code 1: a final state was wrong, or a file holds no such stages; there are no figures then.
+code 1: a final state was wrong; 2: the file holds no such stages. There are no figures then.
 """
 
 

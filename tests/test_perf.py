@@ -366,6 +366,7 @@ def test_a_store_that_lacks_a_record_gives_no_figures(
 
 
 COMMANDS = ["apply", "latency", "memory", "snapshot", "transactions", "machines", "node", "peers", "reads"]
+COMMANDS += ["sweep", "stages", "model"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
