@@ -34,9 +34,9 @@ ASSUMPTIONS = (
 )
 _PASSES = 8
 """How often an entry's bytes cross memory: log, ring and page, read and written, and a page copied for it."""
-_OF_ENTRY = ("normal form", "split", "ring", "run", "decide", ELSEWHERE)
-_OF_GROUP = ("send", "receive", "protocol", "publish")
-_OF_PART = ("decode", "run", "sort", "put")
+_OF_ENTRY = ("normal form", "split", "ring", "run", "decide")
+_OF_GROUP = ("send", "receive", "protocol", "publish", ELSEWHERE)
+_OF_PART = ("decode", "run", "sort", "put", "free", ELSEWHERE)
 
 
 class StagesError(Exception):
@@ -119,7 +119,7 @@ def costs_of(rows: Sequence[_Row]) -> Costs:
     c = max(0.0, (more.group_ns - two.group_ns) / (counts[-1] - 2))
     return Costs(
         alone=one.regime(b=one.group_ns, c=0.0, d=one.coordinator("ring"), p=1.0),
-        together=two.regime(b=max(0.0, two.group_ns - 2 * c), c=c, d=two.coordinator("decide"), p=0.5),
+        together=two.regime(b=max(0.0, two.group_ns - 2 * c), c=c, d=two.coordinator("decide", "run"), p=0.5),
         wake_ns=two.engine["wake_ns"],
         value_bytes=two.engine["value_bytes"],
     )
@@ -151,8 +151,8 @@ class _Found:
 
     def regime(self, *, b: float, c: float, d: float, p: float) -> Regime:
         work = self._workers(*_OF_PART)
-        waiting = self._rows["workers", "commit"]
-        syncs = self.engine["durability"] == "power"
+        synced = [self._rows["workers", "commit"], self._rows["coordinator", "decide"]]
+        waited = sum(row["wall_ns_per_entry"] - row["cpu_ns_per_entry"] for row in synced)
         return Regime(
             entries_per_group=self._size,
             a=self.coordinator(*_OF_ENTRY),
@@ -162,5 +162,5 @@ class _Found:
             p=p,
             w=work,
             k=(self._workers("all") - work) * self._size / self._shards,
-            f=(waiting["wall_ns_per_entry"] - waiting["cpu_ns_per_entry"]) * self._size if syncs else 0.0,
+            f=waited * self._size if self.engine["durability"] == "power" else 0.0,
         )
