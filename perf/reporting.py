@@ -59,9 +59,12 @@ def _shard_counts() -> list[int]:
     return sorted({1, 2, 3, cores, *powers})
 
 
-def _size(*, quick: bool) -> Size:
+def size_of(form: str) -> Size:
+    """How much a report of that form measures; `tiny` is for whether it runs at all."""
     cores = len(os.sched_getaffinity(0))
-    if quick:
+    if form == "tiny":
+        return Size([1, 2], 1_000, 1, 0.02, 500, 50, 2, 20, 500)
+    if form == "quick":
         return Size(sorted({1, 2, 3, max(3, cores)}), 100_000, 4, 0.5, 50_000, 1_000, 50, 5_000, 10_000)
     return Size(_shard_counts(), 400_000, 7, 3.0, 200_000, 2_000, 100, 100_000, 50_000)
 
@@ -131,7 +134,9 @@ PARTS: dict[str, Callable[[Path, Size], Document]] = {
 
 
 def add_report(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--quick", action="store_true", help="few rounds, small states: a few minutes")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--quick", action="store_const", const="quick", dest="form", help="few rounds, small states")
+    form.add_argument("--tiny", action="store_const", const="tiny", dest="form", help="does it run at all?")
     command.add_argument("--only", type=_names, help="these parts, with commas in between (default: all)")
     command.add_argument("--from", type=Path, dest="source", metavar="FILE", help="measure nothing: draw this report")
     command.add_argument(
@@ -139,7 +144,7 @@ def add_report(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--out", type=Path, default=Path("perf-report"), help="folder (default: %(default)s)")
     command.add_argument("--dir", type=Path, help="where the temporary data goes")
-    command.set_defaults(size=None)
+    command.set_defaults(form="full")
 
 
 def _names(text: str) -> list[str]:
@@ -156,9 +161,7 @@ def run_report(args: argparse.Namespace) -> int:
         if args.source is not None:
             report, _ = parts_of(args.source)
         else:
-            report = measured(
-                args.size or _size(quick=args.quick), args.only or list(PARTS), args.dir, quick=args.quick
-            )
+            report = measured(args.form, args.only or list(PARTS), args.dir)
     except CheckError as error:
         print(f"check failed: {error}", file=sys.stderr)
         return 1
@@ -168,13 +171,13 @@ def run_report(args: argparse.Namespace) -> int:
     return _write(report, args.out, args.plot)
 
 
-def measured(size: Size, names: list[str], parent: Path | None, *, quick: bool) -> Document:
+def measured(form: str, names: list[str], parent: Path | None) -> Document:
     """A report of these parts. Raises CheckError when an answer is wrong."""
     logging.getLogger("shardengine").setLevel(logging.ERROR)
     parts: dict[str, Document] = {}
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
-        facts = {**_facts(Path(name)), "quick": quick}
+        facts, size = {**_facts(Path(name)), "form": form}, size_of(form)
         for command in names:
             _say(f"{command} …")
             place, began = Path(name) / command, time.monotonic()

@@ -9,6 +9,7 @@ from perf.telling import bar, load_of, where
 
 _ALL, _WAITS = "all", "waits "
 _PROCESSES = ("coordinator", "workers")
+_LOAD = ("chunk", "window", "value_bytes", "keys", "command", "durability", "pin")
 _SEEN = 0.01  # of a process's time: what takes less is in the table only
 
 
@@ -26,9 +27,6 @@ def _of(document: Document, process: str) -> tuple[Row, list[Row]]:
     return whole, same
 
 
-_LOAD = ("chunk", "window", "value_bytes", "keys", "command", "durability", "pin")
-
-
 def stages_says(document: Document) -> str:
     said = [f"With {_chosen(document)} shards:"]
     for process in _PROCESSES:
@@ -39,8 +37,8 @@ def stages_says(document: Document) -> str:
         waited = sum(row["wall_ns_per_entry"] for row in waits)
         who = "a worker" if process == "workers" else f"the {process}"
         said.append(
-            f"{who} spends {works['wall_ns_per_entry'] / wall:.0%} of its time on {works['stage']}, more than on any other "
-            f"work, and waits for {waited / wall:.0%} of it"
+            f"{who} spends {works['wall_ns_per_entry'] / wall:.0%} of its time on {works['stage']}, more than on any "
+            f"other work, and waits for {waited / wall:.0%} of it"
         )
         if waited > 0:
             longest = max(waits, key=lambda row: float(row["wall_ns_per_entry"]))
