@@ -12,6 +12,7 @@
     python -m perf reads       gets in the engine's thread, in any thread, and in another process, beside py-lmdb's
     python -m perf sweep       the engine set in many ways under many loads; with --quick: how many shards, and why
     python -m perf stages      what an entry's time goes to, stage by stage, in the coordinator and in its workers
+    python -m perf model       what other shard counts and other hosts would do, from those stages
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
 each side's digest and record count against those of a dict. A figure is a median over rounds,
@@ -69,6 +70,18 @@ process that has nothing but py-lmdb, open on the same environments, and knows b
 figure is the median over batches. `SyncNode.get` is given an index that is applied, so it asks nobody; `Reader` is in a
 process of its own, beside an engine that runs.
 
+`sweep` measures every combination of what it is given: shards, chunk, window, value bytes, order of keys, kind of
+commands, durability, and whether processes are bound to cores; see `streams.py` for the orders and kinds. Rounds go
+through all combinations, every other one from the last to the first. Beside each engine stand py-lmdb alone and the
+limit, under the same stream: they are given what its commands write, chunk by chunk, without commands, reads and
+answers, and keep one chunk in flight. A tenth of every run comes before its clock starts. No number is printed before
+each run's index, record count and digest are the stream's, and what the others hold has that digest.
+
+`stages` measures each engine with and without clocks at the stages' ends; see `clocks.py` and `counters.py`. A stage's
+time is its own, without that of stages within it. The wall's time of a process that wants a core and has none counts
+for the stage it is in, and is told beside. `model` makes formulas of the stages with one shard, two and more: see
+`model.py`, which states what it assumes.
+
 Files, lowest first:
 
     facts.py        the machine; CPU time and memory of processes
@@ -107,5 +120,7 @@ Files, lowest first:
     clocks.py       what the time of a thread goes to, counted from outside; in a worker
     counters.py     the same in the coordinator, and of all processes in a stretch
     stages.py       `python -m perf stages`
-    sweeping.py     the options of these three
+    model.py        a small model of the engine
+    predicting.py   `python -m perf model`
+    sweeping.py     the options of these
 """

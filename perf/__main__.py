@@ -26,7 +26,7 @@ from perf.reporting import add_report, run_report
 from perf.smoke import EXAMPLES as _SMOKE
 from perf.smoke import add_smoke, run_smoke
 from perf.snapshot import run_snapshot
-from perf.sweeping import STAGES, SWEEP, add_stages, add_sweep, stages, sweep
+from perf.sweeping import MODEL, STAGES, SWEEP, add_model, add_stages, add_sweep, model, stages, sweep
 from perf.transactions import Plan as TransactionsPlan
 from perf.transactions import run_transactions
 
@@ -271,6 +271,7 @@ _COMMANDS = {
     "smoke": (add_smoke, "ratios beside those recorded", _SMOKE, run_smoke),
     "sweep": (add_sweep, "the engine set in many ways, or how many shards", SWEEP, sweep),
     "stages": (add_stages, "what an entry's time goes to, stage by stage", STAGES, stages),
+    "model": (add_model, "what other shard counts and other hosts would do", MODEL, model),
 }
 """Of each: what adds its options, what it measures, examples, and what runs it."""
 

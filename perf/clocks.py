@@ -15,6 +15,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 ELSEWHERE = "elsewhere"
 """Every thread's first stage: what is in no wrapped function."""
 FOR_PART, FOR_COMMIT, FOR_OTHER = "waits for a part", "waits for COMMIT", "waits for another order"
@@ -22,25 +24,27 @@ WORKER = (ELSEWHERE, "decode", "run", "sort", "put", "commit", "answer", FOR_PAR
 """decode: take a part apart, and where it is nothing but puts, sort it in the same call. run: other commands, with what
 they read. put: begin a transaction, see that there is room, write. answer: send one."""
 _BYTES = 8
+_MADE, _LAST = 0, 1
 
 Times = dict[str, tuple[int, int]]
 """Wall and CPU time of each stage, ns."""
 
 
 class Clock:
-    """One thread's. `counts` takes when it was last read, then wall and CPU time of each stage, ns."""
+    """One thread's. `counts` takes when it was made, when it was last read, and wall and CPU time of each stage, ns."""
 
     def __init__(self, counts: Any, stages: Sequence[str]) -> None:
         self._counts = counts
-        self._places = {stage: 1 + 2 * number for number, stage in enumerate(stages)}
+        self._places = {stage: 2 + 2 * number for number, stage in enumerate(stages)}
         self._at = self._places[ELSEWHERE]
         self._wall, self._cpu = time.monotonic_ns(), time.thread_time_ns()
         self._idle = self._noted = 0
+        counts[_MADE] = counts[_LAST] = self._wall
 
     @staticmethod
     def size(stages: Sequence[str]) -> int:
         """How many numbers it counts in."""
-        return 1 + 2 * len(stages)
+        return 2 + 2 * len(stages)
 
     def to(self, place: int) -> int:
         """The time up to now is the stage's that was set; from now on it is that of the one at `place`. Returns where
@@ -50,7 +54,7 @@ class Clock:
         counts[at] += wall - self._wall
         counts[at + 1] += cpu - self._cpu
         self._idle = wall - self._wall - (cpu - self._cpu)
-        counts[0] = self._wall = wall
+        counts[_LAST] = self._wall = wall
         self._cpu, self._at = cpu, place
         return at
 
@@ -86,9 +90,19 @@ class Clock:
         return timed
 
 
-def times(counts: Sequence[int], stages: Sequence[str]) -> Times:
-    """As they were counted."""
-    return {stage: (counts[1 + 2 * number], counts[2 + 2 * number]) for number, stage in enumerate(stages)}
+class Counts(msgspec.Struct, frozen=True):
+    """What was counted up to `last`, of the monotonic clock, ns."""
+
+    last: int
+    times: Times
+
+
+def read(counts: Sequence[int], stages: Sequence[str]) -> Counts | None:
+    """As they were counted. None: they do not fit together, since they were changed meanwhile."""
+    found = {stage: (counts[2 + 2 * number], counts[3 + 2 * number]) for number, stage in enumerate(stages)}
+    if sum(wall for wall, _ in found.values()) != counts[_LAST] - counts[_MADE]:
+        return None
+    return Counts(counts[_LAST], found)
 
 
 # ---- in a worker -----------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from unittest.mock import patch
 import msgspec
 
 from perf.cells import Cell, Ran, applied
-from perf.clocks import ELSEWHERE, FOR_PART, WORKER, Clock, Times, times
-from perf.facts import cpu_seconds, kept_waiting_ns
+from perf.clocks import ELSEWHERE, FOR_PART, WORKER, Clock, Times, read
+from perf.facts import cpu_seconds, kept_waiting_ns, wake_ns
+from perf.report import CheckError
 from perf.streams import Made
 from shardengine.engine.commit import inflight
 from shardengine.engine.commit.coordinator import Coordinator
@@ -40,6 +41,7 @@ COORDINATOR = (
 """ring: write parts into rings. run: commands over several shards. decide: sum what lies there, write the record.
 protocol: the commit table, and what surrounds the rest. publish: show it to readers, give results. elsewhere: the event
 loop, its tasks, and whoever feeds the engine."""
+_TRIES, _AGAIN_S = 1_000, 0.002
 _WRAPPED: tuple[tuple[Any, str, str], ...] = (
     (inflight, "normalised", "normal form"),
     (Splitter, "split", "split"),
@@ -69,17 +71,18 @@ class Process(msgspec.Struct, frozen=True):
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """A run, and its processes, the coordinator's first."""
+    """A run, and its processes, the coordinator's first; and how long it takes to wake a process that sleeps."""
 
     ran: Ran
     processes: list[Process]
+    wake_ns: float
 
 
 async def counted(directory: Path, cell: Cell, made: Made) -> Counted:
     """As `cells.applied`, with the stages counted."""
     with counting(directory) as counters:
         ran = await applied(directory / "data", cell, made, counters.stretch)
-        return Counted(ran, counters.processes)
+        return Counted(ran, counters.processes, wake_ns())
 
 
 class _Looked(msgspec.Struct, frozen=True):
@@ -119,17 +122,21 @@ class Counters:
 
     def _look(self, pids: Sequence[int]) -> _Looked:
         self.clock.to(self.clock.place(ELSEWHERE))
-        now = time.monotonic_ns()
-        stages = [times(self._counts, COORDINATOR), *(self._of_worker(pid, now) for pid in pids)]
+        now, own = time.monotonic_ns(), read(self._counts, COORDINATOR)
+        assert own is not None
+        stages = [own.times, *(self._of_worker(pid, now) for pid in pids)]
         waiting = [kept_waiting_ns("self"), *map(kept_waiting_ns, pids)]
         return _Looked(now, stages, [time.process_time(), *map(cpu_seconds, pids)], waiting)
 
     def _of_worker(self, pid: int, now: int) -> Times:
         """Its wait for the next part is not counted before that comes."""
-        counts = array("q", (self._directory / str(pid)).read_bytes())
-        found = times(counts, WORKER)
-        wall, cpu = found[FOR_PART]
-        return found | {FOR_PART: (wall + now - counts[0], cpu)}
+        for _ in range(_TRIES):
+            found = read(array("q", (self._directory / str(pid)).read_bytes()), WORKER)
+            if found is not None:
+                wall, cpu = found.times[FOR_PART]
+                return found.times | {FOR_PART: (wall + now - found.last, cpu)}
+            time.sleep(_AGAIN_S)
+        raise CheckError(f"the stages of the worker {pid} do not add up")
 
 
 @contextmanager

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from shardengine.shards.fast import COMPILED
 
+_ROUND_TRIPS = 101
 _PACKAGES = ("lmdb", "msgspec", "xxhash", "uvloop")
 
 
@@ -58,3 +62,20 @@ def anonymous_bytes() -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/self/status has no RssAnon")
+
+
+def wake_ns() -> float:
+    """How long it takes to wake a process that sleeps: half of a round trip of a byte through two pipes, median."""
+    echo = "import os\nwhile os.read(0, 1): os.write(1, b'x')"
+    times = []
+    with subprocess.Popen(
+        [sys.executable, "-IS", "-c", echo], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for _ in range(_ROUND_TRIPS):
+            began = time.perf_counter_ns()
+            process.stdin.write(b"x")
+            process.stdout.read(1)
+            times.append(time.perf_counter_ns() - began)
+        process.stdin.close()
+    return median(times) / 2

@@ -17,6 +17,11 @@ def list_of(kind: Callable[[str], object]) -> Callable[[str], list[Any]]:
     return several
 
 
+def only(kind: Callable[[str], object]) -> Callable[[str], list[Any]]:
+    """A list of one."""
+    return lambda text: [kind(text)]
+
+
 def one_of(names: Sequence[str]) -> Callable[[str], str]:
     """One of these names."""
 
@@ -46,6 +51,13 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def positive_float(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{number:g} is not above 0")
     return number
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from perf.cells import Cell, Plan, Ran, cores
+from perf.documents import Document, document
 from perf.facts import machine
 from perf.report import carry_out, show_facts
 from perf.rounds import Rounds
@@ -39,7 +40,7 @@ class Answer(msgspec.Struct, frozen=True):
     sentence: str
 
 
-def answer(runs: dict[int, Sequence[Ran]], usable: int) -> Answer:
+def answer(runs: Mapping[int, Sequence[Ran]], usable: int) -> Answer:
     """From the runs with each shard count, which took turns, round by round; `usable` cores."""
     counts = sorted(runs)
     best, gains, over_first = counts[0], dict[int, float](), 1.0
@@ -78,7 +79,7 @@ def _why(runs: Sequence[Ran], usable: int) -> str:
     return f"shards wait for each other, for the disk or for a core ({busy:.1f} of {usable} are busy)"
 
 
-def measured(directory: Path, plan: Plan) -> dict[str, Any]:
+def measured(directory: Path, plan: Plan) -> Document:
     """All figures. Raises CheckError when a final state is wrong."""
     rounds = Rounds(directory, plan.cells("engine"), measure, plan.entries, plan.seed)
     rounds.run(plan.rounds, WITHIN_S)
@@ -88,13 +89,7 @@ def measured(directory: Path, plan: Plan) -> dict[str, Any]:
         found = answer({cell.shards: rounds.found[cell] for cell in cells}, len(cores()))
         told = {name: row for name, row in row_of(cells[0], [rounds.found[cells[0]][0]]).items() if name in _SAME}
         answers.append(told | {"answer_shards": found.shards, "sentence": found.sentence})
-    return {
-        "format": 1,
-        "command": "sweep",
-        "facts": machine(),
-        "settings": plan.settings() | {"answers": answers},
-        "rows": rows,
-    }
+    return document("sweep", machine(), plan.settings() | {"answers": answers}, rows)
 
 
 _SAME = ("chunk", "window", "value_bytes", "keys", "command", "durability", "pin")

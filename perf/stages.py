@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from perf.cells import AXES, Cell, Plan, Ran, applied
 from perf.clocks import ELSEWHERE
 from perf.counters import Counted, Process, counted
+from perf.documents import Document, document
 from perf.facts import machine
 from perf.report import carry_out, show_facts
 from perf.rounds import Rounds
+from perf.rows import Row, figure
 from perf.streams import Made
 from perf.sweep import show_settings, varying
 from shardengine import run
@@ -22,7 +24,6 @@ ALL = "all"
 """The row of a process's whole time, of which its stages are parts; and the engine's, in which there are no parts."""
 ENGINE, COORDINATOR, WORKERS = "engine", "coordinator", "workers"
 """`workers` is the mean of all workers."""
-Row = dict[str, Any]
 
 
 def measure(directory: Path, cell: Cell, made: Made) -> Counted | Ran:
@@ -34,18 +35,17 @@ def measure(directory: Path, cell: Cell, made: Made) -> Counted | Ran:
     return found
 
 
-def rows_of(cell: Cell, runs: Sequence[Counted], uncounted: Sequence[Ran]) -> Iterator[Row]:
-    """The engine's row; and for each process a row a stage, and one of all its time. Times are an entry's, of those
-    that went through the engine."""
+def rows_of(cell: Cell, runs: Sequence[Counted], uncounted: Sequence[Ran] = ()) -> Iterator[Row]:
+    """The engine's row, with the rate of runs whose stages were not counted, if there are any; and for each process a
+    row a stage, and one of all its time. Times are an entry's, of those that went through the engine."""
     axes = {axis: getattr(cell, axis) for axis in AXES}
-    yield (
-        axes
-        | {"process": ENGINE, "stage": ALL}
-        | _figures(
-            entries_per_s=[one.ran.entries_per_s for one in runs],
-            uncounted_entries_per_s=[one.entries_per_s for one in uncounted],
-            entries_per_group=[one.ran.entries / one.ran.groups for one in runs],
-        )
+    told = axes | {"process": ENGINE, "stage": ALL}
+    if uncounted:
+        told |= _figures(uncounted_entries_per_s=[one.entries_per_s for one in uncounted])
+    yield told | _figures(
+        entries_per_s=[one.ran.entries_per_s for one in runs],
+        entries_per_group=[one.ran.entries / one.ran.groups for one in runs],
+        wake_ns=[one.wake_ns for one in runs],
     )
     names = [process.name for process in runs[0].processes]
     for name in names:
@@ -89,7 +89,7 @@ def _is(process: Process, name: str) -> bool:
 def _figures(**samples: list[float]) -> Row:
     row: Row = {}
     for name, values in samples.items():
-        row |= {name: median(values), f"{name}_samples": values}
+        row |= figure(name, values)
     return row
 
 
@@ -112,17 +112,11 @@ def rows_of_all(found: dict[Cell, list[Counted | Ran]]) -> list[Row]:
     return rows
 
 
-def measured(directory: Path, plan: Plan) -> dict[str, Any]:
+def measured(directory: Path, plan: Plan) -> Document:
     """All figures. Raises CheckError when a final state is wrong."""
     rounds = Rounds(directory, cells_of(plan), measure, plan.entries, plan.seed)
     rounds.run(plan.rounds)
-    return {
-        "format": 1,
-        "command": "stages",
-        "facts": machine(),
-        "settings": plan.settings(),
-        "rows": rows_of_all(rounds.found),
-    }
+    return document("stages", machine(), plan.settings(), rows_of_all(rounds.found))
 
 
 def run_stages(plan: Plan, *, parent: Path | None, output: Path | None) -> int:

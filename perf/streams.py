@@ -4,6 +4,7 @@ and the state that they must lead to."""
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import count
@@ -59,13 +60,17 @@ class Stream(msgspec.Struct, frozen=True):
             held.update(pairs)
             yield command, pairs
 
-    def shares(self, shards: int) -> list[float]:
-        """The share of all writes that each of so many shards gets."""
-        writes = [0] * shards
-        for _, pairs in self.steps():
-            for key, _ in pairs:
-                writes[shard_of(slot_of(key), shards)] += 1
-        return [one / sum(writes) for one in writes]
+    def slots(self) -> Counter[int]:
+        """How many of all writes go to each slot that gets some."""
+        return Counter(slot_of(key) for _, pairs in self.steps() for key, _ in pairs)
+
+
+def largest_share(slots: Counter[int], shards: int) -> float:
+    """The share of those writes that the shard gets which gets most, of so many."""
+    writes = [0] * shards
+    for slot, written in slots.items():
+        writes[shard_of(slot, shards)] += written
+    return max(writes) / sum(writes)
 
 
 class Pieces(msgspec.Struct, frozen=True):

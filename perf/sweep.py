@@ -11,9 +11,11 @@ from statistics import median
 from typing import Any
 
 from perf.cells import AXES, Cell, Plan, Ran, applied, written
+from perf.documents import Document, document
 from perf.facts import machine
 from perf.report import carry_out, show_facts
 from perf.rounds import Rounds
+from perf.rows import SAMPLES, Row, figure
 from perf.streams import Made
 from shardengine import run
 
@@ -36,7 +38,7 @@ def cells_of(plan: Plan) -> list[Cell]:
     return list(found)
 
 
-def row_of(cell: Cell, runs: Sequence[Ran]) -> dict[str, Any]:
+def row_of(cell: Cell, runs: Sequence[Ran]) -> Row:
     """Figures of one cell: medians over rounds, and the values of those."""
     samples = {
         "entries_per_s": [one.entries_per_s for one in runs],
@@ -44,13 +46,13 @@ def row_of(cell: Cell, runs: Sequence[Ran]) -> dict[str, Any]:
         "worker_cpu_ns_per_entry": [one.ns_per_entry(one.worker_cpu) for one in runs],
         "cores_busy": [one.cores_busy for one in runs],
     }
-    row: dict[str, Any] = {"side": cell.side} | {axis: getattr(cell, axis) for axis in AXES}
+    row: Row = {"side": cell.side} | {axis: getattr(cell, axis) for axis in AXES}
     for name, values in samples.items():
-        row |= {name: median(values), f"{name}_samples": values}
+        row |= figure(name, values)
     return row
 
 
-def rows_of(found: dict[Cell, list[Ran]]) -> list[dict[str, Any]]:
+def rows_of(found: dict[Cell, list[Ran]]) -> list[Row]:
     """Of each cell, in the order they were measured in; an engine's with its speed beside the other sides'."""
     rates = {cell: median(one.entries_per_s for one in runs) for cell, runs in found.items()}
     rows = []
@@ -63,17 +65,11 @@ def rows_of(found: dict[Cell, list[Ran]]) -> list[dict[str, Any]]:
     return rows
 
 
-def measured(directory: Path, plan: Plan) -> dict[str, Any]:
+def measured(directory: Path, plan: Plan) -> Document:
     """All figures. Raises CheckError when a final state is wrong."""
     rounds = Rounds(directory, cells_of(plan), measure, plan.entries, plan.seed)
     rounds.run(plan.rounds)
-    return {
-        "format": 1,
-        "command": "sweep",
-        "facts": machine(),
-        "settings": plan.settings(),
-        "rows": rows_of(rounds.found),
-    }
+    return document("sweep", machine(), plan.settings(), rows_of(rounds.found))
 
 
 def run_sweep(plan: Plan, *, yes: bool, parent: Path | None, output: Path | None, table: Path | None) -> int:
@@ -91,12 +87,12 @@ def run_sweep(plan: Plan, *, yes: bool, parent: Path | None, output: Path | None
     return carry_out(partial(measured, plan=plan), show_and_write, parent=parent, output=output)
 
 
-def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def write_csv(rows: Sequence[Row], path: Path) -> None:
     """The rows without the values of single rounds, but with the lowest and the highest rate."""
     flat = []
     for row in rows:
         rates = row["entries_per_s_samples"]
-        one = {name: value for name, value in row.items() if not name.endswith("_samples")}
+        one = {name: value for name, value in row.items() if not name.endswith(SAMPLES)}
         flat.append(one | {"entries_per_s_min": min(rates), "entries_per_s_max": max(rates)})
     names = list(dict.fromkeys(name for row in flat for name in row))
     with path.open("w", newline="") as file:
@@ -132,7 +128,7 @@ def show(facts: dict[str, Any]) -> None:
     print(f"\nchecked: index, record count and digest behind each of {rounds * len(rows)} runs")
 
 
-def _figures(row: dict[str, Any]) -> str:
+def _figures(row: Row) -> str:
     rates = row["entries_per_s_samples"]
     return _FIGURES.format(
         f"{row['entries_per_s']:,.0f}",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from perf.cells import Plan, cores
-from perf.options import add, list_of, one_of, positive
+from perf.options import add, list_of, one_of, only, positive, positive_float
+from perf.predicting import COUNTED, Asked, run_model
 from perf.quick import candidates, run_quick
 from perf.stages import run_stages
 from perf.streams import COMMANDS, KEYS
@@ -33,11 +35,25 @@ Functions of the engine are wrapped from outside, and clocks read some ten times
 with those, and the table says what it costs. What a process waits for shows when it comes. Times are an entry's, of
 those that go through the engine. Exit code 1: a final state was wrong; there are no figures then.
 """
+MODEL = """examples:
+  python -m perf model
+  python -m perf model --cores 8,16 --shards 4,8 --keys ordered --value-bytes 16
+  python -m perf model --check --json model.json
+  python -m perf model --stages stages.json --cores 64 --shards 16,32,63
+  python -m perf model --entries 2000 --chunk 200 --rounds 1      # does it run at all?
+
+Counts stages with 1, 2 and 4 shards, unless a file of `stages --shards 1,2,4 --json` is given, and says what the
+formulas in perf/model.py make of them. --check measures 1 to 4 shards beside it, on all cores and pinned to one. Exit
+code 1: a final state was wrong; 2: the file holds no such stages. There are no figures then.
+"""
 
 
-def add_axes(command: argparse.ArgumentParser, *, entries: int = 100_000, rounds: int = 5) -> None:
-    """The axes of a Plan but the shards, and what else it is made of."""
-    numbers: Any = list_of(positive)
+def add_axes(
+    command: argparse.ArgumentParser, *, entries: int = 100_000, rounds: int = 5, several: bool = True
+) -> None:
+    """The axes of a Plan but the shards, and what else it is made of; of each `several` values, or one."""
+    many: Callable[[Callable[[str], object]], Callable[[str], list[Any]]] = list_of if several else only
+    numbers: Any = many(positive)
     add(command, "chunk", text="entries a chunk", kind=numbers, chunk="5000")
     add(command, "window", text="chunks in flight", kind=numbers, window="4")
     add(command, "value_bytes", text="length of a value", kind=numbers, value_bytes="256")
@@ -49,15 +65,15 @@ def add_axes(command: argparse.ArgumentParser, *, entries: int = 100_000, rounds
         ("command", list(COMMANDS), "what is applied"),
         ("durability", ["process", "power"], "what an acknowledged chunk survives"),
         ("pin", ["none", "cores", "one"], "whether processes are bound to cores: each to one, or all to the first"),
-    ):
+    )[: None if several else -1]:
         told = f"{text}: {', '.join(kinds)} (default: {kinds[0]})"
-        command.add_argument(f"--{name}", type=list_of(one_of(kinds)), default=kinds[:1], help=told)
+        command.add_argument(f"--{name}", type=many(one_of(kinds)), default=kinds[:1], help=told)
 
 
 def plan_of(args: argparse.Namespace, **settled: Any) -> Plan:
     """Its fields are options, but for those that are settled."""
-    given: dict[str, Any] = {name: settled.get(name, getattr(args, name)) for name in Plan.__struct_fields__}
-    return Plan(**given)
+    given = {**vars(args), **settled}
+    return Plan(**{name: given[name] for name in Plan.__struct_fields__})
 
 
 def add_sweep(sweep: argparse.ArgumentParser) -> None:
@@ -87,3 +103,20 @@ def add_stages(stages: argparse.ArgumentParser) -> None:
 
 def stages(args: argparse.Namespace) -> int:
     return run_stages(plan_of(args), parent=args.dir, output=args.json)
+
+
+def add_model(model: argparse.ArgumentParser) -> None:
+    add_axes(model, rounds=3, several=False)
+    add(model, "shards", text="shard counts to predict", kind=list_of(positive), shards="1,2,3,4")
+    here = len(cores())
+    model.add_argument("--cores", type=list_of(positive), default=[here], help=f"cores to predict (default: {here})")
+    told = "bandwidth of the host's memory, if it is to count"
+    model.add_argument("--memory-gb-s", type=positive_float, metavar="GB/S", help=told)
+    model.add_argument("--stages", type=Path, metavar="FILE", help="use the stages of this file of `stages --json`")
+    model.add_argument("--check", action="store_true", help="measure 1 to 4 shards beside it, and say the errors")
+
+
+def model(args: argparse.Namespace) -> int:
+    plan = plan_of(args, shards=list(COUNTED[:1]), pin=["none"])
+    asked = Asked(args.cores, args.shards, args.memory_gb_s, args.stages, args.check)
+    return run_model(plan, asked, parent=args.dir, output=args.json)
