@@ -15,6 +15,7 @@ from perf.documents import Document, DocumentError, parts_of, sampled, subject
 from perf.noise import BEYOND, differ, tells
 from perf.rows import Row
 from perf.svg import told
+from perf.telling import heading
 
 EXAMPLES = """examples:
   python -m perf compare before.json after.json
@@ -82,7 +83,7 @@ def unmatched(before: Mapping[str, Document], after: Mapping[str, Document]) -> 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """The first line: whether machines and implementations are the same."""
-    same = {*before, *after} - {"date", "load_average", "quick", "filesystem"}
+    same = {*before, *after} - {"date", "load_average"}
     differing = [
         f"{name} {before.get(name)} / {after.get(name)}" for name in sorted(same) if _differs(name, before, after)
     ]
@@ -123,14 +124,15 @@ def _fails(change: Change, percent: float) -> bool:
     return change.verdict == "slower" and change.faster < 1 - percent / 100
 
 
-_ROW = "{:<12}{:<44}{:<18}{:>12}{:>12}{:>9}  {}"
+_ROW = "{:<12}{:>12}{:>12}{:>9}  {:<16}{}"
 
 
 def show(found: list[Change]) -> None:
-    print(_ROW.format("part", "of", "figure", "before", "after", "faster", ""))
+    """The longest column comes last."""
+    print(_ROW.format("part", "before", "after", "faster", "", "figure"))
     for one in found:
         figures = told(one.before), told(one.after), f"{one.faster:.2f} x"
-        print(_ROW.format(one.part, one.of, one.figure, *figures, one.verdict))
+        print(_ROW.format(one.part, *figures, one.verdict, f"{heading(one.figure)}: {one.of}"))
     counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in ("faster", "slower")}
     chance = len(found) * BEYOND
     print(

@@ -69,7 +69,10 @@ def parts_of(path: Path) -> tuple[Document, dict[str, Document]]:
     if not isinstance(whole, dict):
         raise DocumentError(f"{path}: these are no figures of `python -m perf`")
     if "format" not in whole:
-        whole = from_older(whole)
+        try:
+            whole = from_older(whole)
+        except DocumentError as error:
+            raise DocumentError(f"{path}: {error}") from error
     if whole["format"] != FORMAT:
         raise DocumentError(f"{path} is of format {whole['format']}, and this is format {FORMAT}")
     return whole, whole["parts"] if "parts" in whole else {whole["command"]: whole}

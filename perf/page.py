@@ -89,8 +89,10 @@ def _told_of(facts: dict[str, Any]) -> Iterable[tuple[str, str]]:
             "Ratios may stand; the figures do not.",
             "warn",
         )
-    if facts.get("quick"):
+    if facts.get("form") == "quick":
         yield "This is the quick form: few rounds, small states.", "note"
+    elif facts.get("form") == "tiny":
+        yield "This is the tiny form, which shows that it runs at all: no figure of it says anything.", "warn"
     yield (
         "A figure is a median over rounds; in brackets are the lowest and the highest round, or, of more than ten, "
         "those a tenth from either end.",

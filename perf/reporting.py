@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from perf import cells, latency, node, offered, reads, snapshot, stages, sweep
+from perf import cells, latency, node, offered, predicting, reads, snapshot, stages, sweep
 from perf.documents import FORMAT, Document, DocumentError, document, from_older, parts_of
 from perf.facts import machine, memory_bytes
 from perf.load import Load
@@ -36,6 +36,7 @@ meanwhile. With --from nothing is measured: the page and the plots are drawn fro
 Exit code 1: an answer was wrong; there is no report then.
 """
 _SEED = 1
+_STAGES = "stages.json"  # what the model of a report is made of
 
 
 class Size(msgspec.Struct, frozen=True):
@@ -50,6 +51,7 @@ class Size(msgspec.Struct, frozen=True):
     batches: int
     proposals: int
     snapshot_entries: int
+    check: bool
 
 
 def _shard_counts() -> list[int]:
@@ -59,11 +61,14 @@ def _shard_counts() -> list[int]:
     return sorted({1, 2, 3, cores, *powers})
 
 
-def _size(*, quick: bool) -> Size:
+def size_of(form: str) -> Size:
+    """How much a report of that form measures; `tiny` is for whether it runs at all."""
     cores = len(os.sched_getaffinity(0))
-    if quick:
-        return Size(sorted({1, 2, 3, max(3, cores)}), 100_000, 4, 0.5, 50_000, 1_000, 50, 5_000, 10_000)
-    return Size(_shard_counts(), 400_000, 7, 3.0, 200_000, 2_000, 100, 100_000, 50_000)
+    if form == "tiny":
+        return Size([1, 2], 1_000, 1, 0.02, 500, 50, 2, 20, 500, False)
+    if form == "quick":
+        return Size(sorted({1, 2, 3, max(3, cores)}), 100_000, 4, 0.5, 50_000, 1_000, 50, 5_000, 10_000, False)
+    return Size(_shard_counts(), 400_000, 7, 3.0, 200_000, 2_000, 100, 100_000, 50_000, True)
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------
@@ -80,7 +85,16 @@ def _throughput(directory: Path, size: Size) -> Document:
 
 
 def _stages(directory: Path, size: Size) -> Document:
-    return stages.measured(directory, _axes(size, [shards for shards in size.shards if shards in (1, 2, 4)]))
+    found = stages.measured(directory, _axes(size, list(predicting.COUNTED)))
+    (directory.parent / _STAGES).write_text(json.dumps(found))
+    return found
+
+
+def _model(directory: Path, size: Size) -> Document:
+    """From the stages of this report, if there are any."""
+    known, cores = directory.parent / _STAGES, len(os.sched_getaffinity(0))
+    asked = predicting.Asked([cores], size.shards, None, known if known.exists() else None, check=size.check)
+    return predicting.measured(directory, _axes(size, [1]), asked)
 
 
 def _offered(directory: Path, size: Size) -> Document:
@@ -121,6 +135,7 @@ PARTS: dict[str, Callable[[Path, Size], Document]] = {
     "latency": _latency,
     "peers": _peers,
     "stages": _stages,
+    "model": _model,
     "snapshot": _snapshot,
     "reads": _reads,
     "node": _node,
@@ -131,7 +146,9 @@ PARTS: dict[str, Callable[[Path, Size], Document]] = {
 
 
 def add_report(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--quick", action="store_true", help="few rounds, small states: a few minutes")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--quick", action="store_const", const="quick", dest="form", help="few rounds, small states")
+    form.add_argument("--tiny", action="store_const", const="tiny", dest="form", help="does it run at all?")
     command.add_argument("--only", type=_names, help="these parts, with commas in between (default: all)")
     command.add_argument("--from", type=Path, dest="source", metavar="FILE", help="measure nothing: draw this report")
     command.add_argument(
@@ -139,7 +156,7 @@ def add_report(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--out", type=Path, default=Path("perf-report"), help="folder (default: %(default)s)")
     command.add_argument("--dir", type=Path, help="where the temporary data goes")
-    command.set_defaults(size=None)
+    command.set_defaults(form="full")
 
 
 def _names(text: str) -> list[str]:
@@ -156,9 +173,7 @@ def run_report(args: argparse.Namespace) -> int:
         if args.source is not None:
             report, _ = parts_of(args.source)
         else:
-            report = measured(
-                args.size or _size(quick=args.quick), args.only or list(PARTS), args.dir, quick=args.quick
-            )
+            report = measured(args.form, args.only or list(PARTS), args.dir)
     except CheckError as error:
         print(f"check failed: {error}", file=sys.stderr)
         return 1
@@ -168,13 +183,13 @@ def run_report(args: argparse.Namespace) -> int:
     return _write(report, args.out, args.plot)
 
 
-def measured(size: Size, names: list[str], parent: Path | None, *, quick: bool) -> Document:
+def measured(form: str, names: list[str], parent: Path | None) -> Document:
     """A report of these parts. Raises CheckError when an answer is wrong."""
     logging.getLogger("shardengine").setLevel(logging.ERROR)
     parts: dict[str, Document] = {}
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
-        facts = {**_facts(Path(name)), "quick": quick}
+        facts, size = {**_facts(Path(name)), "form": form}, size_of(form)
         for command in names:
             _say(f"{command} …")
             place, began = Path(name) / command, time.monotonic()
@@ -201,13 +216,14 @@ def _write(report: Document, folder: Path, plots: list[tuple[str, str]]) -> int:
     if "parts" not in report:
         print(f"this is no report, but what `python -m perf {report['command']}` found", file=sys.stderr)
         return 2
-    for command, file in plots:
-        if command not in report["parts"]:
-            print(f"no plot of {command}: the report has {', '.join(report['parts'])}", file=sys.stderr)
-            return 2
-        Path(file).write_text(SECTIONS[command].drawn(report["parts"][command]))
+    absent = [name for name, _ in plots if name not in report["parts"]]
+    if absent:
+        print(f"no plot of {', '.join(absent)}: the report has {', '.join(report['parts'])}", file=sys.stderr)
+        return 2
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    for name, file in plots:
+        Path(file).write_text(SECTIONS[name].drawn(report["parts"][name]))
     (folder / "report.html").write_text(render(report))
     for name, section in SECTIONS.items():
         if name in report["parts"]:

@@ -52,6 +52,12 @@ SECTIONS = {
         told_stages.stages_says,
         told_stages.stages_drawn,
     ),
+    "model": Section(
+        "Other hosts",
+        "From the stages, by a model whose assumptions `python -m perf model` names.",
+        told_stages.model_says,
+        told_stages.model_drawn,
+    ),
     "snapshot": Section(
         "Snapshots and restores",
         "Streams overwrite keys next to each other (near) or anywhere (spread), while snapshots are taken.",

@@ -9,7 +9,7 @@ from perf.noise import differ, tells
 from perf.rows import SAMPLES, Row
 from perf.svg import told
 
-_HEADINGS = {"puts": "implementation", "quick": "quick form"}
+_HEADINGS = {"puts": "implementation"}
 _UNITS = {"us": "us", "ms": "ms", "ns": "ns", "percent": "%", "mb": "MB", "bytes": "bytes", "s": "s"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from perf.bars import bars
 from perf.documents import Document
@@ -90,14 +91,12 @@ def offered_says(document: Document) -> str:
         f"{_ms(row['p999_us'])}."
         for row in ([first] if first is last else [first, last])
     ]
-    behind = [row for row in rows if row["achieved_per_s"] < _BEHIND * row["offered_per_s"]]
+    behind = list(takewhile(lambda row: row["achieved_per_s"] < _BEHIND * row["offered_per_s"], reversed(rows)))
     if behind:
-        said.append(
-            f"From {behind[0]['offered_percent']} % on the engine falls behind: the backlog grows, and so would"
-        )
-        said.append("the latencies with the length of the run.")
+        said.append(f"From {behind[-1]['offered_percent']} % on the engine falls behind: the backlog grows,")
+        said.append("and so would the latencies with the length of the run.")
     else:
-        said.append("All offered loads were kept up with.")
+        said.append("All offered loads were kept up with." if len(rows) > 1 else "It was kept up with.")
     said.append("Latency counts from the time at which an entry was due, whatever held it up: no coordinated omission.")
     return " ".join(said)
 

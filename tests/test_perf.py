@@ -19,6 +19,7 @@ import pytest
 
 from perf import bare, besides, disks, machines, places, proposing, transactions
 from perf import node as perf_node
+from perf.__main__ import _COMMANDS as COMMANDS
 from perf.__main__ import main, parser
 from perf.bars import Bar, bars
 from perf.calls import Amount, closed_loop, one_by_one, percentile
@@ -363,10 +364,6 @@ def test_a_store_that_lacks_a_record_gives_no_figures(
     over = bare.BARE["SQLite"]
     monkeypatch.setitem(bare.BARE, "SQLite", lambda path, chunks: over(path, chunks[1:]))
     assert "check failed: SQLite: digest " in refused(PEERS, tmp_path, capsys)
-
-
-COMMANDS = ["apply", "latency", "memory", "snapshot", "transactions", "machines", "node", "peers", "reads"]
-COMMANDS += ["sweep", "stages", "model"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
