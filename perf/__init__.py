@@ -15,8 +15,8 @@
     python -m perf model       what other shard counts and other hosts would do, from those stages
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
-each side's digest and record count against those of a dict. A figure is a median over rounds,
-in which the sides take turns; compare the ratios, not the absolutes.
+each side's digest and record count against those of a dict. A figure is a median over rounds, in which the sides take
+turns; compare the ratios, not the absolutes.
 
 What the sides of `apply` are given:
 

@@ -105,7 +105,8 @@ def test_the_model_checks_itself_where_it_is(
     by = {kind: [row for row in facts["rows"] if row["kind"] == kind] for kind in ("asked", "host", "check")}
     assert [(row["cores"], row["shards"]) for row in by["asked"]] == [(2, 1), (2, 4), (8, 1), (8, 4)]
     assert [row["cores"] for row in by["host"]] == [8, 16, 32, 64] and "PREDICTIONS, not measured" in told
-    assert [(row["pin"], row["shards"]) for row in by["check"]] == [("none", 2), ("one", 2)]
+    checked = [(row["pin"], row["cores"], row["shards"]) for row in by["check"]]
+    assert checked == [("none", len(cells.cores()), 2), ("one", 1, 2)]
     for row in by["check"]:
         error = 100 * (row["predicted_entries_per_s"] / row["entries_per_s"] - 1)
         assert row["error_percent"] == pytest.approx(error) and f" {error:+.1f} % " in told
