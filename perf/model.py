@@ -3,8 +3,8 @@
 All times are of a group of entries, in ns; G is how many entries it has, N the shards, C the cores:
 
     coordinator = G a + b + c N                      a: an entry's; b, c: a group's, and what each shard adds to it
-    worker      = G s w + k + f + h                  s: the largest share of writes that a shard gets; w: an entry's;
-                                                     k: a group's; f: its wait for the disk; h: the handover
+    worker      = G s w + k + f + h                  s: the largest share of a group that a shard gets, a mean; w: an
+                                                     entry's; k: a group's; f: its wait for the disk; h: the handover
     cores       = (G a + b + c N + G w + k N) / C + h (C - 1) / C      where there are fewer cores than processes
     memory      = G m / bandwidth                    m: bytes that an entry moves, if a bandwidth is given
     handover h  = G d + (b + c N) p + 2 wakes        d: what is done to an entry while its shard waits
@@ -13,7 +13,8 @@ All times are of a group of entries, in ns; G is how many entries it has, N the 
 
 One shard is a regime of its own: a group is sent when the one before it is done, so its worker waits while parts are
 written (d) and for all that the coordinator does to a group (p = 1). With more, the next group is there already; what
-is waited for is the decision (d: its checksums), and half of what a group costs the coordinator (p = 1/2).
+is waited for is the decision (d: its checksums, and the coordinator's own commands) and half of what a group costs the
+coordinator (p = 1/2).
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _PASSES = 8
 """How often an entry's bytes cross memory: log, ring and page, read and written, and a page copied for it."""
 _OF_ENTRY = ("normal form", "split", "ring", "run", "decide")
 _OF_GROUP = ("send", "receive", "protocol", "publish", ELSEWHERE)
+_OF_COMMIT = ("commit", "answer")
+"""Polling is no work: it gives its core to whoever wants it, and ends where a wait ends."""
 _OF_PART = ("decode", "run", "sort", "put", "free", ELSEWHERE)
 
 
@@ -79,7 +82,7 @@ class Prediction(msgspec.Struct, frozen=True):
 def predict(
     costs: Costs, share: Callable[[int], float], cores: int, shards: int, memory_gb_s: float | None = None
 ) -> Prediction:
-    """So many shards on so many cores. `share` tells the largest share of writes that one of so many shards gets."""
+    """So many shards on so many cores. `share` tells what one of so many shards gets of a group at most."""
     of = costs.alone if shards == 1 else costs.together
     size, group = of.entries_per_group, of.b + of.c * shards
     handover = size * of.d + group * of.p + 2 * costs.wake_ns
@@ -150,7 +153,6 @@ class _Found:
         return self.coordinator(*_OF_GROUP) * self._size
 
     def regime(self, *, b: float, c: float, d: float, p: float) -> Regime:
-        work = self._workers(*_OF_PART)
         synced = [self._rows["workers", "commit"], self._rows["coordinator", "decide"]]
         waited = sum(row["wall_ns_per_entry"] - row["cpu_ns_per_entry"] for row in synced)
         return Regime(
@@ -160,7 +162,7 @@ class _Found:
             c=c,
             d=d,
             p=p,
-            w=work,
-            k=(self._workers("all") - work) * self._size / self._shards,
+            w=self._workers(*_OF_PART),
+            k=self._workers(*_OF_COMMIT) * self._size / self._shards,
             f=waited * self._size if self.engine["durability"] == "power" else 0.0,
         )

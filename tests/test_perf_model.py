@@ -85,7 +85,7 @@ def test_costs_are_taken_from_the_stages_of_one_two_and_more_shards() -> None:
     found = costs_of(rows)
     assert (found.together.b, found.together.c, found.alone.b) == (40_000, 10_000, 50_000)
     assert (found.together.a, found.together.d, found.alone.d, found.wake_ns) == (50, 20, 10, 7)
-    assert found.together.w == 2 * 6 * 40 and found.together.k == 5 * 40 * 1_000
+    assert found.together.w == 2 * 6 * 40 and found.together.k == 2 * 40 * 1_000
     with pytest.raises(StagesError, match="1, 2 and more"):
         costs_of(stage_rows(1, 50_000) + stage_rows(2, 50_000))
     with pytest.raises(StagesError, match="several loads"):

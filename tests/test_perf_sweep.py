@@ -77,9 +77,11 @@ def test_commands_are_those_that_were_asked_for_and_their_two_keys_lie_on_two_sh
     assert 400 < rejected < 600
 
 
-def test_the_largest_share_is_that_of_the_shard_with_the_most_writes() -> None:
-    assert largest_share(Counter({0: 3, 16_383: 1}), 2) == 0.75
-    assert largest_share(Counter({0: 3, 16_383: 1}), 1) == 1
+def test_the_largest_share_is_that_of_the_shard_with_the_most_writes_group_by_group() -> None:
+    first, last = 0, 16_383
+    assert largest_share([first, last, first, first], 2, 4) == 0.75
+    assert largest_share([first, last, first, first, last], 2, 2) == (0.5 + 1 + 1) / 3
+    assert largest_share([first, last, first], 1, 2) == 1
 
 
 # ---- how many shards -------------------------------------------------------------------------------------------------
