@@ -13,6 +13,9 @@
     python -m perf sweep       the engine set in many ways under many loads; with --quick: how many shards, and why
     python -m perf stages      what an entry's time goes to, stage by stage, in the coordinator and in its workers
     python -m perf model       what other shard counts and other hosts would do, from those stages
+    python -m perf report      the most of this, and latency under an offered load, as one page; `make perf`
+    python -m perf compare     what changed beyond the noise between two of those, or of any command's `--json`
+    python -m perf smoke       ratios beside those recorded for such a machine; `make perf-smoke`
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
 each side's digest and record count against those of a dict. A figure is a median over rounds, in which the sides take
@@ -82,6 +85,16 @@ time is its own, without that of stages within it. The wall's time of a process 
 for the stage it is in, and is told beside. `model` makes formulas of the stages with one shard, two and more: see
 `model.py`, which states what it assumes.
 
+`report` measures latency under a load that waits for nobody. Every entry is due at a time of its own, on a schedule
+that is fixed beforehand, at a share of what the same feeder does when all is due at once; what is due goes into a chunk
+together, as far as the window has room. An entry's latency counts from the time at which it was due to the end of its
+chunk. Whatever holds the engine up is in the latency of all that was due meanwhile, so nothing is omitted. The feeder
+is in the coordinator's thread, as an application is, and polls the clock.
+
+`compare` matches rows by what was measured, and takes the ratio of the medians of each figure that has values of single
+rounds; a rank test says whether chance alone could have ordered those so. Rounds within one run are more alike than
+runs: before a small change is believed, it has to be there again.
+
 Files, lowest first:
 
     facts.py        the machine; CPU time and memory of processes
@@ -97,7 +110,12 @@ Files, lowest first:
     calls.py        calls that each wait for their answer, of one caller or many
     disks.py        puts to a bare file, and to SQLite
     bare.py         puts to RocksDB, SQLite and py-lmdb alone
+    svg.py          what plots have in common
     bars.py         a bar chart, as SVG
+    lines.py        a line plot, as SVG
+    noise.py        whether two samples differ beyond the noise
+    rows.py         rows of what each command found
+    documents.py    the form of all that is compared or drawn
     proposing.py    puts to a node, and to the engine alone
     gets.py         gets in one thread, and in several
     elsewhere.py    gets in another process
@@ -123,4 +141,14 @@ Files, lowest first:
     model.py        a small model of the engine
     predicting.py   `python -m perf model`
     sweeping.py     the options of these
+    offered.py      latency under a load that waits for nobody
+    telling.py      how sentences, plots and tables are made from rows
+    told_writes.py  what a report says of entries
+    told_stages.py  what it says of stages, and of other hosts
+    told_states.py  what it says of snapshots, reads and nodes
+    sections.py     the sections of a report
+    page.py         a report as one HTML page
+    reporting.py    `python -m perf report`
+    comparing.py    `python -m perf compare`
+    smoke.py        `python -m perf smoke`
 """

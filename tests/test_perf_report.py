@@ -51,6 +51,26 @@ def test_a_plot_of_what_was_not_measured_is_refused_by_name(tmp_path: Path, caps
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["apply", "--entries", "300", "--chunk", "100", "--latency-rounds", "1", "--time-ms"], "engine / limit  "),
+        (["latency", "--busy", "1"], "beside 1 busy processes"),
+        (["snapshot", "--entries", "200", "--chunk", "50"], "restore, 2 to 3 shards  "),
+        (["memory", "--entries", "500", "--chunk", "100"], "bounded"),
+    ],
+)
+@helper_ends()
+def test_what_has_no_test_of_its_own_runs_and_can_be_compared(
+    asked: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds = [] if asked[0] == "memory" else ["--rounds", "1"]
+    assert main([*asked, *rounds, "--json", str(tmp_path / "it"), "--dir", str(tmp_path)]) == 0
+    assert said in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "it"), str(tmp_path / "it")]) == (2 if asked[0] == "memory" else 0)
+    assert "only in" not in capsys.readouterr().out
+
+
 def test_an_engine_that_loses_an_entry_gives_no_report(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
