@@ -2,7 +2,8 @@
 # make cluster three servers and three nodes on this machine, two of them killed on the way
 # make test    the whole suite; PYTEST_ARGS="-k name -x" narrows it, JOBS=4 uses more processes
 # make check   ruff (lint and format) and mypy --strict
-# make perf    this engine beside single-process py-lmdb and beside the limit; PERF_ARGS="--shards 4" changes it
+# make perf    everything worth knowing about speed here, as one page, in some minutes; PERF_ARGS="--out DIR" changes it
+# make perf-smoke  ratios of speeds beside those recorded for such a machine, perf/recorded.json
 # make clean   remove the environment, caches and build products
 #
 # Needs make, a C compiler and Python 3.11 or newer; no environment has to be active. PYTHON=/path/to/python chooses one.
@@ -24,7 +25,7 @@ JOBS        ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS   ?=
 CLUSTER_ARGS ?=
-PERF_ARGS   ?= --entries 1000000 --value-bytes 256 --chunk 5000 --shards 2
+PERF_ARGS   ?= --quick
 
 # A build that silently lost its compiled part must not pass for a whole one.
 export SHARDENGINE_COMPILED ?= require
@@ -34,7 +35,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Buffered output, as users have it, shows what is left in a buffer at exit.
 unexport PYTHONUNBUFFERED
 
-.PHONY: help demo cluster test check format perf clean
+.PHONY: help demo cluster test check format perf perf-smoke clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -65,7 +66,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 perf: $(STAMP)
-	$(BIN)/python -m perf apply $(PERF_ARGS)
+	$(BIN)/python -m perf report $(PERF_ARGS)
+
+perf-smoke: $(STAMP)
+	$(BIN)/python -m perf smoke
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info shards/fast/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,10 +11,16 @@
     python -m perf cluster     proposals through a replicated log, beside a bare publish of the same frames
     python -m perf peers       the engine, the other state machines, and RocksDB, SQLite and py-lmdb alone
     python -m perf reads       gets in the engine's thread, in any thread, and in another process, beside py-lmdb's
+    python -m perf sweep       the engine set in many ways under many loads; with --quick: how many shards, and why
+    python -m perf stages      what an entry's time goes to, stage by stage, in the coordinator and in its workers
+    python -m perf model       what other shard counts and other hosts would do, from those stages
+    python -m perf report      the most of this, and latency under an offered load, as one page; `make perf`
+    python -m perf compare     what changed beyond the noise between two of those, or of any command's `--json`
+    python -m perf smoke       ratios beside those recorded for such a machine; `make perf-smoke`
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
-the engine's digest against the one computed from a dict, the others' record counts. A figure is a median over rounds,
-in which the sides take turns; compare the ratios, not the absolutes.
+each side's digest and record count against those of a dict. A figure is a median over rounds, in which the sides take
+turns; compare the ratios, not the absolutes.
 
 What the sides of `apply` are given:
 
@@ -72,10 +78,33 @@ process that has nothing but py-lmdb, open on the same environments, and knows b
 figure is the median over batches. `SyncNode.get` is given an index that is applied, so it asks nobody; `Reader` is in a
 process of its own, beside an engine that runs.
 
+`sweep` measures every combination of what it is given: shards, chunk, window, value bytes, order of keys, kind of
+commands, durability, and whether processes are bound to cores; see `streams.py` for the orders and kinds. Rounds go
+through all combinations, every other one from the last to the first. Beside each engine stand py-lmdb alone and the
+limit, under the same stream: they are given what its commands write, chunk by chunk, without commands, reads and
+answers, and keep one chunk in flight. A tenth of every run comes before its clock starts. No number is printed before
+each run's index, record count and digest are the stream's, and what the others hold has that digest.
+
+`stages` measures each engine with and without clocks at the stages' ends; see `clocks.py` and `counters.py`. A stage's
+time is its own, without that of stages within it. The wall's time of a process that wants a core and has none counts
+for the stage it is in, and is told beside. `model` makes formulas of the stages with one shard, two and more: see
+`model.py`, which states what it assumes.
+
+`report` measures latency under a load that waits for nobody. Every entry is due at a time of its own, on a schedule
+that is fixed beforehand, at a share of what the same feeder does when all is due at once; what is due goes into a chunk
+together, as far as the window has room. An entry's latency counts from the time at which it was due to the end of its
+chunk. Whatever holds the engine up is in the latency of all that was due meanwhile, so nothing is omitted. The feeder
+is in the coordinator's thread, as an application is, and polls the clock.
+
+`compare` matches rows by what was measured, and takes the ratio of the medians of each figure that has values of single
+rounds; a rank test says whether chance alone could have ordered those so. Rounds within one run are more alike than
+runs: before a small change is believed, it has to be there again.
+
 Files, lowest first:
 
     facts.py        the machine; CPU time and memory of processes
     load.py         records, entries and the digest they must lead to
+    options.py      what the options of the commands are
     report.py       heading, table and file of every command
     zipf.py         numbers of which some come up more often
     peers.py        py-lmdb alone, the limit, and bare copies
@@ -86,7 +115,12 @@ Files, lowest first:
     calls.py        calls that each wait for their answer, of one caller or many
     disks.py        puts to a bare file, and to SQLite
     bare.py         puts to RocksDB, SQLite and py-lmdb alone
+    svg.py          what plots have in common
     bars.py         a bar chart, as SVG
+    lines.py        a line plot, as SVG
+    noise.py        whether two samples differ beyond the noise
+    rows.py         rows of what each command found
+    documents.py    the form of all that is compared or drawn
     proposing.py    puts to a node, and to the engine alone
     publishing.py   puts to a node on nats-servers, and its frames to them alone
     gets.py         gets in one thread, and in several
@@ -102,4 +136,26 @@ Files, lowest first:
     cluster.py      `python -m perf cluster`
     besides.py      `python -m perf peers`
     reads.py        `python -m perf reads`
+    shifting.py     a machine with a command over two keys
+    streams.py      commands of several kinds over keys in several orders, and what they lead to
+    cells.py        one engine, or one side beside it, set in one way, under one stream
+    rounds.py       rounds of many cells
+    sweep.py        `python -m perf sweep`
+    quick.py        `python -m perf sweep --quick`
+    clocks.py       what the time of a thread goes to, counted from outside; in a worker
+    counters.py     the same in the coordinator, and of all processes in a stretch
+    stages.py       `python -m perf stages`
+    model.py        a small model of the engine
+    predicting.py   `python -m perf model`
+    sweeping.py     the options of these
+    offered.py      latency under a load that waits for nobody
+    telling.py      how sentences, plots and tables are made from rows
+    told_writes.py  what a report says of entries
+    told_stages.py  what it says of stages, and of other hosts
+    told_states.py  what it says of snapshots, reads and nodes
+    sections.py     the sections of a report
+    page.py         a report as one HTML page
+    reporting.py    `python -m perf report`
+    comparing.py    `python -m perf compare`
+    smoke.py        `python -m perf smoke`
 """

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from perf.apply import run_apply
+from perf.comparing import EXAMPLES as _COMPARE
+from perf.comparing import add_compare, run_compare
 from perf.latency import run_latency
 from perf.load import Load
 from perf.machines import Plan as MachinesPlan
@@ -16,9 +18,15 @@ from perf.machines import run_machines
 from perf.memory import run_memory
 from perf.node import Plan as NodePlan
 from perf.node import run_node
+from perf.options import COMMON, add, at_least_two, list_of, positive
 from perf.reads import Plan as ReadsPlan
 from perf.reads import run_reads
+from perf.reporting import EXAMPLES as _REPORT
+from perf.reporting import add_report, run_report
+from perf.smoke import EXAMPLES as _SMOKE
+from perf.smoke import add_smoke, run_smoke
 from perf.snapshot import run_snapshot
+from perf.sweeping import MODEL, STAGES, SWEEP, add_model, add_stages, add_sweep, model, stages, sweep
 from perf.transactions import Plan as TransactionsPlan
 from perf.transactions import run_transactions
 
@@ -101,16 +109,16 @@ alone as key and value.
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m perf", description="Measure the engine beside what it stands on.")
-    commands = top.add_subparsers(dest="command", required=True)
-    for name, (add, text, examples, _) in _COMMANDS.items():
+    commands = top.add_subparsers(dest="measures", metavar="command", required=True)
+    for name, (give, text, examples, _) in _COMMANDS.items():
         shape = argparse.RawDescriptionHelpFormatter
-        add(commands.add_parser(name, help=text, epilog=examples, formatter_class=shape))
+        give(commands.add_parser(name, help=text, epilog=examples, formatter_class=shape))
     return top
 
 
 def _add_apply(apply: argparse.ArgumentParser) -> None:
-    _add(apply, *_COMMON, entries=400_000)
-    _add(apply, "rounds", text="rounds of the three sides")
+    add(apply, *COMMON, entries=400_000)
+    add(apply, "rounds", text="rounds of the three sides")
     apply.add_argument(
         "--latency-rounds",
         type=int,
@@ -121,147 +129,60 @@ def _add_apply(apply: argparse.ArgumentParser) -> None:
 
 
 def _add_latency(latency: argparse.ArgumentParser) -> None:
-    _add(latency, "value_bytes", "dir", "json")
-    _add(latency, "shards", text="worker processes, two or more", kind=_at_least_two)
-    _add(latency, "rounds", text="blocks of 100 of each kind", rounds=20)
-    _add(latency, "busy")
+    add(latency, "value_bytes", "dir", "json")
+    add(latency, "shards", text="worker processes, two or more", kind=at_least_two)
+    add(latency, "rounds", text="blocks of 100 of each kind", rounds=20)
+    add(latency, "busy")
 
 
 def _add_memory(memory: argparse.ArgumentParser) -> None:
-    _add(memory, *_COMMON, entries=5_000_000, value_bytes=64)
+    add(memory, *COMMON, entries=5_000_000, value_bytes=64)
 
 
 def _add_snapshot(snapshot: argparse.ArgumentParser) -> None:
-    _add(snapshot, *_COMMON[1:])
-    _add(snapshot, "entries", text="records of the smallest of three sizes", entries=50_000)
-    _add(snapshot, "rounds", text="rounds of everything")
-    snapshot.add_argument(
-        "--into", type=_positive, help="shards of the other restore (default: one more than --shards)"
-    )
+    add(snapshot, *COMMON[1:])
+    add(snapshot, "entries", text="records of the smallest of three sizes", entries=50_000)
+    add(snapshot, "rounds", text="rounds of everything")
+    snapshot.add_argument("--into", type=positive, help="shards of the other restore (default: one more than --shards)")
 
 
 def _add_transactions(transactions: argparse.ArgumentParser) -> None:
-    _add(transactions, "chunk", "window", "seed", "dir", "json", "shares", "skews", "keys")
-    _add(transactions, "shards", text="shard counts", kind=_list_of(_positive), shards="1,2")
-    _add(transactions, "entries", text="transfers of each kind, each round", entries=100_000)
-    _add(transactions, "rounds", rounds=3)
+    add(transactions, "chunk", "window", "seed", "dir", "json", "shares", "skews", "keys")
+    add(transactions, "shards", text="shard counts", kind=list_of(positive), shards="1,2")
+    add(transactions, "entries", text="transfers of each kind, each round", entries=100_000)
+    add(transactions, "rounds", rounds=3)
 
 
 def _add_machines(machines: argparse.ArgumentParser) -> None:
-    _add(machines, "chunk", "shards", "window", "seed", "dir", "json")
-    _add(machines, "keys", text="accounts, players and buckets", keys=50_000)
-    _add(machines, "entries", text="entries of each machine", entries=30_000)
-    _add(machines, "rounds", text="rounds of the three sides", rounds=3)
+    add(machines, "chunk", "shards", "window", "seed", "dir", "json")
+    add(machines, "keys", text="accounts, players and buckets", keys=50_000)
+    add(machines, "entries", text="entries of each machine", entries=30_000)
+    add(machines, "rounds", text="rounds of the three sides", rounds=3)
 
 
 def _add_node(node: argparse.ArgumentParser) -> None:
-    _add(node, "callers", "value_bytes", "shards", "seed", "rounds", "dir", "json")
-    _add(node, "proposals", "seconds")
+    add(node, "callers", "value_bytes", "shards", "seed", "rounds", "dir", "json")
+    add(node, "proposals", "seconds")
 
 
 def _add_peers(peers: argparse.ArgumentParser) -> None:
-    _add(peers, "value_bytes", "chunk", "window", "seed", "dir", "json")
-    _add(peers, "shards", text="shard counts of the engine", kind=_list_of(_positive), shards="1,2")
-    _add(peers, "entries", entries=200_000)
-    _add(peers, "rounds", text="rounds of all sides")
+    add(peers, "value_bytes", "chunk", "window", "seed", "dir", "json")
+    add(peers, "shards", text="shard counts of the engine", kind=list_of(positive), shards="1,2")
+    add(peers, "entries", entries=200_000)
+    add(peers, "rounds", text="rounds of all sides")
     peers.add_argument("--svg", type=Path, help="also draw them, into this file")
 
 
 def _add_reads(reads: argparse.ArgumentParser) -> None:
-    _add(reads, "threads", "gets", "value_bytes", "seed", "dir", "json")
-    _add(reads, "shards", text="shard counts", kind=_list_of(_positive), shards="1,2")
-    _add(reads, "keys", text="records", keys=100_000)
-    _add(reads, "rounds", text="batches of each read", rounds=100)
-
-
-def _list_of(kind: Callable[[str], float]) -> Callable[[str], list[Any]]:
-    """Of several, with commas in between."""
-
-    def numbers(text: str) -> list[Any]:
-        return [kind(one) for one in text.split(",")]
-
-    return numbers
-
-
-def _percent(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 100:
-        raise argparse.ArgumentTypeError(f"{number:g} is no share of 100 percent")
-    return number
-
-
-def _skew(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 10:
-        raise argparse.ArgumentTypeError(f"{number:g} is not between 0 and 10")
-    return number
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 3600:
-        raise argparse.ArgumentTypeError(f"{number:g} is not between 0 and 3600 seconds")
-    return number
-
-
-def _at_least_two(text: str) -> int:
-    number = int(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError(f"{number} is less than 2")
-    return number
-
-
-_OPTIONS: dict[str, tuple[Callable[[str], object], int | str | None, str]] = {
-    "entries": (_positive, None, "records in all"),
-    "value_bytes": (_positive, 256, "length of a value"),
-    "chunk": (_positive, 5000, "entries a chunk"),
-    "shards": (_positive, 2, "worker processes"),
-    "window": (_positive, 4, "chunks in flight"),
-    "seed": (int, 1, "of the records"),
-    "rounds": (_positive, 5, "rounds"),
-    "busy": (_positive, 2, "busy processes beside the second table"),
-    "shares": (_list_of(_percent), "0,1,10,50,100", "shares of commands over several shards, percent"),
-    "skews": (_list_of(_skew), "0,0.99", "how unevenly keys are drawn"),
-    "keys": (_positive, 1_000_000, "keys in all"),
-    "callers": (_list_of(_positive), "1,16,256", "callers who propose again when their result has come"),
-    "proposals": (_positive, 100_000, "a stretch ends after so many"),
-    "seconds": (_seconds, 2, "or after so many seconds, if that is earlier"),
-    "threads": (_list_of(_positive), "1,4", "threads that read through one SyncEngine"),
-    "gets": (_positive, 2_000, "gets a batch"),
-    "dir": (Path, None, "where the temporary data goes (default: the system's temporary directory)"),
-    "json": (Path, None, "write everything here too"),
-}
-"""The type of an option, its default and what it says, wherever a command does not say otherwise."""
-_COMMON = ("entries", "value_bytes", "chunk", "shards", "window", "seed", "dir", "json")
-
-
-def _add(
-    command: argparse.ArgumentParser,
-    *names: str,
-    text: str = "",
-    kind: Callable[[str], object] | None = None,
-    **defaults: int | str,
-) -> None:
-    """Give a command the options of those names; `text`, `kind` and `defaults` are its own."""
-    for name in names:
-        usual_kind, usual, usual_text = _OPTIONS[name]
-        default = defaults.get(name, usual)
-        told = (text or usual_text) + (" (default: %(default)s)" if default is not None else "")
-        flag = f"--{name.replace('_', '-')}"
-        metavar = "FILE" if name == "json" else None
-        command.add_argument(flag, type=kind or usual_kind, default=default, metavar=metavar, help=told)
+    add(reads, "threads", "gets", "value_bytes", "seed", "dir", "json")
+    add(reads, "shards", text="shard counts", kind=list_of(positive), shards="1,2")
+    add(reads, "keys", text="records", keys=100_000)
+    add(reads, "rounds", text="batches of each read", rounds=100)
 
 
 def main(arguments: Sequence[str]) -> int:
     args = parser().parse_args(arguments)
-    _, _, _, measure = _COMMANDS[args.command]
+    _, _, _, measure = _COMMANDS[args.measures]
     return measure(args)
 
 
@@ -365,6 +286,12 @@ _COMMANDS = {
     "node": (_add_node, "proposals to a node, beside the disk and SQLite", _NODE, _run_node),
     "peers": (_add_peers, "the engine beside other state machines and stores", _PEERS, _run_peers),
     "reads": (_add_reads, "gets in one thread, in several, and in another process", _READS, _run_reads),
+    "report": (add_report, "everything worth knowing, as one page", _REPORT, run_report),
+    "compare": (add_compare, "what changed beyond the noise", _COMPARE, run_compare),
+    "smoke": (add_smoke, "ratios beside those recorded", _SMOKE, run_smoke),
+    "sweep": (add_sweep, "the engine set in many ways, or how many shards", SWEEP, sweep),
+    "stages": (add_stages, "what an entry's time goes to, stage by stage", STAGES, stages),
+    "model": (add_model, "what other shard counts and other hosts would do", MODEL, model),
 }
 """Of each: what adds its options, what it measures, examples, and what runs it."""
 

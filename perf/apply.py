@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
+
 from perf import latency, peers
 from perf.load import Load, digest_of, entries_of
-from perf.report import CheckError, save, setting, show_heading, show_table
+from perf.report import CheckError, carry_out, setting, show_heading, show_table
 from perf.sides import Applied, apply_all
 from shardengine import Entry, run
 
@@ -20,18 +21,29 @@ SIDES = ("engine", "py-lmdb", "limit")
 TIMED = "engine, a time each"
 
 
+class Given(msgspec.Struct, frozen=True):
+    """A load, its entries, and what they must lead to."""
+
+    load: Load
+    entries: list[list[Entry]]
+    count: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, load: Load) -> Given:
+        chunks = list(load.chunks())
+        records = {key: value for pairs in chunks for key, value in pairs}
+        return cls(load, list(entries_of(chunks)), len(records), digest_of(records))
+
+
 class Throughput:
     """Rounds of the three sides, in turn, each in a new directory. Raises CheckError at the first wrong answer."""
 
-    def __init__(self, directory: Path, load: Load, shards: int, window: int, time_ms: bool) -> None:
+    def __init__(self, directory: Path, given: Given, shards: int, window: int, time_ms: bool) -> None:
         self._directory = directory
-        self._load = load
+        self._given = given
         self._shards = shards
         self._window = window
-        chunks = list(load.chunks())
-        records = {key: value for pairs in chunks for key, value in pairs}
-        self._count, self._digest = len(records), digest_of(records)
-        self._entries = list(entries_of(chunks))
         self._sides = (*SIDES, TIMED) if time_ms else SIDES
         self.applied: dict[str, list[Applied]] = {"engine": [], TIMED: []}
         self.seconds: dict[str, list[float]] = {side: [] for side in self._sides}
@@ -45,23 +57,24 @@ class Throughput:
             shutil.rmtree(place)
 
     def _one(self, side: str, place: Path) -> float:
+        given = self._given
+        found: Applied | peers.Raced
         if side in self.applied:
-            entries = self._entries if side == "engine" else list(timed(self._entries))
+            entries = given.entries if side == "engine" else list(timed(given.entries))
             applied: Applied = run(apply_all(place / "data", entries, self._shards, self._window))
-            if applied.digest != self._digest:
-                raise CheckError(f"engine: digest {applied.digest.hex()}, expected {self._digest.hex()}")
             self.applied[side].append(applied)
-            seconds, count = applied.seconds, applied.records
+            found = applied
         elif side == "py-lmdb":
-            seconds, count = peers.single(place, self._load)
+            found = peers.single(place, given.load)
         else:
-            seconds, count = peers.limit(place, self._load, self._shards)
-        if count != self._count:
-            raise CheckError(f"{side}: {count} records, expected {self._count}")
-        return seconds
+            found = peers.limit(place, given.load, self._shards)
+        if (found.digest, found.records) != (given.digest, given.count):
+            told = f"{found.records} records of digest {found.digest.hex()}"
+            raise CheckError(f"{side}: {told}, expected {given.count} of {given.digest.hex()}")
+        return found.seconds
 
     def facts(self) -> dict[str, Any]:
-        entries = self._load.entries
+        entries = self._given.load.entries
         rates = {side: entries / median(times) for side, times in self.seconds.items()}
         return {
             "entries_per_second": rates,
@@ -70,7 +83,7 @@ class Throughput:
             "timed_over_engine": rates[TIMED] / rates["engine"] if TIMED in rates else None,
             "cpu_ns_per_entry": {side: cpu_of(runs, entries) for side, runs in self.applied.items() if runs},
             "seconds": self.seconds,
-            "digest": self._digest.hex(),
+            "digest": self._given.digest.hex(),
         }
 
 
@@ -88,6 +101,24 @@ def cpu_of(runs: list[Applied], entries: int) -> dict[str, float]:
     }
 
 
+def measured(
+    directory: Path, load: Load, *, shards: int, rounds: int, window: int, latency_rounds: int, time_ms: bool
+) -> dict[str, Any]:
+    """All figures. Raises CheckError when an answer is wrong."""
+    throughput = Throughput(directory, Given.of(load), shards, window, time_ms)
+    for number in range(rounds):
+        throughput.round(number)
+    found = None
+    if shards >= 2 and latency_rounds:
+        (found,) = run(latency.measure(directory / "latency", shards, load.value_bytes, latency_rounds))
+    return {
+        **setting(load, shards, window),
+        "rounds": rounds,
+        "apply": throughput.facts(),
+        "latency": None if found is None else found.facts(),
+    }
+
+
 def run_apply(
     load: Load,
     *,
@@ -100,27 +131,16 @@ def run_apply(
     output: Path | None,
 ) -> int:
     """Measure, check, then print, and write `output`. Returns the exit code."""
-    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
-        directory = Path(name)
-        throughput = Throughput(directory, load, shards, window, time_ms)
-        try:
-            for number in range(rounds):
-                throughput.round(number)
-        except CheckError as error:
-            print(f"check failed: {error}", file=sys.stderr)
-            return 1
-        found = None
-        if shards >= 2 and latency_rounds:
-            (found,) = run(latency.measure(directory / "latency", shards, load.value_bytes, latency_rounds))
-    facts: dict[str, Any] = {
-        **setting(load, shards, window),
-        "rounds": rounds,
-        "apply": throughput.facts(),
-        "latency": None if found is None else found.facts(),
-    }
-    show(facts)
-    save(facts, output)
-    return 0
+    work = partial(
+        measured,
+        load=load,
+        shards=shards,
+        rounds=rounds,
+        window=window,
+        latency_rounds=latency_rounds,
+        time_ms=time_ms,
+    )
+    return carry_out(work, show, parent=parent, output=output)
 
 
 def show(facts: dict[str, Any]) -> None:
@@ -145,4 +165,4 @@ def show(facts: dict[str, Any]) -> None:
             ),
         ]
     show_table(rows)
-    print(f"\nchecked: digest {apply['digest']}, record counts of all sides")
+    print(f"\nchecked: digest {apply['digest']} and record count of all sides")

@@ -1,45 +1,58 @@
-"""A bar chart as one SVG file that needs nothing else, and is legible on light and on dark."""
+"""A bar chart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from xml.sax.saxutils import escape
+from collections.abc import Callable, Sequence
+from math import floor, log10
 
-_ROW, _BAR, _LEFT, _WIDTH, _RIGHT = 26, 16, 190, 460, 110
-_TOP, _BOTTOM = 88, 14
-_COLOURS = ("#2a78b8", "#c8701c", "#7a7a7a", "#3f8f4f")
-_STYLE = """text { font: 13px system-ui, sans-serif; fill: #1b1b1b }
-.title { font-weight: 600; font-size: 15px } .note { fill: #5a5a5a; font-size: 12px }
-.name { text-anchor: end } .ground { fill: #ffffff }
-@media (prefers-color-scheme: dark) { text { fill: #ececec } .note { fill: #a8a8a8 } .ground { fill: #16181b } }"""
+import msgspec
+
+from perf import svg
+
+_ROW, _BAR = 26, 16
 
 
-def bars(title: str, note: str, groups: Sequence[str], rows: Sequence[tuple[str, float, str, int]]) -> str:
-    """One bar a row: its name, its length, the number to print, and which of `groups` it is of, for its colour. All
-    text is escaped. Lengths are 0 or more."""
-    longest = max((length for _, length, _, _ in rows), default=0) or 1
-    width, height = _LEFT + _WIDTH + _RIGHT, _TOP + _ROW * len(rows) + _BOTTOM
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img"><title>{escape(title)}</title>',
-        f"<style>{_STYLE}</style>",
-        f'<rect class="ground" width="{width}" height="{height}"/>',
-        f'<text class="title" x="12" y="24">{escape(title)}</text>',
-        f'<text class="note" x="12" y="44">{escape(note)}</text>',
-    ]
-    for number, group in enumerate(groups):
-        left = _LEFT + 150 * number
-        lines += [
-            f'<rect x="{left}" y="58" width="12" height="12" rx="2" fill="{_COLOURS[number % len(_COLOURS)]}"/>',
-            f'<text class="note" x="{left + 18}" y="68">{escape(group)}</text>',
+class Bar(msgspec.Struct, frozen=True):
+    """Its name, its length, the number to print, which group it is of, and the lowest and highest of single rounds.
+    Lengths are 0 or more."""
+
+    name: str
+    length: float
+    told: str
+    group: int = 0
+    low: float | None = None
+    high: float | None = None
+
+
+def bars(title: str, note: str, groups: Sequence[str], rows: Sequence[Bar], *, log: bool = False) -> str:
+    """One bar a row, as SVG; `log`: its length is logarithmic, from the power of ten below all. All text is escaped."""
+    drawn, y = svg.head(title, note, groups, lines=False)
+    left = svg.MARGIN + 8 + min(190.0, max((svg.width_of(row.name) for row in rows), default=0))
+    right = svg.MARGIN + 8 + max((svg.width_of(row.told) for row in rows), default=0)
+    scale = _scale(rows, max(60.0, svg.WIDTH - left - right), log=log)
+    for row in rows:
+        middle, long = y + _BAR - 4, max(1.0, scale(row.length))
+        drawn += [
+            svg.text(left - 8, middle, svg.shortened(row.name, left - svg.MARGIN - 7), "end"),
+            f'<rect x="{left:.1f}" y="{y:.1f}" width="{long:.1f}" height="{_BAR}" rx="2" '
+            f'fill="{svg.colour(row.group)}"/>',
         ]
-    for number, (name, length, told, of) in enumerate(rows):
-        top, long = _TOP + _ROW * number, max(1.0, _WIDTH * length / longest)
-        middle = top + _BAR - 3
-        lines += [
-            f'<text class="name" x="{_LEFT - 10}" y="{middle}">{escape(name)}</text>',
-            f'<rect x="{_LEFT}" y="{top}" width="{long:.1f}" height="{_BAR}" rx="2" '
-            f'fill="{_COLOURS[of % len(_COLOURS)]}"/>',
-            f'<text x="{_LEFT + long + 8:.1f}" y="{middle}">{escape(told)}</text>',
-        ]
-    return "\n".join([*lines, "</svg>", ""])
+        if row.low is not None and row.high is not None and row.high > row.low:
+            drawn.append(_spread(left + scale(row.low), left + scale(row.high), y + _BAR / 2))
+        drawn.append(svg.text(left + max(long, scale(row.high or 0)) + 6, middle, row.told))
+        y += _ROW
+    return svg.whole(title, drawn, y + 6)
+
+
+def _scale(rows: Sequence[Bar], room: float, *, log: bool) -> Callable[[float], float]:
+    """From a figure to pixels, so that the longest bar, with its spread, has room."""
+    longest = max((max(row.length, row.high or 0) for row in rows), default=0) or 1
+    if not log:
+        return lambda length: room * length / longest
+    above = [value for row in rows for value in (row.length, row.low or 0) if value > 0] or [longest]
+    first = floor(log10(min(above)))
+    return lambda length: max(0.0, room * (log10(length) - first) / ((log10(longest) - first) or 1)) if length else 0.0
+
+
+def _spread(first: float, last: float, y: float) -> str:
+    return f'<path class="spread" d="M{first:.1f} {y - 3:.1f}v6m0 -3H{last:.1f}m0 -3v6" fill="none"/>'

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -14,11 +13,11 @@ from typing import Any
 import msgspec
 
 from perf.bare import BARE, Done, quiet
-from perf.bars import bars
+from perf.bars import Bar, bars
 from perf.disks import SQLITE_VERSION
 from perf.facts import machine
 from perf.load import KEY_BYTES, Load, digest_of, entries_of
-from perf.report import CheckError, progress, save, show_plan
+from perf.report import CheckError, carry_out, progress, show_plan
 from perf.sides import Applied, apply_all
 from shardengine import Entry, run
 from shardengine.adaptors import FileStateMachine, MemoryStateMachine, RocksDBStateMachine, SQLiteStateMachine
@@ -116,27 +115,28 @@ async def _applied(place: InProcess, chunks: list[list[Entry]]) -> Done:
         return took, await place.digest()
 
 
-def run_peers(plan: Plan, *, parent: Path | None, output: Path | None, svg: Path | None) -> int:
-    """Measure, check, then print, and write `output` and `svg`. Returns the exit code."""
-    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
-        measurement = Measurement(Path(name), plan)
-        try:
-            measurement.measure()
-        except CheckError as error:
-            print(f"check failed: {error}", file=sys.stderr)
-            return 1
-    facts: dict[str, Any] = {
+def measured(directory: Path, plan: Plan) -> dict[str, Any]:
+    """All figures. Raises CheckError when an answer is wrong."""
+    measurement = Measurement(directory, plan)
+    measurement.measure()
+    return {
         "machine": {**machine(), "rocksdict": version("rocksdict"), "sqlite": SQLITE_VERSION},
         "plan": msgspec.to_builtins(plan),
         "durability": "process",
         "peers": measurement.facts(),
         "digest": measurement.digest.hex(),
     }
-    show(facts)
-    save(facts, output)
-    if svg is not None:
-        svg.write_text(drawn(facts))
-    return 0
+
+
+def run_peers(plan: Plan, *, parent: Path | None, output: Path | None, svg: Path | None) -> int:
+    """Measure, check, then print, and write `output` and `svg`. Returns the exit code."""
+
+    def show_and_draw(facts: dict[str, Any]) -> None:
+        show(facts)
+        if svg is not None:
+            svg.write_text(drawn(facts))
+
+    return carry_out(partial(measured, plan=plan), show_and_draw, parent=parent, output=output)
 
 
 _ROW = "{:<22}{:<16}{:>12}{:>12}"
@@ -160,7 +160,7 @@ def drawn(facts: dict[str, Any]) -> str:
     """The same as a bar chart."""
     plan, where = facts["plan"], facts["machine"]
     rows = [
-        (row["side"], row["entries_per_second"], f"{row['entries_per_second']:,.0f}", _GROUPS.index(row["group"]))
+        Bar(row["side"], row["entries_per_second"], f"{row['entries_per_second']:,.0f}", _GROUPS.index(row["group"]))
         for row in facts["peers"]
     ]
     note = f"chunks of {plan['chunk']:,}, median of {plan['rounds']} rounds, {where['cores']} cores, {where['cpu']}"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from perf.facts import machine
-from perf.report import CheckError, save
+from perf.report import CheckError, carry_out, show_machine
 from shardengine import Engine, EngineConfig, Entry, Put, encode, run
 from shardengine.shards.placement import shard_of, slot_of
 
@@ -167,33 +167,35 @@ def busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
+def measured(directory: Path, *, shards: int, value_bytes: int, rounds: int, busy_processes: int) -> dict[str, Any]:
+    """With and without polling, on the machine as it is and beside busy processes. Raises CheckError when what was
+    acknowledged is not there."""
+    rows: list[dict[str, Any]] = []
+    for number in sorted({0, busy_processes}):
+        what = f"beside {number} busy processes" if number else "as it is"
+        with busy(number):
+            found = run(measure(directory / str(number), shards, value_bytes, rounds, SPINS))
+        rows += ({"machine": what, "spin_us": spin, **row.facts()} for spin, row in zip(SPINS, found, strict=True))
+    return {"machine": machine(), "shards": shards, "value_bytes": value_bytes, "rounds": rounds, "latency": rows}
+
+
 def run_latency(
     *, shards: int, value_bytes: int, rounds: int, busy_processes: int, parent: Path | None, output: Path | None
 ) -> int:
-    """Measure with and without polling, on the machine as it is and beside busy processes; check, print, and write
-    `output`. Returns the exit code."""
-    tables: dict[str, list[Latency]] = {}
-    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
-        for number in (0, busy_processes):
-            what = f"beside {number} busy processes" if number else "as it is"
-            try:
-                with busy(number):
-                    work = measure(Path(name) / str(number), shards, value_bytes, rounds, SPINS)
-                    tables[what] = run(work)
-            except CheckError as error:
-                print(f"check failed: {error}", file=sys.stderr)
-                return 1
-    print(", ".join(f"{name} {value}" for name, value in machine().items()))
-    print(f"single chunks of {value_bytes}-byte values, {shards} shards, median of {rounds * BLOCK} round trips, us\n")
-    print(f"{'machine':<26}{'spin_us':>8}{'pipe':>8}{'one shard':>11}{'two shards':>12}")
-    for what, found in tables.items():
-        for spin_us, row in zip(SPINS, found, strict=True):
-            print(f"{what:<26}{spin_us:>8}{row.pipe_us:>8.1f}{row.one_shard_us:>11.1f}{row.two_shards_us:>12.1f}")
-    rows = [
-        {"machine": what, "spin_us": spin_us, **row.facts()}
-        for what, found in tables.items()
-        for spin_us, row in zip(SPINS, found, strict=True)
-    ]
+    """Measure, check, print, and write `output`. Returns the exit code."""
+    work = partial(measured, shards=shards, value_bytes=value_bytes, rounds=rounds, busy_processes=busy_processes)
+    return carry_out(work, show, parent=parent, output=output)
+
+
+_ROW = "{:<26}{:>8}{:>8}{:>11}{:>12}"
+
+
+def show(facts: dict[str, Any]) -> None:
+    show_machine(facts)
+    told = f"{facts['value_bytes']}-byte values, {facts['shards']} shards, median of {facts['rounds'] * BLOCK}"
+    print(f"single chunks of {told} round trips, us\n")
+    print(_ROW.format("machine", "spin_us", "pipe", "one shard", "two shards"))
+    for row in facts["latency"]:
+        times = (f"{row[name]:.1f}" for name in ("pipe_us", "one_shard_us", "two_shards_us"))
+        print(_ROW.format(row["machine"], row["spin_us"], *times))
     print("\nchecked: the last entry and its value are there")
-    save({"machine": machine(), "shards": shards, "value_bytes": value_bytes, "latency": rows}, output)
-    return 0

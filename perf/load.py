@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import msgspec
 import xxhash
@@ -14,6 +15,12 @@ KEY_BYTES = 16
 _POOL_BYTES = 1 << 20
 
 Pair = tuple[bytes, bytes]
+
+
+class Source(Protocol):
+    """Where records come from, in every process the same."""
+
+    def chunks(self) -> Iterator[list[Pair]]: ...
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -46,8 +53,18 @@ def entries_of(chunks: Iterable[list[Pair]], first: int = 1) -> Iterator[list[En
 
 
 def digest_of(records: dict[bytes, bytes]) -> bytes:
-    """The engine's digest from its formula: sum of xxh3_128(u32le(len key) | key | u64le(0) | value) mod 2^128."""
+    """The engine's digest from its formula: `digest_sum` mod 2^128."""
+    return whole(digest_sum(records.items()))
+
+
+def digest_sum(records: Iterable[Pair]) -> int:
+    """What parts of a state add up to: xxh3_128(u32le(len key) | key | u64le(0) | value) of each record."""
     total = 0
-    for key, value in records.items():
+    for key, value in records:
         total += xxhash.xxh3_128_intdigest(len(key).to_bytes(4, "little") + key + bytes(8) + value)
+    return total
+
+
+def whole(total: int) -> bytes:
+    """The digest of a state whose parts add up to that."""
     return (total % (1 << 128)).to_bytes(16, "big")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import sys
-import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,7 +12,7 @@ import msgspec
 
 from perf.facts import machine
 from perf.places import over_a_dict, over_lmdb
-from perf.report import CheckError, progress, save, show_plan
+from perf.report import CheckError, carry_out, progress, show_plan
 from perf.sides import feed, timed
 from perf.workloads import Workload, workloads
 from shardengine import Engine, run
@@ -87,24 +86,21 @@ def _facts(workload: Workload, seconds: dict[str, list[float]], digest: bytes) -
     }
 
 
-def run_machines(plan: Plan, *, parent: Path | None, output: Path | None) -> int:
-    """Measure, check, then print, and write `output`. Returns the exit code."""
-    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
-        measurement = Measurement(Path(name), plan)
-        try:
-            run(measurement.measure())
-        except CheckError as error:
-            print(f"check failed: {error}", file=sys.stderr)
-            return 1
-    facts: dict[str, Any] = {
+def measured(directory: Path, plan: Plan) -> dict[str, Any]:
+    """All figures. Raises CheckError when an answer is wrong."""
+    measurement = Measurement(directory, plan)
+    run(measurement.measure())
+    return {
         "machine": machine(),
         "plan": msgspec.to_builtins(plan),
         "durability": "process",
         "machines": measurement.found,
     }
-    show(facts)
-    save(facts, output)
-    return 0
+
+
+def run_machines(plan: Plan, *, parent: Path | None, output: Path | None) -> int:
+    """Measure, check, then print, and write `output`. Returns the exit code."""
+    return carry_out(partial(measured, plan=plan), show, parent=parent, output=output)
 
 
 _ROW = "{:<13}{:>14}{:>10}{:>10}{:>10}{:>11}   {}"

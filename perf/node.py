@@ -4,9 +4,8 @@ same puts."""
 from __future__ import annotations
 
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
+from functools import partial
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -19,7 +18,7 @@ from perf.disks import SQLITE_VERSION, over_a_file, over_sqlite
 from perf.facts import machine
 from perf.load import KEY_BYTES, Load
 from perf.proposing import over_a_node, over_an_engine, puts_of
-from perf.report import CheckError, progress, save, show_machine
+from perf.report import carry_out, progress, show_machine
 from shardengine import run
 from shardengine.engine.storage.files import filesystem_of
 
@@ -138,27 +137,23 @@ class Measurement:
         }
 
 
-def run_node(plan: Plan, *, parent: Path | None, output: Path | None) -> int:
-    """Measure, check, then print, and write `output`. Returns the exit code."""
-    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
-        measurement = Measurement(Path(name), plan)
-        try:
-            run(measurement.measure())
-        except CheckError as error:
-            print(f"check failed: {error}", file=sys.stderr)
-            return 1
-        filesystem = filesystem_of(Path(name).resolve())
-    facts = {
+def measured(directory: Path, plan: Plan) -> dict[str, Any]:
+    """All figures. Raises CheckError when an answer is wrong."""
+    measurement = Measurement(directory, plan)
+    run(measurement.measure())
+    return {
         "machine": machine(),
-        "filesystem": filesystem,
+        "filesystem": filesystem_of(directory.resolve()),
         "sqlite": SQLITE_VERSION,
         "plan": msgspec.to_builtins(plan),
         "durability": "process",
         **measurement.facts(),
     }
-    show(facts)
-    save(facts, output)
-    return 0
+
+
+def run_node(plan: Plan, *, parent: Path | None, output: Path | None) -> int:
+    """Measure, check, then print, and write `output`. Returns the exit code."""
+    return carry_out(partial(measured, plan=plan), show, parent=parent, output=output)
 
 
 _ROW = "{:<9}{:<19}{:>12}{:>10}{:>10}{:>11}{:>9}{:>9}{:>12}{:>9}{:>10}"

@@ -8,13 +8,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import msgspec
 
-from perf.load import Load, Pair
+from perf.load import Pair, Source, digest_sum, whole
 from shardengine.shards.placement import shard_of, slot_of
 
 FLAGS: dict[str, Any] = {"writemap": True, "sync": False, "meminit": False, "lib_version": 0}
@@ -23,36 +24,60 @@ START_S = 600.0  # how long processes may take to make themselves ready
 
 
 class Written(msgspec.Struct, frozen=True):
-    """One process's work. Times are of the machine's monotonic clock, seconds."""
+    """One process's work. Times are of the machine's monotonic clock, seconds. `total` is its part of a digest."""
 
     began: float
     ended: float
     cpu: float
     records: int
+    total: int = 0
 
 
-def single(directory: Path, load: Load) -> tuple[float, int]:
-    """One process, pairs as they come, sorted within the time. Returns seconds and records."""
-    return _write_all(directory, load, writers=1, presorted=False)
+class Raced(msgspec.Struct, frozen=True):
+    """What processes did together: the seconds from the first one's start to the last one's end, and their CPU time;
+    the records that they hold, and the digest of those."""
+
+    seconds: float
+    cpu: float
+    records: int
+    digest: bytes
 
 
-def limit(directory: Path, load: Load, shards: int) -> tuple[float, int]:
-    """As many processes as shards, pairs split and sorted beforehand. Returns seconds and records."""
-    return _write_all(directory, load, writers=shards, presorted=True)
+class How(msgspec.Struct, frozen=True):
+    """So many chunks come before the clock starts; whether every commit waits for the disk; and the core of each
+    process, in turn, if they are bound to any."""
+
+    warm: int = 0
+    sync: bool = False
+    cores: list[int] = []
+
+
+USUAL = How()
+
+
+def single(directory: Path, source: Source, how: How = USUAL) -> Raced:
+    """One process, pairs as they come, sorted within the time."""
+    return _write_all(directory, source, 1, how, presorted=False)
+
+
+def limit(directory: Path, source: Source, shards: int, how: How = USUAL) -> Raced:
+    """As many processes as shards, pairs split and sorted beforehand."""
+    return _write_all(directory, source, shards, how, presorted=True)
 
 
 def copy(sources: Sequence[Path], targets: Sequence[Path]) -> tuple[float, int]:
     """A process for each environment of `sources`: `copyfd(compact=True)` into its file of `targets`, and fsync.
     Returns seconds and records."""
-    return _race(_copy, list(zip(sources, targets, strict=True)))
+    raced = _race(_copy, list(zip(sources, targets, strict=True)))
+    return raced.seconds, raced.records
 
 
-def _write_all(directory: Path, load: Load, writers: int, presorted: bool) -> tuple[float, int]:
+def _write_all(directory: Path, source: Source, writers: int, how: How, *, presorted: bool) -> Raced:
     paths = [directory / f"writer-{writer}" for writer in range(writers)]
-    return _race(_write, [(path, load, writer, writers, presorted) for writer, path in enumerate(paths)])
+    return _race(_write, [(path, source, writer, writers, presorted, how) for writer, path in enumerate(paths)])
 
 
-def _race(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> tuple[float, int]:
+def _race(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> Raced:
     """A process for each of `arguments`; all start together, and the time ends with the last."""
     context = multiprocessing.get_context("spawn")
     ends: list[Connection[Any, Any]] = []
@@ -76,8 +101,12 @@ def _race(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> tu
             process.close()
         for end in ends:
             end.close()
-    seconds = max(one.ended for one in written) - min(one.began for one in written)
-    return seconds, sum(one.records for one in written)
+    return Raced(
+        max(one.ended for one in written) - min(one.began for one in written),
+        sum(one.cpu for one in written),
+        sum(one.records for one in written),
+        whole(sum(one.total for one in written)),
+    )
 
 
 def _wait_for_the_start(host: Connection[Any, Any]) -> None:
@@ -86,28 +115,43 @@ def _wait_for_the_start(host: Connection[Any, Any]) -> None:
     host.recv()
 
 
-def _share(load: Load, writer: int, writers: int, presorted: bool) -> list[list[Pair]]:
+_by_key = itemgetter(0)
+"""To sort by: of two pairs with one key the later one stays behind, and is what is left in the end."""
+
+
+def _share(source: Source, writer: int, writers: int, presorted: bool) -> list[list[Pair]]:
     """What one writer puts, chunk by chunk."""
     chunks = []
-    for pairs in load.chunks():
+    for pairs in source.chunks():
         mine = pairs if writers == 1 else [pair for pair in pairs if shard_of(slot_of(pair[0]), writers) == writer]
-        chunks.append(sorted(mine) if presorted else mine)
+        chunks.append(sorted(mine, key=_by_key) if presorted else mine)
     return chunks
 
 
-def _write(path: Path, load: Load, writer: int, writers: int, presorted: bool, host: Connection[Any, Any]) -> None:
+def _write(
+    path: Path, source: Source, writer: int, writers: int, presorted: bool, how: How, host: Connection[Any, Any]
+) -> None:
     """A writer process: everything made beforehand, one transaction a chunk."""
-    chunks = _share(load, writer, writers, presorted)
-    with lmdb.open(str(path), map_size=MAP_BYTES, **FLAGS) as env:
+    chunks = _share(source, writer, writers, presorted)
+    if how.cores:
+        os.sched_setaffinity(0, {how.cores[writer % len(how.cores)]})
+    with lmdb.open(str(path), map_size=MAP_BYTES, **{**FLAGS, "sync": how.sync}) as env:
         gc.collect()
         gc.disable()
+        _put_all(env, chunks[: how.warm], presorted)
         _wait_for_the_start(host)
         began, cpu = time.monotonic(), time.process_time()
-        for chunk in chunks:
-            with env.begin(write=True) as txn, txn.cursor() as cursor:
-                cursor.putmulti(chunk if presorted else sorted(chunk))
+        _put_all(env, chunks[how.warm :], presorted)
         ended, cpu = time.monotonic(), time.process_time() - cpu
-        host.send(Written(began, ended, cpu, int(env.stat()["entries"])))
+        with env.begin() as txn, txn.cursor() as cursor:
+            total = digest_sum(cursor)
+        host.send(Written(began, ended, cpu, int(env.stat()["entries"]), total))
+
+
+def _put_all(env: lmdb.Environment, chunks: Sequence[list[Pair]], presorted: bool) -> None:
+    for chunk in chunks:
+        with env.begin(write=True) as txn, txn.cursor() as cursor:
+            cursor.putmulti(chunk if presorted else sorted(chunk, key=_by_key))
 
 
 def _copy(source: Path, target: Path, host: Connection[Any, Any]) -> None:

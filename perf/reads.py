@@ -3,8 +3,6 @@ py-lmdb's `txn.get` on the same environments."""
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -18,7 +16,7 @@ from perf.elsewhere import elsewhere
 from perf.facts import machine
 from perf.gets import Gets, Timer, check, each, in_a_thread, in_threads
 from perf.load import KEY_BYTES, Load
-from perf.report import CheckError, progress, save, show_machine
+from perf.report import carry_out, progress, show_machine
 from shardengine import Engine, Put, SyncEngine
 from shardengine.node import SyncNode
 
@@ -129,18 +127,15 @@ def _in_turn(timer: Timer, bare: Timer, rounds: int) -> tuple[list[float], list[
     return found[timer], found[bare]
 
 
+def measured(directory: Path, plan: Plan) -> dict[str, Any]:
+    """All figures. Raises CheckError when an answer is wrong."""
+    rows = [timed.facts() for timed in measure(directory, plan)]
+    return {"machine": machine(), "plan": msgspec.to_builtins(plan), "durability": "process", "reads": rows}
+
+
 def run_reads(plan: Plan, *, parent: Path | None, output: Path | None) -> int:
     """Measure, check, then print, and write `output`. Returns the exit code."""
-    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
-        try:
-            rows = [timed.facts() for timed in measure(Path(name), plan)]
-        except CheckError as error:
-            print(f"check failed: {error}", file=sys.stderr)
-            return 1
-    facts = {"machine": machine(), "plan": msgspec.to_builtins(plan), "durability": "process", "reads": rows}
-    show(facts)
-    save(facts, output)
-    return 0
+    return carry_out(partial(measured, plan=plan), show, parent=parent, output=output)
 
 
 _ROW = "{:<8}{:<26}{:>8}{:>12}{:>14}{:>12}"

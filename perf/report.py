@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ class CheckError(Exception):
 
 
 def show_machine(facts: dict[str, Any]) -> None:
-    print(", ".join(f"{name} {value}" for name, value in facts["machine"].items()))
+    show_facts(facts["machine"])
+
+
+def show_facts(facts: dict[str, Any]) -> None:
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
 
 
 def show_plan(facts: dict[str, Any], what: str) -> None:
@@ -49,6 +54,25 @@ def progress(text: str) -> None:
     """What is going on, for somebody who waits."""
     if sys.stderr.isatty():
         print(f"\r{text:<60}", end="" if text else "\r", file=sys.stderr, flush=True)
+
+
+def carry_out(
+    measured: Callable[[Path], dict[str, Any]],
+    show: Callable[[dict[str, Any]], None],
+    *,
+    parent: Path | None,
+    output: Path | None,
+) -> int:
+    """Measure in a new directory, check, then print, and write `output`. Returns the exit code."""
+    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
+        try:
+            facts = measured(Path(name))
+        except CheckError as error:
+            print(f"check failed: {error}", file=sys.stderr)
+            return 1
+    show(facts)
+    save(facts, output)
+    return 0
 
 
 def setting(load: Load, shards: int, window: int) -> dict[str, Any]:

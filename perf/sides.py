@@ -6,7 +6,8 @@ import asyncio
 import gc
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,24 @@ async def feed(db: Engine, chunks: Iterable[list[Entry]], window: int) -> None:
         await flying.popleft()
 
 
-async def timed(db: Engine, chunks: list[list[Entry]], window: int) -> Spent:
+Stretch = Callable[[Sequence[int]], AbstractContextManager[None]]
+"""What is around what is timed: it is given the pids of the workers."""
+
+
+def nothing(pids: Sequence[int]) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+async def timed(db: Engine, chunks: list[list[Entry]], window: int, stretch: Stretch = nothing) -> Spent:
     """Apply entries that are all made beforehand."""
     pids = [worker["pid"] for worker in db.stats()["workers"]]
     gc.collect()
     gc.freeze()  # the load is the caller's: the collector need not walk it on the engine's time
     try:
-        workers, cpu, began = sum(map(cpu_seconds, pids)), time.process_time(), time.monotonic()
-        await feed(db, chunks, window)
-        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+        with stretch(pids):
+            workers, cpu, began = sum(map(cpu_seconds, pids)), time.process_time(), time.monotonic()
+            await feed(db, chunks, window)
+            seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         return Spent(seconds, cpu, sum(map(cpu_seconds, pids)) - workers)
     finally:
         gc.unfreeze()

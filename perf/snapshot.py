@@ -7,10 +7,9 @@ import gc
 import logging
 import random
 import shutil
-import sys
-import tempfile
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -20,7 +19,7 @@ import msgspec
 
 from perf import peers
 from perf.load import Load
-from perf.report import CheckError, save, setting, show_heading, show_table
+from perf.report import CheckError, carry_out, setting, show_heading, show_table
 from perf.sized import STREAMS, WAIT_S, Sized, pauses
 from shardengine import Engine, LogId, run
 from shardengine.engine.storage.generations import Directory
@@ -208,27 +207,20 @@ class Measurement:
         }
 
 
+def measured(directory: Path, load: Load, *, shards: int, into: int, rounds: int, window: int) -> dict[str, Any]:
+    """All figures. `load` is the smallest. Raises CheckError when an answer is wrong."""
+    logging.getLogger("shardengine").setLevel(logging.ERROR)  # every restore here brings another lineage along
+    measurement = Measurement(directory, load, shards, into, window)
+    run(measurement.measure(rounds))
+    return {**setting(load, shards, window), "rounds": rounds, "snapshot": measurement.facts()}
+
+
 def run_snapshot(
     load: Load, *, shards: int, into: int, rounds: int, window: int, parent: Path | None, output: Path | None
 ) -> int:
-    """Measure, check, then print, and write `output`. `load` is the smallest. Returns the exit code."""
-    logging.getLogger("shardengine").setLevel(logging.ERROR)  # every restore here brings another lineage along
-    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
-        measurement = Measurement(Path(name), load, shards, into, window)
-        try:
-            run(measurement.measure(rounds))
-        except CheckError as error:
-            print(f"check failed: {error}", file=sys.stderr)
-            return 1
-        found = measurement.facts()
-    facts: dict[str, Any] = {
-        **setting(load, shards, window),
-        "rounds": rounds,
-        "snapshot": found,
-    }
-    show(facts)
-    save(facts, output)
-    return 0
+    """Measure, check, then print, and write `output`. Returns the exit code."""
+    work = partial(measured, load=load, shards=shards, into=into, rounds=rounds, window=window)
+    return carry_out(work, show, parent=parent, output=output)
 
 
 def show(facts: dict[str, Any]) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,7 +13,7 @@ from unittest.mock import patch
 import msgspec
 
 from perf.facts import machine
-from perf.report import CheckError, progress, save, show_plan
+from perf.report import CheckError, carry_out, progress, show_plan
 from perf.sides import Spent, feed, timed
 from perf.transfers import OPENED_WITH, Accounts
 from perf.zipf import Zipf
@@ -157,25 +156,22 @@ class Measurement:
         return found
 
 
-def run_transactions(plan: Plan, *, parent: Path | None, output: Path | None) -> int:
-    """Measure, check, then print, and write `output`. Returns the exit code."""
-    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
-        try:
-            measurement = Measurement(Path(name), plan)
-            run(measurement.measure())
-        except CheckError as error:
-            print(f"check failed: {error}", file=sys.stderr)
-            return 1
-    facts: dict[str, Any] = {
+def measured(directory: Path, plan: Plan) -> dict[str, Any]:
+    """All figures. Raises CheckError when an answer is wrong."""
+    measurement = Measurement(directory, plan)
+    run(measurement.measure())
+    return {
         "machine": machine(),
         "plan": msgspec.to_builtins(plan),
         "durability": "process",
         "transactions": measurement.facts(),
         "digest": measurement.digest.hex(),
     }
-    show(facts)
-    save(facts, output)
-    return 0
+
+
+def run_transactions(plan: Plan, *, parent: Path | None, output: Path | None) -> int:
+    """Measure, check, then print, and write `output`. Returns the exit code."""
+    return carry_out(partial(measured, plan=plan), show, parent=parent, output=output)
 
 
 _ROW = "{:<14}{:>9}{:>8}{:>12}{:>8}{:>17}{:>13}{:>17}{:>17}"

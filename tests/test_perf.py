@@ -19,8 +19,9 @@ import pytest
 
 from perf import bare, besides, disks, machines, places, proposing, transactions
 from perf import node as perf_node
+from perf.__main__ import _COMMANDS as COMMANDS
 from perf.__main__ import main, parser
-from perf.bars import bars
+from perf.bars import Bar, bars
 from perf.calls import Amount, closed_loop, one_by_one, percentile
 from perf.report import CheckError
 from perf.transfers import OPENED_WITH, Accounts
@@ -245,7 +246,7 @@ def test_only_peers_needs_rocksdict_and_says_so(
 
 def test_a_chart_holds_whatever_text_it_is_given() -> None:
     names = ['a < b & "c"', "</text><script>"]
-    drawn = bars(names[0], names[1], names, [(name, number, name, number) for number, name in enumerate(names)])
+    drawn = bars(names[0], names[1], names, [Bar(name, number, name, number) for number, name in enumerate(names)])
     texts = [text.text for text in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
     assert texts == [*names, *names, names[0], names[0], names[1], names[1]]
     assert "prefers-color-scheme: dark" in drawn and "http" not in drawn.replace("http://www.w3.org/2000/svg", "")
@@ -363,9 +364,6 @@ def test_a_store_that_lacks_a_record_gives_no_figures(
     over = bare.BARE["SQLite"]
     monkeypatch.setitem(bare.BARE, "SQLite", lambda path, chunks: over(path, chunks[1:]))
     assert "check failed: SQLite: digest " in refused(PEERS, tmp_path, capsys)
-
-
-COMMANDS = ["apply", "latency", "memory", "snapshot", "transactions", "machines", "node", "peers", "reads"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

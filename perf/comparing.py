@@ -1,0 +1,142 @@
+"""`python -m perf compare A.json B.json`: what changed beyond the noise between two documents, or two reports."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from perf.documents import Document, DocumentError, parts_of, sampled, subject
+from perf.noise import BEYOND, differ, tells
+from perf.rows import Row
+from perf.svg import told
+from perf.telling import heading
+
+EXAMPLES = """examples:
+  python -m perf compare before.json after.json
+  python -m perf compare before/report.json after/report.json --fail-on-slower 10
+
+Each figure with the values of single rounds is compared: the ratio of the medians, and whether a rank test puts the
+difference beyond the noise (5 %). Four rounds each are the fewest that can tell.
+
+Exit code 0, whatever changed; 1 with --fail-on-slower, when a figure is slower by more, and beyond the noise; 2: a file
+holds no figures.
+"""
+_MACHINE = ("cores", "cpu", "puts")
+"""Facts without which figures cannot be compared at all."""
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One figure in both. faster: so many times as fast as before, whether it is a rate or a time."""
+
+    part: str
+    of: str
+    figure: str
+    before: float
+    after: float
+    faster: float
+    verdict: str
+
+
+def changes(before: Mapping[str, Document], after: Mapping[str, Document]) -> Iterator[Change]:
+    """Of all figures that are in both, with single rounds."""
+    for part, document in before.items():
+        found = {subject(row): row for row in after.get(part, {}).get("rows", [])}
+        for row in document["rows"]:
+            if (other := found.get(subject(row))) is not None:
+                yield from _changes(part, row, other)
+
+
+def _changes(part: str, row: Row, other: Row) -> Iterator[Change]:
+    later = sampled(other)
+    for figure, values in sampled(row).items():
+        if figure not in later:
+            continue
+        before, after = median(values), median(later[figure])
+        if before <= 0 or after <= 0:
+            continue
+        faster = after / before if figure.endswith("_per_s") else before / after
+        verdict = "too few rounds"
+        if tells(values, later[figure]):
+            verdict = "noise" if not differ(values, later[figure]) else "faster" if faster > 1 else "slower"
+        yield Change(part, _named(row), figure, before, after, faster, verdict)
+
+
+def _named(row: Row) -> str:
+    return ", ".join(f"{key} {value}" for key, value in row.items() if (key, value) in subject(row))
+
+
+def unmatched(before: Mapping[str, Document], after: Mapping[str, Document]) -> Iterator[str]:
+    """What one of the two says nothing about."""
+    for where, some, others in (("the first", before, after), ("the second", after, before)):
+        for part, document in some.items():
+            known = {subject(row) for row in others.get(part, {}).get("rows", [])}
+            count = sum(subject(row) not in known for row in document["rows"])
+            if count:
+                yield f"only in {where}: {count} of {len(document['rows'])} rows of {part}"
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """The first line: whether machines and implementations are the same."""
+    same = {*before, *after} - {"date", "load_average"}
+    differing = [
+        f"{name} {before.get(name)} / {after.get(name)}" for name in sorted(same) if _differs(name, before, after)
+    ]
+    loud = any(_differs(name, before, after) for name in _MACHINE)
+    if loud:
+        return f"DIFFERENT machines or implementations: {'; '.join(differing)}"
+    return f"same machine, other versions: {'; '.join(differing)}" if differing else "same machine, same versions"
+
+
+def _differs(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    return bool(before.get(name) != after.get(name))
+
+
+def add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("before", type=Path, help="what a command, or `report`, wrote")
+    command.add_argument("after", type=Path, help="the same, later or elsewhere")
+    command.add_argument(
+        "--fail-on-slower", type=float, metavar="PERCENT", help="exit 1 when a figure is slower by more"
+    )
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Read, compare and print. Returns the exit code."""
+    try:
+        (before, first), (after, second) = parts_of(args.before), parts_of(args.after)
+    except DocumentError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{differences(before['facts'], after['facts'])}\n")
+    found = list(changes(first, second))
+    show(found)
+    for line in unmatched(first, second):
+        print(line)
+    return 1 if args.fail_on_slower is not None and any(_fails(one, args.fail_on_slower) for one in found) else 0
+
+
+def _fails(change: Change, percent: float) -> bool:
+    return change.verdict == "slower" and change.faster < 1 - percent / 100
+
+
+_ROW = "{:<12}{:>12}{:>12}{:>9}  {:<16}{}"
+
+
+def show(found: list[Change]) -> None:
+    """The longest column comes last."""
+    print(_ROW.format("part", "before", "after", "faster", "", "figure"))
+    for one in found:
+        figures = told(one.before), told(one.after), f"{one.faster:.2f} x"
+        print(_ROW.format(one.part, *figures, one.verdict, f"{heading(one.figure)}: {one.of}"))
+    counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in ("faster", "slower")}
+    chance = len(found) * BEYOND
+    print(
+        f"\n{len(found)} figures: {counts['faster']} faster and {counts['slower']} slower beyond the noise; about",
+        end=" ",
+    )
+    print(f"{told(chance)} would seem so by chance")

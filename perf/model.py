@@ -1,0 +1,168 @@
+"""A small model of the engine: from what its stages cost on one host, what so many shards do on so many cores.
+
+All times are of a group of entries, in ns; G is how many entries it has, N the shards, C the cores:
+
+    coordinator = G a + b + c N                      a: an entry's; b, c: a group's, and what each shard adds to it
+    worker      = G s w + k + f + h                  s: the largest share of a group that a shard gets, a mean; w: an
+                                                     entry's; k: a group's; f: its wait for the disk; h: the handover
+    cores       = (G a + b + c N + G w + k N) / C + h (C - 1) / C      where there are fewer cores than processes
+    memory      = G m / bandwidth                    m: bytes that an entry moves, if a bandwidth is given
+    handover h  = G d + (b + c N) p + 2 wakes        d: what is done to an entry while its shard waits
+
+    entries a second = G / the longest of these, which is the bottleneck
+
+One shard is a regime of its own: a group is sent when the one before it is done, so its worker waits while parts are
+written (d) and for all that the coordinator does to a group (p = 1). With more, the next group is there already; what
+is waited for is the decision (d: its checksums, and the coordinator's own commands) and half of what a group costs the
+coordinator (p = 1/2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from perf.clocks import ELSEWHERE
+from perf.load import KEY_BYTES
+
+ASSUMPTIONS = (
+    "enough chunks are in flight, so that the coordinator finds one whenever it is free",
+    "all cores are alike, none is shared with others, and a stage takes as long on a busy host as it did when counted",
+    "with two shards or more, a stage costs an entry the same however many they are, and groups stay as large",
+    "memory and disk are no limit, unless --memory-gb-s is given, or stages were counted with --durability power",
+)
+_PASSES = 8
+"""How often an entry's bytes cross memory: log, ring and page, read and written, and a page copied for it."""
+_OF_ENTRY = ("normal form", "split", "ring", "run", "decide")
+_OF_GROUP = ("send", "receive", "protocol", "publish", ELSEWHERE)
+_OF_COMMIT = ("commit", "answer")
+"""Polling is no work: it gives its core to whoever wants it, and ends where a wait ends."""
+_OF_PART = ("decode", "run", "sort", "put", "free", ELSEWHERE)
+
+
+class StagesError(Exception):
+    """The stages are not those that the model needs."""
+
+
+class Regime(msgspec.Struct, frozen=True):
+    """What an engine costs; names as in the formulas above."""
+
+    entries_per_group: float
+    a: float
+    b: float
+    c: float
+    d: float
+    p: float
+    w: float
+    k: float
+    f: float
+
+
+class Costs(msgspec.Struct, frozen=True):
+    """Of one host, under one load: with one shard, and with several."""
+
+    alone: Regime
+    together: Regime
+    wake_ns: float
+    value_bytes: int
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """What the model says; `limits` are the entries a second that each resource allows."""
+
+    cores: int
+    shards: int
+    entries_per_s: float
+    bottleneck: str
+    limits: dict[str, float]
+
+
+def predict(
+    costs: Costs, share: Callable[[int], float], cores: int, shards: int, memory_gb_s: float | None = None
+) -> Prediction:
+    """So many shards on so many cores. `share` tells what one of so many shards gets of a group at most."""
+    of = costs.alone if shards == 1 else costs.together
+    size, group = of.entries_per_group, of.b + of.c * shards
+    handover = size * of.d + group * of.p + 2 * costs.wake_ns
+    coordinator = size * of.a + group
+    own = size * share(shards) * of.w + of.k
+    times = {"coordinator": coordinator, "disk" if of.f > own + handover else "worker": own + of.f + handover}
+    if cores < shards + 1:
+        work = coordinator + size * of.w + of.k * shards
+        times["cores"] = work / cores + handover * (cores - 1) / cores
+    if memory_gb_s is not None:
+        times["memory"] = size * _PASSES * (KEY_BYTES + costs.value_bytes) / memory_gb_s
+    limits = {name: size / time * 1e9 for name, time in times.items()}
+    bottleneck = min(limits, key=lambda name: limits[name])
+    return Prediction(cores, shards, limits[bottleneck], bottleneck, limits)
+
+
+def best(predictions: Iterable[Prediction], within: float = 0.03) -> Prediction:
+    """Of some for the same cores, the fewest shards that come so near to the fastest."""
+    found = sorted(predictions, key=lambda one: one.shards)
+    fastest = max(one.entries_per_s for one in found)
+    return next(one for one in found if one.entries_per_s >= (1 - within) * fastest)
+
+
+# ---- from stages -----------------------------------------------------------------------------------------------------
+
+_Row = Mapping[str, Any]
+
+
+def costs_of(rows: Sequence[_Row]) -> Costs:
+    """From the rows that `stages` writes, of one load. Raises StagesError unless they are of 1 shard, of 2, and of
+    more."""
+    counts = sorted({row["shards"] for row in rows})
+    if counts[:2] != [1, 2] or len(counts) < 3:
+        raise StagesError(f"these stages are of {counts} shards: the model needs 1, 2 and more, such as --shards 1,2,4")
+    found = {count: _Found([row for row in rows if row["shards"] == count]) for count in counts}
+    one, two, more = found[1], found[2], found[counts[-1]]
+    c = max(0.0, (more.group_ns - two.group_ns) / (counts[-1] - 2))
+    return Costs(
+        alone=one.regime(b=one.group_ns, c=0.0, d=one.coordinator("ring"), p=1.0),
+        together=two.regime(b=max(0.0, two.group_ns - 2 * c), c=c, d=two.coordinator("decide", "run"), p=0.5),
+        wake_ns=two.engine["wake_ns"],
+        value_bytes=two.engine["value_bytes"],
+    )
+
+
+class _Found:
+    """The rows of one shard count."""
+
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        self._rows = {(row["process"], row["stage"]): row for row in rows}
+        if len(self._rows) != len(rows):
+            raise StagesError("these stages are of several loads: the model needs those of one")
+        self.engine = self._rows["engine", "all"]
+        self._shards: int = self.engine["shards"]
+        self._size: float = self.engine["entries_per_group"]
+
+    def coordinator(self, *stages: str) -> float:
+        """CPU time of an entry."""
+        return float(sum(self._rows["coordinator", stage]["cpu_ns_per_entry"] for stage in stages))
+
+    def _workers(self, *stages: str) -> float:
+        """CPU time of an entry, of all workers together."""
+        return float(sum(self._rows["workers", stage]["cpu_ns_per_entry"] for stage in stages) * self._shards)
+
+    @property
+    def group_ns(self) -> float:
+        """What the coordinator does to a group, whatever its entries."""
+        return self.coordinator(*_OF_GROUP) * self._size
+
+    def regime(self, *, b: float, c: float, d: float, p: float) -> Regime:
+        synced = [self._rows["workers", "commit"], self._rows["coordinator", "decide"]]
+        waited = sum(row["wall_ns_per_entry"] - row["cpu_ns_per_entry"] for row in synced)
+        return Regime(
+            entries_per_group=self._size,
+            a=self.coordinator(*_OF_ENTRY),
+            b=b,
+            c=c,
+            d=d,
+            p=p,
+            w=self._workers(*_OF_PART),
+            k=self._workers(*_OF_COMMIT) * self._size / self._shards,
+            f=waited * self._size if self.engine["durability"] == "power" else 0.0,
+        )

@@ -1,0 +1,236 @@
+"""`python -m perf report`: everything worth knowing, as one page and the figures beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from perf import cells, latency, node, offered, predicting, reads, snapshot, stages, sweep
+from perf.documents import FORMAT, Document, DocumentError, document, from_older, parts_of
+from perf.facts import machine, memory_bytes
+from perf.load import Load
+from perf.page import render
+from perf.report import CheckError
+from perf.sections import SECTIONS
+from shardengine.engine.storage.files import filesystem_of
+
+EXAMPLES = """examples:
+  python -m perf report --quick
+  python -m perf report --out report --dir /var/tmp
+  python -m perf report --only throughput,offered --out report
+  python -m perf report --from report/report.json --plot throughput throughput.svg
+
+Writes report.html and report.json. The quick form takes a few minutes on two quiet cores; nothing else should run
+meanwhile. With --from nothing is measured: the page and the plots are drawn from what was.
+
+Exit code 1: an answer was wrong; there is no report then.
+"""
+_SEED = 1
+_STAGES = "stages.json"  # what the model of a report is made of
+
+
+class Size(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    shards: list[int]
+    entries: int
+    rounds: int
+    seconds: float
+    keys: int
+    gets: int
+    batches: int
+    proposals: int
+    snapshot_entries: int
+    check: bool
+
+
+def _shard_counts() -> list[int]:
+    """Powers of two up to twice the usable cores, and the counts next to those."""
+    cores = len(os.sched_getaffinity(0))
+    powers = [1 << power for power in range(8) if 1 << power <= 2 * cores]
+    return sorted({1, 2, 3, cores, *powers})
+
+
+def size_of(form: str) -> Size:
+    """How much a report of that form measures; `tiny` is for whether it runs at all."""
+    cores = len(os.sched_getaffinity(0))
+    if form == "tiny":
+        return Size([1, 2], 1_000, 1, 0.02, 500, 50, 2, 20, 500, False)
+    if form == "quick":
+        return Size(sorted({1, 2, 3, max(3, cores)}), 100_000, 4, 0.5, 50_000, 1_000, 50, 5_000, 10_000, False)
+    return Size(_shard_counts(), 400_000, 7, 3.0, 200_000, 2_000, 100, 100_000, 50_000, True)
+
+
+# ---- the parts -------------------------------------------------------------------------------------------------------
+
+
+def _axes(size: Size, shards: list[int]) -> cells.Plan:
+    return cells.Plan(
+        shards, [5_000], [4], [256], ["random"], ["put"], ["process"], ["none"], size.entries, size.rounds, _SEED
+    )
+
+
+def _throughput(directory: Path, size: Size) -> Document:
+    return sweep.measured(directory, _axes(size, size.shards))
+
+
+def _stages(directory: Path, size: Size) -> Document:
+    found = stages.measured(directory, _axes(size, list(predicting.COUNTED)))
+    (directory.parent / _STAGES).write_text(json.dumps(found))
+    return found
+
+
+def _model(directory: Path, size: Size) -> Document:
+    """From the stages of this report, if there are any."""
+    known, cores = directory.parent / _STAGES, len(os.sched_getaffinity(0))
+    asked = predicting.Asked([cores], size.shards, None, known if known.exists() else None, check=size.check)
+    return predicting.measured(directory, _axes(size, [1]), asked)
+
+
+def _offered(directory: Path, size: Size) -> Document:
+    plan = offered.Plan([10, 25, 50, 75, 90], size.seconds, size.keys, 256, 5_000, 2, 4, size.rounds, _SEED)
+    return document("offered", machine(), msgspec.to_builtins(plan), offered.measured(directory, plan))
+
+
+def _latency(directory: Path, size: Size) -> Document:
+    return from_older(latency.measured(directory, shards=2, value_bytes=256, rounds=5 * size.rounds, busy_processes=0))
+
+
+def _peers(directory: Path, size: Size) -> Document:
+    from perf import besides
+
+    plan = besides.Plan([2], size.entries // 2, 256, 5_000, 4, size.rounds, _SEED)
+    return from_older(besides.measured(directory, plan))
+
+
+def _snapshot(directory: Path, size: Size) -> Document:
+    load = Load(size.snapshot_entries, 256, 1_000, _SEED)
+    rounds = max(1, size.rounds // 2)
+    return from_older(snapshot.measured(directory, load, shards=2, into=3, rounds=rounds, window=4))
+
+
+def _reads(directory: Path, size: Size) -> Document:
+    plan = reads.Plan([1, 2], [1, 4], size.keys, 256, size.gets, size.batches, _SEED)
+    return from_older(reads.measured(directory, plan))
+
+
+def _node(directory: Path, size: Size) -> Document:
+    plan = node.Plan([1, 16, 256], size.proposals, size.seconds, 256, 2, size.rounds, _SEED)
+    return from_older(node.measured(directory, plan))
+
+
+PARTS: dict[str, Callable[[Path, Size], Document]] = {
+    "throughput": _throughput,
+    "offered": _offered,
+    "latency": _latency,
+    "peers": _peers,
+    "stages": _stages,
+    "model": _model,
+    "snapshot": _snapshot,
+    "reads": _reads,
+    "node": _node,
+}
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def add_report(command: argparse.ArgumentParser) -> None:
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--quick", action="store_const", const="quick", dest="form", help="few rounds, small states")
+    form.add_argument("--tiny", action="store_const", const="tiny", dest="form", help="does it run at all?")
+    command.add_argument("--only", type=_names, help="these parts, with commas in between (default: all)")
+    command.add_argument("--from", type=Path, dest="source", metavar="FILE", help="measure nothing: draw this report")
+    command.add_argument(
+        "--plot", nargs=2, metavar=("PART", "FILE"), action="append", default=[], help="also write its plot, as SVG"
+    )
+    command.add_argument("--out", type=Path, default=Path("perf-report"), help="folder (default: %(default)s)")
+    command.add_argument("--dir", type=Path, help="where the temporary data goes")
+    command.set_defaults(form="full")
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in PARTS:
+            raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(PARTS)}")
+    return names
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """Measure, check, write the page, the figures and the plots. Returns the exit code."""
+    try:
+        if args.source is not None:
+            report, _ = parts_of(args.source)
+        else:
+            report = measured(args.form, args.only or list(PARTS), args.dir)
+    except CheckError as error:
+        print(f"check failed: {error}", file=sys.stderr)
+        return 1
+    except DocumentError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return _write(report, args.out, args.plot)
+
+
+def measured(form: str, names: list[str], parent: Path | None) -> Document:
+    """A report of these parts. Raises CheckError when an answer is wrong."""
+    logging.getLogger("shardengine").setLevel(logging.ERROR)
+    parts: dict[str, Document] = {}
+    missing: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
+        facts, size = {**_facts(Path(name)), "form": form}, size_of(form)
+        for command in names:
+            _say(f"{command} …")
+            place, began = Path(name) / command, time.monotonic()
+            place.mkdir()
+            try:
+                parts[command] = PARTS[command](place, size)
+            except ModuleNotFoundError as error:
+                missing[command] = f"it needs {error.name}"
+            _say(f"{command}: {time.monotonic() - began:.0f} s")
+    return {"format": FORMAT, "command": "report", "facts": facts, "parts": parts, "missing": missing}
+
+
+def _facts(directory: Path) -> dict[str, Any]:
+    return {
+        **machine(),
+        "memory_bytes": memory_bytes(),
+        "filesystem": filesystem_of(directory.resolve()),
+        "load_average": os.getloadavg()[0],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _write(report: Document, folder: Path, plots: list[tuple[str, str]]) -> int:
+    if "parts" not in report:
+        print(f"this is no report, but what `python -m perf {report['command']}` found", file=sys.stderr)
+        return 2
+    absent = [name for name, _ in plots if name not in report["parts"]]
+    if absent:
+        print(f"no plot of {', '.join(absent)}: the report has {', '.join(report['parts'])}", file=sys.stderr)
+        return 2
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    for name, file in plots:
+        Path(file).write_text(SECTIONS[name].drawn(report["parts"][name]))
+    (folder / "report.html").write_text(render(report))
+    for name, section in SECTIONS.items():
+        if name in report["parts"]:
+            print(f"{section.title}: {section.says(report['parts'][name])}")
+    print(f"\nchecked: every part's state; written: {folder / 'report.html'} and report.json beside it")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"report: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,136 @@
+"""`perf model`: the formula, what it is made of, and what the command says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perf import cells, model, predicting
+from perf.__main__ import main
+from perf.clocks import WORKER
+from perf.counters import COORDINATOR
+from perf.documents import document
+from perf.model import Costs, Regime, StagesError, best, costs_of, predict
+
+MODEL = ["model", "--check", "--entries", "200", "--chunk", "50", "--value-bytes", "20", "--rounds", "1"]
+
+
+# ---- the model -------------------------------------------------------------------------------------------------------
+
+
+def costs(**changed: float) -> Costs:
+    plain = {"entries_per_group": 1_000, "a": 100, "b": 20_000, "c": 5_000, "d": 10, "p": 0.5, "w": 600, "k": 30_000}
+    several = Regime(**{**plain, "f": 0, **changed})
+    alone = Regime(entries_per_group=1_000, a=100, b=25_000, c=0, d=50, p=1, w=700, k=30_000, f=0)
+    return Costs(alone, several, wake_ns=5_000, value_bytes=256)
+
+
+def even(shards: int) -> float:
+    return 1 / shards
+
+
+def test_one_shard_waits_for_what_the_coordinator_does_between_two_groups() -> None:
+    said = predict(costs(), even, cores=2, shards=1)
+    handover = 50_000 + 25_000 + 10_000
+    assert said.bottleneck == "worker" and said.entries_per_s == pytest.approx(1e12 / (700_000 + 30_000 + handover))
+
+
+def test_each_resource_is_the_bottleneck_where_it_is_the_slowest() -> None:
+    handover = 10_000 + (20_000 + 2 * 5_000) / 2 + 10_000
+    worker = predict(costs(), even, cores=8, shards=2)
+    assert worker.limits["worker"] == pytest.approx(1e12 / (300_000 + 30_000 + handover))
+    assert worker.bottleneck == "worker" and "cores" not in worker.limits
+    assert predict(costs(), even, cores=64, shards=16).bottleneck == "coordinator"
+    both = predict(costs(), even, cores=2, shards=2)
+    work = 100_000 + 30_000 + 600_000 + 2 * 30_000
+    assert both.bottleneck == "cores" and both.entries_per_s == pytest.approx(1e12 / (work / 2 + handover / 2))
+    one = predict(costs(), even, cores=1, shards=2)
+    assert one.entries_per_s == pytest.approx(1e12 / work), "nobody waits on one core for what another one does"
+    assert predict(costs(f=1e6), even, cores=8, shards=2).bottleneck == "disk"
+    slow = predict(costs(), even, cores=64, shards=16, memory_gb_s=0.1)
+    assert slow.bottleneck == "memory" and slow.entries_per_s == pytest.approx(0.1e9 / (8 * 272))
+
+
+def test_a_shard_with_more_than_its_share_of_the_writes_holds_all_of_them_up() -> None:
+    rates = [predict(costs(), dict.fromkeys((2,), most).__getitem__, 8, 2).entries_per_s for most in (0.5, 0.6, 0.9)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_best_is_the_fewest_shards_that_come_near_the_fastest() -> None:
+    said = [predict(costs(), even, 64, shards) for shards in range(1, 65)]
+    chosen = best(said)
+    fastest = max(one.entries_per_s for one in said)
+    assert 0.97 * fastest <= chosen.entries_per_s
+    assert all(one.entries_per_s < 0.97 * fastest for one in said if one.shards < chosen.shards)
+
+
+def stage_rows(shards: int, group_ns: float) -> list[dict[str, Any]]:
+    """Of groups of 1,000 entries: each of the coordinator's stages takes an entry 10 ns but for its protocol, each of a
+    worker's 40 ns, and there are eleven."""
+    told = {"shards": shards, "value_bytes": 256, "durability": "process"}
+    rows = [told | {"process": "engine", "stage": "all", "entries_per_group": 1_000.0, "wake_ns": 7.0}]
+    for process, stages, each in (("coordinator", COORDINATOR, 10.0), ("workers", WORKER, 40.0)):
+        for stage in stages:
+            cpu = group_ns / 1_000 - 40 if stage == "protocol" else each
+            rows.append(told | {"process": process, "stage": stage, "cpu_ns_per_entry": cpu, "wall_ns_per_entry": cpu})
+        rows.append(told | {"process": process, "stage": "all", "cpu_ns_per_entry": 440.0, "wall_ns_per_entry": 440.0})
+    return rows
+
+
+def test_costs_are_taken_from_the_stages_of_one_two_and_more_shards() -> None:
+    rows = [row for shards, group in ((1, 50_000), (2, 60_000), (4, 80_000)) for row in stage_rows(shards, group)]
+    found = costs_of(rows)
+    assert (found.together.b, found.together.c, found.alone.b) == (40_000, 10_000, 50_000)
+    assert (found.together.a, found.together.d, found.alone.d, found.wake_ns) == (50, 20, 10, 7)
+    assert found.together.w == 2 * 6 * 40 and found.together.k == 2 * 40 * 1_000
+    with pytest.raises(StagesError, match="1, 2 and more"):
+        costs_of(stage_rows(1, 50_000) + stage_rows(2, 50_000))
+    with pytest.raises(StagesError, match="several loads"):
+        costs_of(rows + rows)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_model_checks_itself_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predicting, "CHECKED", (2,))
+    output = tmp_path / "out"
+    assert main([*MODEL, "--cores", "2,8", "--shards", "1,4", "--json", str(output)]) == 0
+    told, facts = capsys.readouterr().out, json.loads(output.read_text())
+    by = {kind: [row for row in facts["rows"] if row["kind"] == kind] for kind in ("asked", "host", "check")}
+    assert [(row["cores"], row["shards"]) for row in by["asked"]] == [(2, 1), (2, 4), (8, 1), (8, 4)]
+    assert [row["cores"] for row in by["host"]] == [8, 16, 32, 64] and "PREDICTIONS, not measured" in told
+    checked = [(row["pin"], row["cores"], row["shards"]) for row in by["check"]]
+    assert checked == [("none", len(cells.cores()), 2), ("one", 1, 2)]
+    for row in by["check"]:
+        error = 100 * (row["predicted_entries_per_s"] / row["entries_per_s"] - 1)
+        assert row["error_percent"] == pytest.approx(error) and f" {error:+.1f} % " in told
+    assert all(f"{assumption}" in told for assumption in model.ASSUMPTIONS)
+
+
+def test_the_model_takes_the_stages_of_another_host_and_measures_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "stages"
+    rows = [row for shards in (1, 2, 4) for row in stage_rows(shards, 50_000 + 1_000 * shards)]
+    plan = cells.Plan([1, 2, 4], [500], [4], [256], ["hot"], ["put"], ["process"], ["none"], 2_000, 3, 1)
+    path.write_text(json.dumps(document("stages", {"cpu": "another"}, plan.settings(), rows)))
+    assert main(["model", "--stages", str(path), "--cores", "1,9", "--shards", "1,8"]) == 0
+    told = capsys.readouterr()
+    assert told.err == "" and told.out.startswith("cpu another\n") and "keys hot" in told.out
+    assert [line.split()[:2] for line in told.out.splitlines()[4:8]] == [["1", "1"], ["1", "8"], ["9", "1"], ["9", "8"]]
+
+
+def test_a_file_without_the_stages_that_the_model_needs_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "stages"
+    path.write_text(json.dumps({"format": 1, "command": "sweep", "facts": {}, "settings": {}, "rows": []}))
+    assert main(["model", "--stages", str(path)]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and "holds no stages" in told.err
