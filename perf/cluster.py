@@ -4,9 +4,8 @@ servers, and beside a log on this machine alone."""
 from __future__ import annotations
 
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,7 +17,7 @@ from perf.facts import machine
 from perf.load import KEY_BYTES, Load
 from perf.proposing import over_a_node, puts_of
 from perf.publishing import over_a_replicated_node, published
-from perf.report import CheckError, progress, save, show_machine
+from perf.report import carry_out, progress, show_machine
 from shardengine import run
 from shardengine.engine.cluster.servers import Servers, nats_server_version
 from shardengine.engine.storage.files import filesystem_of
@@ -104,28 +103,24 @@ class Measurement:
         case.rates[side].append(commands / took.seconds)
 
 
-def run_cluster(plan: Plan, *, parent: Path | None, output: Path | None) -> int:
-    """Measure, check, then print, and write `output`. Returns the exit code."""
-    with tempfile.TemporaryDirectory(prefix="shardengine-perf-", dir=parent) as name:
-        with Servers(Path(name) / "servers", _REPLICAS) as servers:
-            measurement = Measurement(Path(name), servers, plan)
-            try:
-                run(measurement.measure())
-            except CheckError as error:
-                print(f"check failed: {error}", file=sys.stderr)
-                return 1
-        filesystem = filesystem_of(Path(name).resolve())
-    facts = {
+def measured(directory: Path, plan: Plan) -> dict[str, Any]:
+    """All figures. Raises CheckError when an answer is wrong."""
+    with Servers(directory / "servers", _REPLICAS) as servers:
+        measurement = Measurement(directory, servers, plan)
+        run(measurement.measure())
+    return {
         "machine": machine(),
-        "filesystem": filesystem,
+        "filesystem": filesystem_of(directory.resolve()),
         "server": nats_server_version(),
         "plan": msgspec.to_builtins(plan),
         "durability": "process",
         "cluster": [row for case in measurement.cases for row in case.facts()],
     }
-    show(facts)
-    save(facts, output)
-    return 0
+
+
+def run_cluster(plan: Plan, *, parent: Path | None, output: Path | None) -> int:
+    """Measure, check, then print, and write `output`. Returns the exit code."""
+    return carry_out(partial(measured, plan=plan), show, parent=parent, output=output)
 
 
 _ROW = "{:<9}{:<15}{:>12}{:>10}{:>10}{:>12}{:>12}"

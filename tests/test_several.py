@@ -54,7 +54,7 @@ async def test_a_node_keeps_its_name_and_tells_where_it_stands(tmp_path: Path) -
         assert len(bytes.fromhex(name)) == 16
         await fill(nodes[0], 3)
         taken = (await nodes[0].snapshot()).last_included
-        await soon(lambda: nodes[0].members()[0].snapshot == taken)
+        await soon(lambda: nodes[0].members()[0].snapshot == nodes[0].members()[0].durable == taken)
         (me,) = nodes[0].members()
         assert me.applied == me.durable == LogId(3, 3) and me.node == name and me.needs == 1
     async with sharer(tmp_path / "0", ToldEnd(ends[0])) as again:
