@@ -29,6 +29,8 @@ from shardengine.engine.snapshot.folder import remove_snapshot
 from shardengine.shards.types import LogId
 
 RETRY_S = 0.5
+PAUSE_S = 10.0
+"""So long, at most, between tries that fail: each may copy a whole snapshot."""
 log = logging.getLogger("shardengine")
 
 
@@ -39,6 +41,7 @@ class Bootstrap:
         self, engine: Engine, asked: SharedLog, members: Members, directory: Path, shelf: Shelf | None = None
     ) -> None:
         self.stalled: str | None = None
+        self._failures = 0
         self._engine = engine
         self._log = asked
         self._members = members
@@ -52,6 +55,7 @@ class Bootstrap:
 
         Raises `truncated` once nobody gave one for `patience_s` (None: never), what the log or the engine failed with.
         """
+        self._failures = 0
         first, since = truncated.facts.get("first", 0), time.monotonic()
         self.stalled = f"a snapshot is needed from another node: {truncated.message}"
         log.warning("%s", self.stalled)
@@ -62,7 +66,7 @@ class Bootstrap:
                     return await place_of_snapshot(self._engine, self._log)
                 if patience_s is not None and time.monotonic() - since >= patience_s:
                     raise truncated.again()
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(min(PAUSE_S, RETRY_S * (1 + self._failures)))
             raise AssertionError
         finally:
             self.stalled = None
@@ -114,6 +118,7 @@ class Bootstrap:
 
     def _failed(self, why: str) -> bool:
         self.stalled = why
+        self._failures += 1
         log.warning("%s", why)
         return False
 
