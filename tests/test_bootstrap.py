@@ -23,7 +23,7 @@ from shardengine import (
     encode,
     stream_snapshot,
 )
-from shardengine.engine.node import giving
+from shardengine.engine.node import fetching, giving
 from shardengine.engine.node.frames import Frame, encode_frame
 from shardengine.node import MemoryLog, Node
 from tests.nodes import CONFIG, raising, soon
@@ -112,7 +112,10 @@ async def test_a_node_that_falls_behind_while_it_runs_goes_on_and_its_proposals_
         assert sleeper.failure is None and sleeper.status().stalled is None
 
 
-async def test_lost_answers_and_damaged_pieces_are_asked_for_again(tmp_path: Path) -> None:
+async def test_lost_answers_and_damaged_pieces_are_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "ANSWER_S", 0.5)
     async with sharers(tmp_path, 1) as (nodes, ends):
         await fill(nodes[0], 60)
         await cut_by(nodes)
