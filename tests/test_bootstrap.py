@@ -178,23 +178,25 @@ async def test_where_nobody_gives_a_snapshot_the_start_says_so_in_time(tmp_path:
     async with sharers(tmp_path, 1) as (nodes, ends):
         await fill(nodes[0], 5)
         await ends[0].truncate_before(4)
+        await nodes[0].aclose()
         policy = like(POLICY, bootstrap_timeout_ms=200)
         with pytest.raises(LogTruncatedError, match="begins at position 4"):
             await sharer(tmp_path / "late", ToldEnd(ends[0]), policy=policy).start()
 
 
-async def test_a_node_that_runs_waits_for_a_snapshot_and_says_so(tmp_path: Path) -> None:
-    async with sharers(tmp_path, 2) as (nodes, ends):
+async def test_a_node_that_runs_waits_for_a_snapshot_says_so_and_has_another_one_take_it(tmp_path: Path) -> None:
+    async with sharers(tmp_path, 3) as (nodes, ends):
         await fill(nodes[0], 3)
         await nodes[1].barrier()
         ends[1].reading.clear()
         await fill(nodes[0], 5)
+        ends[0].answer(None)  # so the other one has to
+        await nodes[2].barrier()
         await ends[0].truncate_before(8)
         ends[1].reading.set()
         await soon(lambda: "a snapshot is needed" in (nodes[1].status().stalled or ""))
-        await nodes[0].snapshot()
         assert await same(nodes)
-        assert nodes[1].status().stalled is None
+        assert nodes[1].status().stalled is None and [len(node.engine.snapshots()) for node in nodes] == [0, 1, 1]
 
 
 async def test_what_is_given_is_what_a_stream_gives_and_outlives_its_retention(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ async def test_what_is_given_is_what_a_stream_gives_and_outlives_its_retention(t
         await fill(nodes[0], 40)
         path = (await nodes[0].snapshot()).path
         expected = list(stream_snapshot(path, giving.GIVEN_BYTES))
-        giver = giving.Giver(tmp_path / "0")
+        giver = giving.Giver(tmp_path / "0", nodes[0].engine.create_snapshot)
         source = expected[0].source
         pieces = [decode_piece(await giver.answer(giving.wanted(b"", 0)))]
         await cut_by(nodes, 3)
