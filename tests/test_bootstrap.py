@@ -295,6 +295,40 @@ async def test_a_snapshot_that_ends_within_a_frame_is_gone_on_from_within_it(tmp
         await other.aclose()
 
 
+async def test_a_snapshot_that_is_newer_than_the_log_was_when_it_was_opened_is_no_surprise(tmp_path: Path) -> None:
+    async with sharers(tmp_path, 1) as (nodes, ends):
+        await fill(nodes[0], 3)
+        await ends[0].truncate_before(3)
+        late = sharer(tmp_path / "late", end := ToldEnd(ends[0]))
+        end.deaf = True
+        starting = asyncio.ensure_future(late.start())
+        await soon(lambda: end._arrivals is not None)
+        await fill(nodes[0], 5)
+        await nodes[0].snapshot()
+        end.deaf = False
+        await starting
+        assert late.engine.durable().index == 8 and late.status().ready_at == 8
+        assert await same([nodes[0], late])
+        await late.aclose()
+
+
+async def test_what_was_fetched_before_and_is_damaged_since_is_fetched_again(tmp_path: Path) -> None:
+    async with sharers(tmp_path, 1) as (nodes, ends):
+        late = sharer(tmp_path / "late", end := ToldEnd(ends[0]))
+        await late.start()
+        await late.aclose()
+        ends[0]._said.clear()
+        await fill(nodes[0], 60)
+        await cut_by(nodes)
+        await soon(lambda: first_of(ends[0]) > 60)
+        newest = Path(nodes[0].engine.snapshots()[-1].path)
+        copy = shutil.copytree(newest, tmp_path / "late" / "snapshots" / newest.name)
+        (part,) = copy.glob("*.mdb")
+        part.write_bytes(part.read_bytes()[:-1] + b"!")
+        async with late:
+            assert await same([nodes[0], late]) and len(end.asked) > 10
+
+
 async def test_a_shared_directory_gives_what_no_member_does(tmp_path: Path) -> None:
     shelf = tmp_path / "shelf"
     async with sharers(tmp_path, 1, shared_snapshots=shelf) as (nodes, ends):
