@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shardengine import (
@@ -122,15 +123,27 @@ async def test_lost_answers_and_damaged_pieces_are_asked_for_again(
         await soon(lambda: first_of(ends[0]) > 60)
         late = ToldEnd(ends[0])
 
+        def piece_of(number: int) -> int | None:
+            """Which piece that question asks for, if for the first time."""
+            asked = late.asked[number - 1]
+            piece: int = msgspec.msgpack.decode(asked[1])[1]
+            return None if asked in late.asked[: number - 1] else piece
+
         def spoil(number: int, answer: bytes) -> bytes:
-            if number % 3 == 0:
+            piece = piece_of(number)
+            if piece is None or piece % 3 == 2:
+                return answer
+            if piece % 3 == 0:
                 raise PeerError("lost")
-            return answer[:-9] + bytes([answer[-9] ^ 1]) + answer[-8:] if number % 5 == 0 else answer
+            return answer[:-9] + bytes([answer[-9] ^ 1]) + answer[-8:]
 
         late.on_answer = spoil
-        late.hangs = lambda number: number in (4, 8)
+        late.hangs = lambda number: piece_of(number) == 5
         async with sharer(tmp_path / "late", late) as second:
             assert await same([*nodes, second])
+            begun = [request for _, request in late.asked if request == giving.wanted(b"", 0)]
+            assert len(begun) == 2, "all in one go"
+            assert len(set(late.asked)) + 10 < len(late.asked)
 
 
 async def test_a_giver_that_goes_away_in_the_middle_is_replaced_by_another(tmp_path: Path) -> None:
