@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -36,19 +37,21 @@ log = logging.getLogger("shardengine")
 
 
 class Want(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A question: piece `number` of the snapshot whose manifest has the checksum `source`; empty: of the newest."""
+    """A question: piece `number` of the snapshot whose manifest has the checksum `source`; empty: of the newest.
+    reach: where the log begins; if the newest does not lead there, another one is taken first. 0: that is not asked."""
 
     source: bytes
     number: int
+    reach: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Want).decode
 
 
-def wanted(source: bytes, number: int) -> bytes:
+def wanted(source: bytes, number: int, reach: int = 0) -> bytes:
     """The question, as it travels."""
-    return _encode(Want(source, number))
+    return _encode(Want(source, number, reach))
 
 
 def pieces_in(manifest: Manifest) -> int:
@@ -84,10 +87,12 @@ class _Given:
 
 
 class Giver:
-    """What one node gives: to who asks, and to a shelf, if there is one. Files are read in threads."""
+    """What one node gives: to who asks, and to a shelf, if there is one. Files are read in threads. `take` takes a
+    snapshot."""
 
-    def __init__(self, directory: Path, shelf: Shelf | None = None) -> None:
+    def __init__(self, directory: Path, take: Callable[[], Awaitable[object]], shelf: Shelf | None = None) -> None:
         self._directory = directory
+        self._take = take
         self._shelf = shelf
         self._laying: asyncio.Task[None] | None = None
         self._laid = LogId(0, 0)
@@ -134,6 +139,10 @@ class Giver:
     async def answer(self, request: bytes) -> bytes:
         """What to answer. Raises what is then told to who asked."""
         want = _decode(request)
+        if want.reach:
+            newest = await self._work.in_thread(self._find)
+            if newest is None or newest.info.last_included.term + 1 < want.reach:
+                await self._take()
         given = await self._of(want.source)
         given.asked_at = time.monotonic()
         return await self._work.in_thread(

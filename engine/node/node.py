@@ -62,9 +62,10 @@ class Node:
     Where `log` is a `SharedLog`, the node is one of several, each with a directory, and an end of the log, of its own.
     About once a second they tell each other where they stand (`members()`), and what they agree on is what all need:
     the log is cut below the least of it, and only where another can have a snapshot. A node whose next frame is cut
-    away goes on from another's snapshot, as it starts and while it runs; proposals whose frames it holds, and which are
-    so never read, end with OutcomeUnknownError. Now and then all take the digest of one same state: the odd one fails
-    with StateDivergedError. One whose name another live node has, since a directory was copied, with NameTakenError.
+    away goes on from another's snapshot, as it starts and while it runs; views end then, and proposals whose frames it
+    holds, and which are so never read, with OutcomeUnknownError. Now and then all take the digest of one same state:
+    the odd one fails with StateDivergedError. One whose name another live node has, since a directory was copied, fails
+    with NameTakenError.
 
     Raises as `Engine`. Opens nothing.
     """
