@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ import pytest
 from shardengine import CompareAndSwap, EngineError, Entry, LogFailedError, Put, SnapshotPolicy
 from shardengine.conformance import History
 from shardengine.engine.cluster.servers import Servers
+from shardengine.engine.node.frames import decode_frame, entries_in
 from shardengine.engine.node.jetstream import connection, link, session
 from shardengine.node import JetStreamLog, Node, NodePolicy, SharedLog, entries_of
 from tests.jetstream import opened
@@ -120,6 +121,10 @@ class Station:
             if met is not None and not isinstance(met, asyncio.CancelledError):
                 raise met
 
+    async def told(self) -> None:
+        """Return when whoever uses it was told that it has failed."""
+        await asyncio.wait(self._callers)
+
     async def stop(self) -> None:
         await self.rest()
         node, self.node = self.node, None
@@ -133,9 +138,10 @@ class Station:
             try:
                 await call(seen, rng, b"%s %d %d" % (self.name.encode(), who, number))
                 self.done += 1
-                self._company.acknowledged.set()
+                self._company.told.set()
             except EngineError as error:
                 self._company.refused[type(error)] += 1
+                self._company.told.set()
                 if not seen.is_running():
                     return
             await asyncio.sleep(PAUSE_S)
@@ -157,9 +163,41 @@ async def call(node: Any, rng: random.Random, value: bytes) -> None:
             await node.propose(CompareAndSwap(key, await node.get(key), value))
 
 
+class Scribe:
+    """Takes down all that a log ever held, which may be cut behind it."""
+
+    def __init__(self, log: JetStreamLog) -> None:
+        self.log = log
+        self._entries: list[Entry] = []
+        self._position = 0
+        self._written = asyncio.Event()
+        self._task = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        async with aclosing(self.log.read(0)) as frames:
+            async for logged in frames:
+                frame = decode_frame(logged.frame, logged.position)
+                self._entries += entries_in(frame, logged, len(self._entries) + 1)
+                self._position = logged.position
+                self._written.set()
+
+    async def up_to(self, last: int) -> list[Entry]:
+        """All up to that position, and perhaps more."""
+        async with asyncio.timeout(WATCHDOG_S):
+            while self._position < last:
+                assert not self._task.done(), self._task
+                self._written.clear()
+                await self._written.wait()
+        return list(self._entries)
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
 class Company:
-    """Several stations on one log. `refused`: what callers met instead of an answer. `acknowledged`: is set whenever
-    one gets its answer. Its other attributes are what it was given, and what was recorded."""
+    """Several stations on one log. `refused`: what callers met instead of an answer. `told`: is set whenever one
+    of them was told something. Its other attributes are what it was given, and what was recorded."""
 
     def __init__(
         self, directory: Path, servers: Servers, stream: str, make_log: MakeLog = JetStreamLog, seed: int = 1
@@ -173,8 +211,9 @@ class Company:
         self.config = like(CONFIG, stop_timeout_ms=2_000)
         self.history = History()
         self.refused: Counter[type[EngineError]] = Counter()
-        self.acknowledged = asyncio.Event()
+        self.told = asyncio.Event()
         self.stations: list[Station] = []
+        self.scribe: Scribe | None = None
 
     @property
     def nodes(self) -> list[Node]:
@@ -186,16 +225,31 @@ class Company:
         waiting = [(one, one.done + count) for one in self.stations if one.node is not None and one not in but]
         async with asyncio.timeout(2 * WATCHDOG_S):
             while any(one.done < goal for one, goal in waiting):
-                self.acknowledged.clear()
-                await self.acknowledged.wait()
+                self.told.clear()
+                await self.told.wait()
+
+    async def refusals(self, kind: type[EngineError], count: int) -> None:
+        """Wait until callers met that so often."""
+        async with asyncio.timeout(WATCHDOG_S):
+            while self.refused[kind] < count:
+                self.told.clear()
+                await self.told.wait()
 
     async def rest(self) -> None:
         for station in self.stations:
             await station.rest()
 
     async def entries(self) -> list[Entry]:
+        if self.scribe is not None:
+            return await self.scribe.up_to(await self.scribe.log.last())
         async with opened(self.servers.urls, self.stream) as log:
             return await entries_of(log)
+
+    def go_on(self) -> None:
+        """All that run are used again."""
+        for station in self.stations:
+            if station.node is not None:
+                station.used(station.node, station.seen)
 
     async def agree(self) -> None:
         """Nobody uses them any more, and all of them hold the same."""
@@ -209,13 +263,13 @@ class Company:
                 digests.add(await node.engine.digest())
         assert len({node.last_applied() for node in self.nodes}) == len(digests) == 1
 
-    async def judged(self, entries: list[Entry] | None = None) -> None:
+    async def judged(self) -> None:
         """All hold the same, and what was recorded is true of the log."""
         await self.agree()
         for station in self.stations:
             if isinstance(station.node, Node):
                 await station.seen.scan_prefix(b"")
-        verdict = self.history.check(await self.entries() if entries is None else entries)
+        verdict = self.history.check(await self.entries())
         assert verdict.valid, verdict
         assert verdict.operations == len(self.history.operations) > verdict.entries // 4 > 0
         assert LogFailedError not in self.refused
@@ -223,11 +277,14 @@ class Company:
 
 @asynccontextmanager
 async def company(
-    directory: Path, servers: Servers, stream: str = "orders", nodes: int = 3, **how: Any
+    directory: Path, servers: Servers, stream: str, nodes: int = 3, scribe: bool = False, **how: Any
 ) -> AsyncIterator[Company]:
-    """Nodes that run and are used until the block ends, or `judged` is asked."""
+    """Nodes that run and are used until the block ends, or `judged` is asked. `scribe`: the log will be cut."""
     async with AsyncExitStack() as stack:
         found = Company(directory, servers, stream, **how)
+        if scribe:
+            found.scribe = Scribe(await stack.enter_async_context(opened(servers.urls, stream)))
+            stack.push_async_callback(found.scribe.close)
         for number in range(1, nodes + 1):
             wire = await stack.enter_async_context(Wire(servers))
             station = Station(found, f"node{number}", wire)

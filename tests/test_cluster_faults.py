@@ -9,7 +9,7 @@ import pytest
 
 from shardengine.engine.cluster.servers import Servers
 from shardengine.engine.node.jetstream import link
-from tests.company import Company, company, impatient
+from tests.company import company, impatient
 from tests.killing import WATCHDOG_S
 from tests.mishaps import cut_off, held_back, killed, leader_of, parted, paused, stopped, unanswered
 
@@ -26,15 +26,10 @@ def own(tmp_path: Path) -> Iterator[Servers]:
         yield servers
 
 
-async def follower_of(all: Company) -> tuple[int, int]:
-    leader = await leader_of(all.servers, all.stream)
-    return [number for number, server in enumerate(all.servers.all) if server is not leader]
-
-
 async def test_what_is_acknowledged_stays_and_no_read_is_stale_whatever_happens_to_the_servers(
     own: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with company(tmp_path, own) as all:
+    async with company(tmp_path, own, "orders") as all:
         await all.more()
         one, *others = all.stations
         with monkeypatch.context() as patient:  # a connection outlives the pause
