@@ -217,8 +217,8 @@ class Company:
 
     @property
     def nodes(self) -> list[Node]:
-        """Those that run."""
-        return [station.node for station in self.stations if station.node is not None]
+        """Those that run in this process."""
+        return [station.node for station in self.stations if isinstance(station.node, Node)]
 
     async def more(self, count: int = 3, but: Collection[Station] = ()) -> None:
         """Wait until the callers of each node that runs, `but` for these, got so many more answers."""

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from shardengine import ClusterError
 from shardengine.engine.cluster.servers import Servers
 from shardengine.engine.node.jetstream import link
-from tests.company import company, impatient
+from tests.company import Wire, company, impatient
+from tests.jetstream import new_name
 from tests.killing import WATCHDOG_S
 from tests.mishaps import cut_off, held_back, killed, leader_of, parted, paused, stopped, unanswered
+from tests.told_node import FarStation
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +62,7 @@ async def test_what_is_acknowledged_stays_and_no_read_is_stale_whatever_happens_
 async def test_what_is_acknowledged_stays_and_no_read_is_stale_whatever_happens_to_a_node(
     servers: Servers, tmp_path: Path
 ) -> None:
-    async with company(tmp_path, servers, "nodes") as all:
+    async with company(tmp_path, servers, new_name()) as all:
         await all.more()
         one, two, three = all.stations
         async with cut_off(one):
@@ -74,3 +77,23 @@ async def test_what_is_acknowledged_stays_and_no_read_is_stale_whatever_happens_
             await all.more()
         await all.more()
         await all.judged()
+
+
+async def test_a_node_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing(
+    servers: Servers, tmp_path: Path
+) -> None:
+    async with company(tmp_path, servers, new_name(), nodes=2) as all, Wire(servers) as wire:
+        far = FarStation(all, "far", wire)
+        all.stations.append(far)
+        for _ in range(2):
+            await far.start()
+            await all.more(20)
+            await far.kill()
+            await all.more()
+        await far.start()
+        await all.more()
+        await all.judged()
+        state = await far.state()
+        assert state["digest"] == await all.nodes[0].engine.digest()
+        await far.stop()
+        assert all.refused.keys() == {ClusterError}

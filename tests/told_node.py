@@ -6,16 +6,20 @@ with two more verbs. And the stand-in for it, which records.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
+import pytest
 
 from shardengine import ApplyResult, encode, run
 from shardengine.conformance import History
-from shardengine.engine.cluster import program
+from shardengine.engine.cluster import nodes, program
 from shardengine.engine.cluster.nodes import NodeProcess
+from tests.company import Station
+from tests.killing import WATCHDOG_S
 
 
 class Tells(program.Asked):
@@ -63,6 +67,37 @@ class ToldNode:
             raise
         operation.ok(values, revision)
         return list(values)
+
+
+class FarStation(Station):
+    """A station whose node is a process of its own."""
+
+    async def start(self) -> None:
+        options = program.Options(path=str(self.path), servers=self.wire.urls, stream=self._company.stream, shards=1)
+        process = NodeProcess(self.name, options, self.path.with_suffix(".errors"))
+        self.node = node = ToldNode(process, self._company.history)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nodes, "_PROGRAM", "tests.told_node")
+            async with asyncio.timeout(WATCHDOG_S):
+                await process.start()
+        self.used(node, node)
+
+    async def kill(self) -> None:
+        """It and its workers die, in the middle of whatever they do, and whoever uses it is told."""
+        await self.node.process.kill()
+        await self.told()
+        self.node = None
+
+    async def state(self) -> dict[str, Any]:
+        """Where it stands, and its digest there."""
+        found: dict[str, Any] = await self.node.process.ask("state")
+        return found
+
+    async def stop(self) -> None:
+        await self.rest()
+        node, self.node = self.node, None
+        if node is not None:
+            await node.process.close()
 
 
 if __name__ == "__main__":
