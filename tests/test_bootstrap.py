@@ -231,11 +231,31 @@ async def test_what_is_given_is_what_a_stream_gives_and_outlives_its_retention(t
         await cut_by(nodes, 3)
         with pytest.raises(PeerError, match="given already"):
             await giver.answer(giving.wanted(b"", 0))
-        with pytest.raises(PeerError, match="not here"):
-            await giver.answer(giving.wanted(bytes(16), 1))
+        await giver.answer(giving.wanted(source, len(expected) - 1))
+        await giver.answer(giving.wanted(b"", 0))  # that one was given whole, and makes way
+        for unknown in (bytes(16), source):
+            with pytest.raises(PeerError, match="not here"):
+                await giver.answer(giving.wanted(unknown, 1))
         await giver.close()
         with pytest.raises(PeerError, match="the node stops"):
             await giver.answer(giving.wanted(source, 1))
+        assert not list((tmp_path / "0" / "snapshots").glob(".*"))
+
+
+async def test_a_snapshot_that_nobody_goes_on_with_makes_way_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sharers(tmp_path, 1) as (nodes, _):
+        giver = giving.Giver(tmp_path / "0")
+        for _ in range(giving.GIVEN_MAX):
+            await cut_by(nodes, 1)
+            await giver.answer(giving.wanted(b"", 0))
+        await cut_by(nodes, 1)
+        with pytest.raises(PeerError, match="given already"):
+            await giver.answer(giving.wanted(b"", 0))
+        monkeypatch.setattr(giving, "MAKE_WAY_S", -1.0)
+        await giver.answer(giving.wanted(b"", 0))
+        await giver.close()
         assert not list((tmp_path / "0" / "snapshots").glob(".*"))
 
 

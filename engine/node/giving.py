@@ -33,6 +33,8 @@ GIVEN_MAX = 2
 """Snapshots that are given at one time."""
 FORGET_S = 60.0
 """A snapshot that nobody asked for as long is not given any more."""
+MAKE_WAY_S = 15.0
+"""One that nobody asked for as long makes way for another: who goes on fetching it asks sooner."""
 log = logging.getLogger("shardengine")
 
 
@@ -78,12 +80,14 @@ def piece_of(folder: Path, manifest: Manifest, number: int) -> Piece:
 
 
 class _Given:
-    """A snapshot that is being given: where its second name is, and when it was last asked for."""
+    """A snapshot that is being given: where its second name is, and when it was last asked for; `ended`: for its last
+    piece."""
 
     def __init__(self, partial: Partial, manifest: Manifest) -> None:
         self.partial = partial
         self.manifest = manifest
         self.asked_at = time.monotonic()
+        self.ended = False
 
 
 class Giver:
@@ -145,6 +149,7 @@ class Giver:
                 await self._take()
         given = await self._of(want.source)
         given.asked_at = time.monotonic()
+        given.ended = want.number == pieces_in(given.manifest) - 1
         return await self._work.in_thread(
             lambda: encode_piece(piece_of(given.partial.path, given.manifest, want.number))
         )
@@ -159,9 +164,17 @@ class Giver:
             source = bytes.fromhex(found.manifest.checksum)
             if source not in self._given:
                 if len(self._given) >= GIVEN_MAX:
-                    raise PeerError(f"{GIVEN_MAX} snapshots are being given already", hint="ask again later")
+                    await self._make_way()
                 self._given[source] = await self._work.in_thread(lambda: _held(found))
             return self._given[source]
+
+    async def _make_way(self) -> None:
+        """Forget one that was given whole, or that nobody goes on with. Raises PeerError: there is no such one."""
+        late = time.monotonic() - MAKE_WAY_S
+        able = [source for source, given in self._given.items() if given.ended or given.asked_at < late]
+        if not able:
+            raise PeerError(f"{GIVEN_MAX} snapshots are being given already", hint="ask again later")
+        await self._forget(able[:1])
 
     def _named(self, source: bytes) -> Found:
         newest = self._find()
