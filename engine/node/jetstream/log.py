@@ -143,16 +143,21 @@ class JetStreamLog:
 
     async def aclose(self) -> None:
         """See `Log.aclose`. What is under way has five seconds to end: whoever waits for an answer of servers that do
-        not give one gets LogFailedError."""
-        session, self._session = self._session, None
-        if session is not None:
+        not give one gets LogFailedError. Frames that were under way then, and were not acknowledged, may still come
+        behind what the next opening appends."""
+        session = self._session
+        if session is None:
+            return
+        if not session.loop.is_closed():
             session.check_loop()
             await asyncio.shield(asyncio.ensure_future(session.close()))
+        if self._session is session:
+            self._session = None
 
     def _opened(self) -> Session:
         """Raises LogClosedError, WrongLoopError."""
         session = self._session
-        if session is None or not session.began:
+        if session is None or session.closing or not session.began:
             raise closed()
         session.check_loop()
         return session
