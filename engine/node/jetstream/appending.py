@@ -162,7 +162,7 @@ class Appender:
                     return None
             elif isinstance(outcome, Later):
                 if not unanswered:
-                    log.info("%d frames are not acknowledged yet, and sent again: %s", len(frames), outcome.why)
+                    log.warning("%d frames are not acknowledged yet, and sent again: %s", len(frames), outcome.why)
                 unanswered = True
             elif not unanswered:
                 raise _refusal(outcome, frames)

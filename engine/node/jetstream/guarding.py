@@ -53,8 +53,8 @@ class Guard:
     """Looks at the stream now and then, and over each new connection; `failed` is called with what it finds.
 
     `first`: what lies before it is cut away. `newest`: something is there, or was said to be. `seen`: so far frames
-    were read or acknowledged. `trusted`: it was looked at since the connection was made, and is what it was; nothing is
-    appended, or given to who reads, before. Its other attributes are what it was given, and the doubt that there is.
+    were read or acknowledged. `trusted`: it was looked at since the connection was made, and is what it was; else
+    nothing is appended, and nothing read. Its other attributes are what it was given, and the doubt that there is.
     """
 
     def __init__(self, stream: Stream, replicas: int, info: Info, failed: Callable[[LogError], None]) -> None:
@@ -69,6 +69,8 @@ class Guard:
         self._known = info
         self._failed = failed
         self._doubt = Doubt()
+        self._compared = -1
+        """What was read was compared with the stream when this was its end."""
         self._wanted = asyncio.Event()
 
     @property
@@ -78,6 +80,7 @@ class Guard:
     def changed(self) -> None:
         """There is another connection, or none: who knows to whom the next one will be."""
         self.trusted.clear()
+        self._compared = -1
         self._wanted.set()
 
     def note(self, position: int) -> None:
@@ -119,10 +122,12 @@ class Guard:
         try:
             info = await self._stream.info()
         except RefusedError as error:
+            self.trusted.clear()
             self._doubt.heard(self._gone() if error.code == NOT_FOUND else error)
             return None
         wrong = self._replaced(info) or self._regressed(info) or await self._rewritten(info)
         if wrong is not None:
+            self.trusted.clear()
             self._doubt.heard(wrong)
             return None
         self._doubt.settled()
@@ -131,6 +136,7 @@ class Guard:
         self.newest = max(self.newest, info.state.last_seq)
         if link is self._stream.connection.link:
             self.trusted.set()
+            self._compared = info.state.last_seq
         return info
 
     def _gone(self) -> LogError:
@@ -159,7 +165,7 @@ class Guard:
 
     async def _rewritten(self, info: Info) -> LogError | None:
         read = self._read
-        if read is None or read.position < info.state.first_seq:
+        if read is None or read.position < info.state.first_seq or info.state.last_seq == self._compared:
             return None
         found = await self._stream.read_one(read.position)
         if found == read:
