@@ -15,6 +15,7 @@ from shardengine import (
     FrameTooLargeError,
     LogDamagedError,
     LogFullError,
+    LogRegressedError,
     LogReplacedError,
     LogTruncatedError,
     LogUnreachableError,
@@ -185,6 +186,27 @@ async def test_more_than_the_servers_take_at_once_is_refused_and_nothing_of_it_i
         assert len(await frames_up_to(log, positions[-1])) == 1000
 
 
+async def test_the_longest_frame_is_what_the_stream_takes_and_a_longer_one_is_refused_even_if_that_has_changed(
+    servers: Servers,
+) -> None:
+    name = new_name()
+    async with stream_of(servers.urls, name) as stream:
+        await make(stream, config(name, max_msg_size=100_000))
+        log = JetStreamLog(servers.urls, name, replicas=1)
+        most = (await log.open()).frame_bytes_max
+        assert 99_000 < most < 100_000
+        with pytest.raises(FrameTooLargeError, match=f"this log takes {most}"):
+            await log.append([bytes(most + 1)])
+        await log.append([bytes(most)])
+        await stream._api(f"STREAM.UPDATE.{name}", {**(await stream.info()).config, "max_msg_size": 70_000})
+        for frames in ([bytes(most)], [b"small", bytes(most)]):
+            with pytest.raises(FrameTooLargeError, match="more than the stream takes"):
+                await log.append(frames)
+        (position,) = await log.append([b"small"])
+        assert [len(logged.frame) for logged in await frames_up_to(log, position)] == [most, 5]
+        await log.aclose()
+
+
 async def append_until_refused(log: JetStreamLog, frames: list[bytes], positions: list[int]) -> None:
     while True:
         positions += await log.append(frames)
@@ -271,6 +293,26 @@ async def test_who_waits_at_the_end_of_a_log_that_is_cut_away_whole_is_told(
         await stream.purge(last + 5)
         with pytest.raises(LogTruncatedError):
             await asyncio.wait_for(waiting, WATCHDOG_S)
+
+
+def test_what_servers_say_is_believed_when_they_go_on_saying_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(f"{guarding.__name__}.monotonic", lambda: now)
+    regressed, replaced = LogRegressedError("it ends early"), LogReplacedError("it is another one")
+    doubt = guarding.Doubt()
+    for error in (regressed, replaced, regressed):  # each begins anew
+        doubt.heard(error)
+        for _ in range(14):
+            now += 1
+            doubt.heard(error)
+    doubt.settled()
+    for _ in range(8):  # of a pause without an answer two seconds count
+        doubt.heard(regressed)
+        now += 1000
+    with pytest.raises(LogRegressedError):
+        doubt.heard(regressed)
+    with pytest.raises(LogReplacedError):
+        doubt.heard(LogReplacedError("it was made later", certain=True))
 
 
 @pytest.mark.parametrize("made_anew", [False, True])

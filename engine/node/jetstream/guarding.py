@@ -7,8 +7,8 @@ ago. So of what looks like a loss only that is believed which the servers go on 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
+from time import monotonic
 
 from shardengine.engine.errors import LogError, LogRegressedError, LogReplacedError, LogUnreachableError
 from shardengine.engine.node.jetstream.settings import check_settings
@@ -35,7 +35,7 @@ class Doubt:
 
     def heard(self, error: LogError) -> None:
         """They say so. Raises `error` when it is certain, or they have said so for long enough."""
-        now = time.monotonic()
+        now = monotonic()
         if type(self.error) is type(error):
             self._lasted_s += min(now - self._heard_at, _COUNTED_S)
         else:
