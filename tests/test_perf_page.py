@@ -13,6 +13,7 @@ from perf.lines import Line, Point, lines
 from perf.page import render
 from perf.reporting import PARTS
 from perf.sections import SECTIONS
+from perf.svg import width_of
 from tests.figures import FACTS, SVG, USUAL, Looked, made_up, open_loop, plots_of, report_of, throughput
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -204,6 +205,10 @@ def inside(plot: ElementTree.Element) -> None:
     for name, edge in (("x", width), ("cx", width), ("x2", width), ("y", height), ("cy", height), ("y2", height)):
         found = [float(one.attrib[name]) for one in plot.iter() if name in one.attrib]
         assert all(0 <= value <= edge for value in found), (name, found)
+    for text in plot.iter(f"{{{SVG}}}text"):
+        long, kinds = width_of(text.text or ""), text.attrib["class"].split()
+        begins = float(text.attrib["x"]) - (long if "end" in kinds else long / 2 if "middle" in kinds else 0)
+        assert begins >= 0 and begins + long <= width, text.text
 
 
 def test_nothing_of_any_plot_is_outside_of_it() -> None:
