@@ -99,15 +99,22 @@ def test_compare_tells_what_changed_beyond_the_noise(tmp_path: Path, capsys: pyt
     assert code == 0 and " too few rounds " in said[3]
 
 
-def test_a_time_that_grew_is_slower_and_without_being_asked_nothing_fails(
+def test_a_time_that_grew_is_slower_other_figures_are_more_and_without_being_asked_nothing_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [
-        written(tmp_path, str(us), document("x", FACTS, {}, [{"of": "it", **around("p99_us", us)}]))
+        written(
+            tmp_path,
+            str(us),
+            document("x", FACTS, {}, [{"of": "it", **around("p99_us", us), **around("cores_busy", us)}]),
+        )
         for us in (100, 200)
     ]
     assert main(["compare", *files]) == 0
-    assert " 0.50 x  slower " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert " 2.00 x  slower          p99, us: " in said and " 2.00 x  more            cores busy: " in said
+    assert main(["compare", *files, "--fail-on-slower", "49"]) == 1
+    assert main(["compare", *files, "--fail-on-slower", "51"]) == 0
 
 
 def test_other_machines_and_what_only_one_of_two_has_are_said(
