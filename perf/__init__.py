@@ -18,8 +18,8 @@
     python -m perf smoke       ratios beside those recorded for such a machine; `make perf-smoke`
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
-each side's digest and record count against those of a dict. A figure is a median over rounds,
-in which the sides take turns; compare the ratios, not the absolutes.
+each side's digest and record count against those of a dict. A figure is a median over rounds, in which the sides take
+turns; compare the ratios, not the absolutes.
 
 What the sides of `apply` are given:
 
@@ -83,7 +83,7 @@ each run's index, record count and digest are the stream's, and what the others 
 `stages` measures each engine with and without clocks at the stages' ends; see `clocks.py` and `counters.py`. A stage's
 time is its own, without that of stages within it. The wall's time of a process that wants a core and has none counts
 for the stage it is in, and is told beside. `model` makes formulas of the stages with one shard, two and more: see
-`model.py`, which states what it assumes.
+`model.py`, which states what it assumes, and which a simulation in the tests agrees with.
 
 `report` measures latency under a load that waits for nobody. Every entry is due at a time of its own, on a schedule
 that is fixed beforehand, at a share of what the same feeder does when all is due at once; what is due goes into a chunk

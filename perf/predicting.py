@@ -51,8 +51,8 @@ class Model(msgspec.Struct, frozen=True):
 
     def predictor(self, memory_gb_s: float | None) -> Callable[[int, int], Prediction]:
         """Of so many cores and shards."""
-        slots = self.stream.slots()
-        share = cache(lambda shards: largest_share(slots, shards))
+        slots, size = self.stream.slots(), round(self.costs.together.entries_per_group)
+        share = cache(lambda shards: largest_share(slots, shards, size))
         return lambda cores, shards: predict(self.costs, share, cores, shards, memory_gb_s)
 
 

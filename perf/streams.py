@@ -4,11 +4,11 @@ and the state that they must lead to."""
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import count
 from operator import eq
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from perf.shifting import Shift, Shifting
 from perf.zipf import Zipf
 from shardengine import CompareAndSwap, Entry, Machine, Put, encode
 from shardengine.shards.kv import KeyValue
-from shardengine.shards.placement import SLOTS, shard_of, slot_of
+from shardengine.shards.placement import SLOTS, shard_of, shard_table, slot_of
 
 _POOL_BYTES = 1 << 20
 _SKEW = 0.99
@@ -60,17 +60,16 @@ class Stream(msgspec.Struct, frozen=True):
             held.update(pairs)
             yield command, pairs
 
-    def slots(self) -> Counter[int]:
-        """How many of all writes go to each slot that gets some."""
-        return Counter(slot_of(key) for _, pairs in self.steps() for key, _ in pairs)
+    def slots(self) -> list[int]:
+        """Where each of all writes goes."""
+        return [slot_of(key) for _, pairs in self.steps() for key, _ in pairs]
 
 
-def largest_share(slots: Counter[int], shards: int) -> float:
-    """The share of those writes that the shard gets which gets most, of so many."""
-    writes = [0] * shards
-    for slot, written in slots.items():
-        writes[shard_of(slot, shards)] += written
-    return max(writes) / sum(writes)
+def largest_share(slots: Sequence[int], shards: int, size: int) -> float:
+    """Of every `size` writes, the share of the shard that gets most, of so many: the mean."""
+    owners = bytes(map(shard_table(shards).__getitem__, slots))
+    groups = [owners[at : at + size] for at in range(0, len(owners), size)]
+    return fmean(max(map(group.count, range(shards))) / len(group) for group in groups)
 
 
 class Pieces(msgspec.Struct, frozen=True):

@@ -31,7 +31,7 @@ STAGES = """examples:
   python -m perf stages --shards 1,2,4 --json stages.json      # what `model --stages` takes
   python -m perf stages --entries 1000 --chunk 200 --rounds 1      # does it run at all?
 
-Functions of the engine are wrapped from outside, and clocks read some ten times a group; runs without that take turns
+Functions of the engine are wrapped from outside, and clocks read some fifty times a group; runs without that take turns
 with those, and the table says what it costs. What a process waits for shows when it comes. Times are an entry's, of
 those that go through the engine. Exit code 1: a final state was wrong; there are no figures then.
 """

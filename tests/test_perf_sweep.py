@@ -77,9 +77,11 @@ def test_commands_are_those_that_were_asked_for_and_their_two_keys_lie_on_two_sh
     assert 400 < rejected < 600
 
 
-def test_the_largest_share_is_that_of_the_shard_with_the_most_writes() -> None:
-    assert largest_share(Counter({0: 3, 16_383: 1}), 2) == 0.75
-    assert largest_share(Counter({0: 3, 16_383: 1}), 1) == 1
+def test_the_largest_share_is_that_of_the_shard_with_the_most_writes_group_by_group() -> None:
+    first, last = 0, 16_383
+    assert largest_share([first, last, first, first], 2, 4) == 0.75
+    assert largest_share([first, last, first, first, last], 2, 2) == (0.5 + 1 + 1) / 3
+    assert largest_share([first, last, first], 1, 2) == 1
 
 
 # ---- how many shards -------------------------------------------------------------------------------------------------
@@ -139,14 +141,15 @@ def test_the_time_of_a_stage_is_its_own_and_all_stages_add_up_to_all_time() -> N
     began, counts = time.monotonic_ns(), array("q", bytes(8 * Clock.size(WORKER)))
     clock = Clock(counts, WORKER)
     inner = clock.wrapped(lambda: sum(range(50_000)), "put")
-    outer = clock.wrapped(lambda: inner() + sum(range(20_000)), "decode")
-    assert outer() == sum(range(50_000)) + sum(range(20_000))
+    outer = clock.wrapped(lambda: inner() + sum(range(1_000_000)), "decode")
+    assert outer() == sum(range(50_000)) + sum(range(1_000_000))
     with pytest.raises(ZeroDivisionError):
         clock.wrapped(lambda: 1 // 0, "run")()
     clock.to(clock.place(ELSEWHERE))
     found = read(counts, WORKER)
     assert found is not None and found.times["commit"] == (0, 0)
     assert all(min(found.times[stage]) > 0 for stage in ("put", "decode", "run", ELSEWHERE))
+    assert found.times["decode"][1] > 2 * found.times["put"][1], "of twenty times the CPU's work"
     assert began <= found.last - sum(wall for wall, _ in found.times.values()) <= found.last <= time.monotonic_ns()
     counts[2] += 1
     assert read(counts, WORKER) is None, "it was changed meanwhile"
@@ -252,10 +255,13 @@ def applies_one_twice(chunk: Sequence[Entry]) -> list[Entry]:
 
 
 @pytest.mark.parametrize("arguments", [SWEEP, ["sweep", "--quick", *TINY], STAGES, MODEL], ids=" ".join)
-@pytest.mark.parametrize("wrong", [loses_an_entry, applies_another_twice, applies_one_twice])
+@pytest.mark.parametrize(
+    ("wrong", "command"), [(loses_an_entry, "put"), (applies_another_twice, "spanning"), (applies_one_twice, "put")]
+)
 def test_a_wrong_engine_gives_no_figures(
     arguments: list[str],
     wrong: Wrong,
+    command: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -268,7 +274,7 @@ def test_a_wrong_engine_gives_no_figures(
     monkeypatch.setattr(Engine, "apply_chunk", wrongly)
     output, work = tmp_path / "out", tmp_path / "work"
     work.mkdir()
-    assert main([*arguments, "--command", "spanning", "--json", str(output), "--dir", str(work)]) == 1
+    assert main([*arguments, "--command", command, "--json", str(output), "--dir", str(work)]) == 1
     told = capsys.readouterr()
     assert told.out == "" and not output.exists() and list(work.iterdir()) == []
     assert "check failed: " in told.err and "entries/s" not in told.err
