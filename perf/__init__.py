@@ -15,7 +15,7 @@
     python -m perf stages      what an entry's time goes to, stage by stage, in the coordinator and in its workers
     python -m perf model       what other shard counts and other hosts would do, from those stages
     python -m perf report      the most of this, and latency under an offered load, as one page; `make perf`
-    python -m perf compare     what changed beyond the noise between two of those, or of any command's `--json`
+    python -m perf compare     what changed beyond the noise between two of those, or what `--json` of another wrote
     python -m perf smoke       ratios beside those recorded for such a machine; `make perf-smoke`
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:

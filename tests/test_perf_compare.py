@@ -11,8 +11,8 @@ import pytest
 
 from perf import noise, smoke
 from perf.__main__ import main
-from perf.documents import Document, document, is_figure, subject
-from perf.rows import ROWS_OF
+from perf.documents import Document, document, from_older, is_figure, sampled, subject
+from perf.rows import ROWS_OF, Row
 from tests.figures import FACTS, USUAL, around, helper_ends, report_of, throughput
 
 # ---- noise -----------------------------------------------------------------------------------------------------------
@@ -152,6 +152,30 @@ def test_what_a_command_wrote_by_itself_can_be_compared_too(tmp_path: Path, caps
     said = capsys.readouterr().out
     assert "8 figures: 0 faster and 0 slower" in said and said.count(" 1.00 x  noise ") == 8
     assert "reads" in ROWS_OF
+
+
+@pytest.mark.parametrize(
+    ("command", "row", "subjects"),
+    [
+        ("transactions", {"skew": 0.99, "spanning_percent": 10.0, "shards": 2, "seconds": [1, 2, 4]}, 1),
+        ("machines", {"machine": "bank", "seconds": {"engine": [1, 2, 4], "memory": [1, 2, 4]}}, 2),
+        (
+            "cluster",
+            {"callers": 4, "side": "it", "rates": [1, 2, 4], "p50_us": 1.0, "p99_us": 2.0, "over_bare": 0.5},
+            1,
+        ),
+    ],
+)
+def test_what_was_measured_and_the_rounds_are_found_in_what_commands_write(
+    command: str, row: Row, subjects: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"machine": FACTS, "plan": {"entries": 8}, command: [row]}
+    found = from_older(facts)
+    assert found["command"] == command and len({subject(one) for one in found["rows"]}) == subjects
+    rates = [values for one in found["rows"] for values in sampled(one).values()]
+    assert all(sorted(values) in ([1, 2, 4], [2, 4, 8]) for values in rates) and len(rates) == subjects
+    assert main(["compare", *[written(tmp_path, "it", facts)] * 2]) == 0
+    assert f"{subjects} figures: 0 faster" in capsys.readouterr().out
 
 
 @helper_ends()
