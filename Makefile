@@ -1,4 +1,5 @@
 # make demo    build the environment, install, run the demonstration on real input
+# make cluster three servers and three nodes on this machine, two of them killed on the way
 # make test    the whole suite; PYTEST_ARGS="-k name -x" narrows it, JOBS=4 uses more processes
 # make check   ruff (lint and format) and mypy --strict
 # make perf    everything worth knowing about speed here, as one page, in some minutes; PERF_ARGS="--out DIR" changes it
@@ -23,6 +24,7 @@ STAMP := $(VENV)/.installed
 JOBS        ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS   ?=
+CLUSTER_ARGS ?=
 PERF_ARGS   ?= --quick
 
 # A build that silently lost its compiled part must not pass for a whole one.
@@ -33,7 +35,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Buffered output, as users have it, shows what is left in a buffer at exit.
 unexport PYTHONUNBUFFERED
 
-.PHONY: help demo test check format perf perf-smoke clean
+.PHONY: help demo cluster test check format perf perf-smoke clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -47,6 +49,9 @@ $(STAMP): pyproject.toml shards/fast/_puts.c shards/fast/_bytes.h shards/fast/_s
 
 demo: $(STAMP)
 	$(BIN)/shardengine demo $(DEMO_ARGS)
+
+cluster: $(STAMP)
+	$(BIN)/shardengine cluster demo $(CLUSTER_ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)

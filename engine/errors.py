@@ -222,8 +222,16 @@ class LogSettingsError(LogError):
     needed; names each setting, what it is, and what it has to be. Nothing was written."""
 
 
+class LogUnreachableError(LogError):
+    """The servers of a log cannot be reached, or do not agree among each other, for now."""
+
+
 class PeerError(EngineError):
     """Another node of the log did not answer, or could not do what it was asked for."""
+
+
+class NameTakenError(EngineError):
+    """Another node of the log, which lives, has this node's name: a data directory was copied. This one stopped."""
 
 
 class StateDivergedError(EngineError):

@@ -8,13 +8,14 @@
                                throughput against the share of commands over several shards
     python -m perf machines    each example machine beside the same commands in one process
     python -m perf node        proposals of one caller and of many, beside the bare disk, SQLite and the engine alone
+    python -m perf cluster     proposals through a replicated log, beside a bare publish of the same frames
     python -m perf peers       the engine, the other state machines, and RocksDB, SQLite and py-lmdb alone
     python -m perf reads       gets in the engine's thread, in any thread, and in another process, beside py-lmdb's
     python -m perf sweep       the engine set in many ways under many loads; with --quick: how many shards, and why
     python -m perf stages      what an entry's time goes to, stage by stage, in the coordinator and in its workers
     python -m perf model       what other shard counts and other hosts would do, from those stages
     python -m perf report      the most of this, and latency under an offered load, as one page; `make perf`
-    python -m perf compare     what changed beyond the noise between two of those, or of any command's `--json`
+    python -m perf compare     what changed beyond the noise between two of those, or what `--json` of another wrote
     python -m perf smoke       ratios beside those recorded for such a machine; `make perf-smoke`
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
@@ -61,6 +62,10 @@ their result has come:
 All but the node put as many commands into a write, a transaction or a chunk as the node had in a frame, on average: one
 for one caller. A tenth of each stretch comes before its clock starts. Rates and CPU times are medians over rounds;
 percentiles are over the calls of all rounds, and a call is a write, a transaction or a chunk where it is no proposal.
+
+`cluster` starts three nats-servers on this machine, which sync every write, and gives a node on a stream of theirs the
+same puts as one with a `LocalLog`. The bare publish sends the very frames that the node had appended, those of one
+append together and then those of the next, to another stream of the same servers; its latencies are those of an append.
 
 `peers` has every side put the same records, in turn, one chunk after the other; only the engine has several in flight.
 It and the other state machines get entries, which they decode, check and answer; the stores alone get keys and values,
@@ -117,6 +122,7 @@ Files, lowest first:
     rows.py         rows of what each command found
     documents.py    the form of all that is compared or drawn
     proposing.py    puts to a node, and to the engine alone
+    publishing.py   puts to a node on nats-servers, and its frames to them alone
     gets.py         gets in one thread, and in several
     elsewhere.py    gets in another process
     latency.py      `python -m perf latency`
@@ -127,6 +133,7 @@ Files, lowest first:
     transactions.py `python -m perf transactions`
     machines.py     `python -m perf machines`
     node.py         `python -m perf node`
+    cluster.py      `python -m perf cluster`
     besides.py      `python -m perf peers`
     reads.py        `python -m perf reads`
     shifting.py     a machine with a command over two keys

@@ -37,6 +37,13 @@ _APPLY = """examples:
 
 The load is made in advance: some 1.2 KiB of memory an entry of 256 bytes in this process, half of that in each writer.
 """
+_CLUSTER = """examples:
+  python -m perf cluster
+  python -m perf cluster --callers 256 --proposals 20000 --json cluster.json
+  python -m perf cluster --proposals 100 --callers 4 --rounds 1      # does it run at all?
+
+Three servers are started on this machine, so they share its cores and its disk with the node and with each other.
+"""
 _LATENCY = """examples:
   python -m perf latency
   python -m perf latency --busy 4 --json latency.json
@@ -240,6 +247,18 @@ def _run_node(args: argparse.Namespace) -> int:
     return run_node(_plan(NodePlan, args), parent=args.dir, output=args.json)
 
 
+def _run_cluster(args: argparse.Namespace) -> int:
+    try:
+        from perf.cluster import Plan as ClusterPlan
+        from perf.cluster import run_cluster
+    except ModuleNotFoundError as error:
+        if error.name != "nats":
+            raise
+        print("this command needs nats-py: pip install 'shardengine[cluster]'", file=sys.stderr)
+        return 2
+    return run_cluster(_plan(ClusterPlan, args), parent=args.dir, output=args.json)
+
+
 def _run_reads(args: argparse.Namespace) -> int:
     return run_reads(_plan(ReadsPlan, args), parent=args.dir, output=args.json)
 
@@ -258,6 +277,7 @@ def _run_peers(args: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "apply": (_add_apply, "throughput and latency", _APPLY, _run_apply),
+    "cluster": (_add_node, "proposals to a replicated log, beside a bare publish", _CLUSTER, _run_cluster),
     "latency": (_add_latency, "one entry at a time", _LATENCY, _run_latency),
     "memory": (_add_memory, "the coordinator's memory", _MEMORY, _run_memory),
     "snapshot": (_add_snapshot, "the barrier's pause, copy and restore", _SNAPSHOT, _run_snapshot),

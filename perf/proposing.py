@@ -33,10 +33,15 @@ def puts_of(load: Load) -> Puts:
 
 
 class Proposed(msgspec.Struct, frozen=True):
-    """What proposals took, and in how many frames the timed ones lie in the log."""
+    """What proposals took, and in how many frames the timed ones lie in the log.
+
+    appended: the frames of each append, of a log that notes them; the first `warm` came before the clock started.
+    """
 
     took: Took
     frames: int
+    appended: Sequence[Sequence[bytes]] = ()
+    warm: int = 0
 
 
 async def over_a_node(directory: Path, puts: Puts, shards: int, callers: int, size: int, amount: Amount) -> Proposed:
@@ -50,15 +55,15 @@ async def over_a_node(directory: Path, puts: Puts, shards: int, callers: int, si
             return node.propose_many(puts.datas[first:end])
 
         took = await closed_loop(one if size == 1 else several, callers, size, amount)
-        await _check_state("node", node.engine, puts.pairs[: took.given])
+        await check_state("node", node.engine, puts.pairs[: took.given])
     frames = await _frames_of(directory / LOG_NAME)
     if [data for frame in frames for data in frame] != puts.datas[: took.given]:
         held = sum(map(len, frames))
         raise CheckError(f"node: its log holds {held} commands, which are not the {took.given} that were acknowledged")
-    return Proposed(took, _frames_behind(frames, took.given - took.timed))
+    return Proposed(took, frames_behind(frames, took.given - took.timed))
 
 
-async def _check_state(side: str, db: Engine, pairs: Sequence[Pair]) -> None:
+async def check_state(side: str, db: Engine, pairs: Sequence[Pair]) -> None:
     digest, expected = await db.digest(), digest_of(dict(pairs))
     if digest != expected:
         raise CheckError(f"{side}: digest {digest.hex()}, expected {expected.hex()}")
@@ -81,7 +86,7 @@ async def _frames_of(directory: Path) -> list[list[bytes]]:
     return frames
 
 
-def _frames_behind(frames: Sequence[Sequence[bytes]], commands: int) -> int:
+def frames_behind(frames: Sequence[Sequence[bytes]], commands: int) -> int:
     """How many begin behind so many commands."""
     behind, before = 0, 0
     for frame in frames:
@@ -99,5 +104,5 @@ async def over_an_engine(directory: Path, puts: Puts, shards: int, callers: int,
             return db.apply_chunk(puts.entries[first:end])
 
         took = await closed_loop(call, min(callers, IN_FLIGHT_FRAMES), size, amount)
-        await _check_state("engine", db, puts.pairs[: took.given])
+        await check_state("engine", db, puts.pairs[: took.given])
         return took

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from shardengine.engine.errors import LogReplacedError as LogReplacedError
     from shardengine.engine.errors import LogSettingsError as LogSettingsError
     from shardengine.engine.errors import LogTruncatedError as LogTruncatedError
+    from shardengine.engine.errors import LogUnreachableError as LogUnreachableError
+    from shardengine.engine.errors import NameTakenError as NameTakenError
     from shardengine.engine.errors import NoCutError as NoCutError
     from shardengine.engine.errors import NodeStoppedError as NodeStoppedError
     from shardengine.engine.errors import NotAppendedError as NotAppendedError
@@ -186,6 +188,8 @@ _HOMES = {
         "LogReplacedError",
         "LogSettingsError",
         "LogTruncatedError",
+        "LogUnreachableError",
+        "NameTakenError",
         "NoCutError",
         "NodeStoppedError",
         "NotAppendedError",

@@ -80,7 +80,8 @@ def bootstrap(link: int, *, instead: bool) -> str:
     """The program text of a worker that has its end of the link as descriptor `link`: it takes the first message, of
     `first_message`, and imports nothing that is not part of the interpreter before it has taken the host's path."""
     return (
-        "import posix, sys\n"
+        "import gc, posix, sys\n"
+        "gc.disable()\n"  # imports leave nothing for it to find
         "text, piece = b'', b'\\0'\n"
         "while piece[:1] == b'\\0':\n"
         f"    piece = posix.read({link}, {PACKET_BYTES})\n"
@@ -175,7 +176,6 @@ def _run(spec: WorkerSpec, link: Link, end: socket.socket) -> None:
         results = wire.decode_results(solo) if solo else wire.PartResults({}, {})
         say(wire.Hello(spec.identity.shard, store.position, results))
         gc.freeze()
-        gc.disable()
         try:
             _serve(shard, Copier(store, say), link, say)
         except LinkClosedError:

@@ -1,7 +1,8 @@
 """What every test gets: a coroutine is run on uvloop, and nothing may be left behind.
 
 After each test no process that it started may live on, no descriptor may be open that was not open before, and the
-temporary directory must be empty (what `tmp_path` holds is the test's own). Processes are found by a word in the
+temporary directory must be empty (what `tmp_path` holds is the test's own). The servers that all tests share end with
+the last one. Processes are found by a word in the
 environment that they inherit, so grandchildren count. Engines that a failed test leaves running are killed; a test
 that passes and leaves one running fails here.
 """
@@ -27,12 +28,17 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from shardengine import run
+from shardengine.engine.cluster.servers import Servers
 from shardengine.engine.run.shell import shells
+from tests.forking import source
+from tests.killing import environment
+from tests.servers import STANDING, standing
 from tests.syncs import Syncs
 
 LEAVING_S = 20.0  # how long a process that is ending already may take; nothing waits that long when all is well
 _MARK = "LEAK_CHECK_OF"
 _FAILED = pytest.StashKey[bool]()
+_strangers = set[int]()
 
 settings.register_profile(
     "suite",
@@ -87,16 +93,23 @@ def temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
         yield path
 
 
+@pytest.fixture(scope="session")
+def forks(temporary_directory: Path) -> Iterator[None]:
+    """What tests/forking.py forks from."""
+    with source(environment()):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(request: pytest.FixtureRequest, temporary_directory: Path) -> Iterator[None]:
-    gc.collect()
+    gc.collect(1)
     descriptors, processes = open_descriptors(), descendants()
     yield
     running, failed = kill_engines(), request.node.stash.get(_FAILED, False)
     if failed:
-        for process in descendants() - processes:
+        for process in descendants() - processes - STANDING:
             end(process)
-    left = wait_for_the_end_of(descendants() - processes)
+    left = wait_for_the_end_of(descendants() - processes - STANDING)
     files = clear(temporary_directory)
     if failed:
         return
@@ -107,6 +120,13 @@ def nothing_is_left_behind(request: pytest.FixtureRequest, temporary_directory: 
         gc.collect()
     new = open_descriptors().items() - descriptors.items()
     assert not new, f"descriptors remain open: {sorted(new)}"
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Three of a cluster, which tests must leave running as they were."""
+    with standing(tmp_path_factory.mktemp("servers")) as started:
+        yield started
 
 
 @pytest.fixture
@@ -145,23 +165,39 @@ def open_descriptors() -> dict[int, str]:
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):
-            found[int(name)] = str(Path(f"/proc/self/fd/{name}").readlink())
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115  # three times a test
     return {number: target for number, target in found.items() if target != f"/proc/{os.getpid()}/fd"}
 
 
 def descendants() -> set[int]:
-    """Every process that descends from this one: its children, dead or alive, and all that carry its mark."""
-    return {int(name) for name in os.listdir("/proc") if name.isdigit() and _descends(int(name))}
+    """Every process that descends from this one: its children, dead or alive, and all that carry its mark.
+
+    Who was seen to have an environment without the mark is nobody's descendant for as long as it lives, and not looked
+    at again. That of a process that is in `execve`, or dead, is empty for a moment, or for good, and shows nothing.
+    """
+    there = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    _strangers.intersection_update(there)
+    return {pid for pid in there - _strangers if _descends(pid)}
 
 
 def _descends(pid: int) -> bool:
     if pid == os.getpid():
         return False
     try:
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        return parent == os.getpid() or f"{_MARK}={os.getpid()}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        parent = int(_content(f"/proc/{pid}/stat").rpartition(b")")[2].split()[1])
+        environment = _content(f"/proc/{pid}/environ")
     except (OSError, ValueError):
         return False
+    if parent == os.getpid() or f"{_MARK}={os.getpid()}\0".encode() in environment:
+        return True
+    if environment:
+        _strangers.add(pid)
+    return False
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
 
 
 def wait_for_the_end_of(processes: set[int]) -> list[str]:

@@ -1,6 +1,6 @@
 """The process that is killed: an engine in a process group of its own, fed with a log that needs no source.
 
-    python -m tests.kill_child ORDERS        ORDERS: the JSON of an `Orders`
+`live` is given the JSON of an `Orders`, in a process of tests/forking.py.
 
 It says what happens on its standard output, in frames of a length and a msgpack `Frame`: what it found when it had
 opened the directory, before anything was fed; the index of every chunk that was acknowledged; the points it reached.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import sys
 from collections import deque
 
 import msgspec
@@ -179,5 +178,5 @@ async def main(orders: Orders) -> None:
     say(Ended(points.names if points else []))
 
 
-if __name__ == "__main__":
-    run(main(msgspec.json.decode(sys.argv[1], type=Orders)))
+def live(orders: str) -> None:
+    run(main(msgspec.json.decode(orders, type=Orders)))

@@ -1,18 +1,17 @@
 """The program that is killed: a node over a local log, and callers who propose all the time.
 
-    python -m tests.kill_node DIRECTORY FIRST cut|keep
+    live(directory, first, "cut" or "keep")        in a process of tests/forking.py
 
-Each proposal adds one to a number of its own, `FIRST` and those behind it; one in three is a `propose_many` of three.
-With `cut`, snapshots are taken all the time, and the log is cut behind them; without, what is found at the start has
+Each proposal adds one to a number of its own, `first` and those behind it; one in three is a `propose_many` of three.
+With "cut", snapshots are taken all the time, and the log is cut behind them; without, what is found at the start has
 to be exactly what the whole log gives. On its standard output it says `open`, then the number of each result that has
-come. `-` for FIRST: it says what every number stands at, and ends.
+come. `-` for `first`: it says what every number stands at, and ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from itertools import count
 
 import msgspec
@@ -76,7 +75,7 @@ async def main(directory: str, first: str, cut: bool) -> None:
         await asyncio.gather(*callers, *([cut_for_ever(node)] if cut else []))
 
 
-if __name__ == "__main__":
+def live(directory: str, first: str, cut: str) -> None:
     if ANOTHER_BOOT in os.environ:
         runmark._boot_id = lambda: os.environ[ANOTHER_BOOT]
-    run(lambda: main(sys.argv[1], sys.argv[2], sys.argv[3] == "cut"))
+    run(lambda: main(directory, first, cut == "cut"))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NoReturn
 
 import msgspec
 
-from shardengine import Context, KeyValue, Machine, Rejected, Tx
+from shardengine import Context, KeyValue, Machine, Put, Rejected, Tx
 
 _FAULTS = "FAULT_DIRECTORY"
 
@@ -238,3 +238,15 @@ def _cut_off() -> None:
     with suppress(BaseException):
         while True:
             pass
+
+
+class Astray(KeyValue):
+    """Does something else where the environment has `VARIABLE`, as no machine may."""
+
+    VARIABLE: ClassVar[str] = "TEST_ASTRAY"
+    name: ClassVar[str] = "test.astray"
+
+    def apply(self, tx: Tx, command: Any, context: Context) -> None:
+        if self.VARIABLE in os.environ and isinstance(command, Put):
+            command = Put(command.key, b"astray")
+        super().apply(tx, command, context)

@@ -70,8 +70,8 @@ class SecondEnd(ToldLog):
         self.inner = other.inner
 
     async def open(self) -> LogState:
-        inner = self.inner
-        return LogState(inner._identity, inner._first, inner._last, 64 << 20)
+        held = self.inner._held
+        return LogState(held.identity, held.first, held.last, 64 << 20)
 
     async def aclose(self) -> None:
         """It is the other one's to close."""

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardengine import Delete, Put, encode
+from shardengine import Delete, Put, Reader, encode
 from shardengine.engine.cli.progress import clock
 from shardengine.engine.cli.records import format_tsv, parse_jsonl, parse_tsv
 from tests.commands import WATCHDOG_S, cli, command, environment, records, running
+from tests.killing import note
 
 
 def expected_facts(folder: Path, count: int) -> dict[str, Any]:
@@ -70,40 +71,49 @@ def test_jsonl_puts_and_deletes(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("form", "line", "said"),
-    [
-        ("tsv", "no tab here", "no tab"),
-        ("tsv", "a\tb\tc", "a second tab"),
-        ("tsv", "a\\x\tb", r"\x is no escape"),
-        ("tsv", "a\tb\\", r"\ is no escape"),
-        ("tsv", "\tvalue", "line 4: "),
-        ("tsv", "k" * 481 + "\tv", "480"),
-        ("tsv", "k\t" + "v" * ((1 << 20) + 1), str(1 << 20)),
-        ("tsv", "v" * (8 << 20), "longer than"),
-        ("jsonl", '{"key": "a"', "truncated"),
-        ("jsonl", '{"key": 1, "value": "b"}', "Expected `str"),
-        ("jsonl", '{"key": "a", "colour": "b"}', "unknown field `colour`"),
-        ("jsonl", '{"key": "a"}', "no `value`"),
-        ("jsonl", '{"value": "a"}', "no `key`"),
-        ("jsonl", '{"op": "delete", "key": "a", "value": "b"}', "a delete has no value"),
-        ("jsonl", '{"op": "rename", "key": "a"}', "rename"),
-        ("jsonl", '{"key": "a", "key_hex": "61", "value": "b"}', "both"),
-        ("jsonl", '{"key_hex": "6", "value": "b"}', "not hexadecimal"),
-        ("jsonl", '{"key": "\\ud800", "value": "b"}', "line 4: "),
+BAD = {
+    "tsv": [
+        ("no tab here", "no tab"),
+        ("a\tb\tc", "a second tab"),
+        ("a\\x\tb", r"\x is no escape"),
+        ("a\tb\\", r"\ is no escape"),
+        ("\tvalue", "line 4: "),
+        ("k" * 481 + "\tv", "480"),
+        ("k\t" + "v" * ((1 << 20) + 1), str(1 << 20)),
+        ("v" * (8 << 20), "longer than"),
     ],
-)
-def test_a_bad_record_exits_1_names_its_line_and_leaves_what_came_before(
-    tmp_path: Path, form: str, line: str, said: str
-) -> None:
+    "jsonl": [
+        ('{"key": "a"', "truncated"),
+        ('{"key": 1, "value": "b"}', "Expected `str"),
+        ('{"key": "a", "colour": "b"}', "unknown field `colour`"),
+        ('{"key": "a"}', "no `value`"),
+        ('{"value": "a"}', "no `key`"),
+        ('{"op": "delete", "key": "a", "value": "b"}', "a delete has no value"),
+        ('{"op": "rename", "key": "a"}', "rename"),
+        ('{"key": "a", "key_hex": "61", "value": "b"}', "both"),
+        ('{"key_hex": "6", "value": "b"}', "not hexadecimal"),
+        ('{"key": "\\ud800", "value": "b"}', "line 4: "),
+    ],
+}
+"""Lines that are no records, and what is said of them."""
+
+
+@pytest.mark.parametrize("form", BAD)
+def test_a_bad_record_exits_1_names_its_line_and_leaves_what_came_before(tmp_path: Path, form: str) -> None:
+    """One after the other in one directory, which is corrected in the end."""
     template = {"tsv": "k%d\tv", "jsonl": '{"key": "k%d", "value": "v"}'}[form]
     good = [template % n for n in range(6)]
     args = ("load", "-", "--data", tmp_path / "data", "--shards", 2, "--format", form, "--json")
-    ran = cli(*args, stdin="\n".join([*good[:3], line, *good[4:]]))
-    assert (ran.code, ran.out) == (1, "")
-    assert ran.err.startswith("error: line 4: ")
-    assert said in ran.err
-    assert "lines before 4 are loaded: correct it" in ran.err
+    for line, said in BAD[form]:
+        note(line[:100])
+        ran = cli(*args, stdin="\n".join([*good[:3], line, *good[4:]]))
+        assert (ran.code, ran.out) == (1, "")
+        assert ran.err.startswith("error: line 4: ")
+        assert said in ran.err
+        assert "lines before 4 are loaded: correct it" in ran.err
+        with Reader(tmp_path / "data") as left:
+            assert left.last_applied().index == 3
+            assert dict(left.scan_prefix(b"").entries) == {b"k0": b"v", b"k1": b"v", b"k2": b"v"}
     corrected = cli(*args, stdin="\n".join(good))
     assert (corrected.code, corrected.facts["skipped"], corrected.facts["records"]) == (0, 3, 3)
     assert corrected.facts["entries"] == 6

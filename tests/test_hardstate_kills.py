@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
+import traceback
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shardengine import HardState
-from tests.directories import in_another_process
+from shardengine.engine import slots
+from shardengine.engine.storage import files, hardstate
 from tests.hardstates import NEW, OLD, found, saved
 from tests.killing import ROOT, WATCHDOG_S, environment, seeded
 
@@ -54,47 +61,65 @@ def test_a_kill_leaves_the_state_that_was_told_last_or_the_one_behind_it(tmp_pat
         assert found(tmp_path) in [HardState(term, "n" * (term % 700)) for term in (told, told + 1)]
 
 
-STEPS = """
-from shardengine.engine import slots
-from shardengine.engine.storage import files, hardstate
+DIED = 9
 
-step, seen = int(sys.argv[2]), 0
 
-def dies(module, name, before=lambda *args: None):
-    real = getattr(module, name)
-    def call(*args, **options):
-        global seen
-        for act in (before, real):
-            seen += 1
-            if seen == step:
-                os._exit(9)
-            result = act(*args, **options)
-        seen += 1
-        if seen == step:
-            os._exit(9)
-        return result
-    setattr(module, name, call)
+def save_until(directory: Path, fatal: int) -> None:
+    """Save NEW, in this process, which ends at the `fatal` step of it."""
+    steps = count(1)
 
-file = hardstate.HardStateFile(Path(sys.argv[1]))
-file.start()
-half = lambda descriptor, data, at: os.pwrite(descriptor, data[: len(data) // 2], at)
-dies(slots, "write_all", half)
-for module, name in ((hardstate, "sync"), (files, "sync"), (hardstate, "sync_directory"), (Path, "rename")):
-    dies(module, name, lambda *args, **options: None)
-file.save(HardState(7, "node-b"))
-print("saved")
-"""
+    def step() -> None:
+        if next(steps) == fatal:
+            os._exit(DIED)
+
+    def dies(module: Any, name: str, half: Callable[..., object]) -> None:
+        real = getattr(module, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            step()
+            half(*args, **options)
+            step()
+            result = real(*args, **options)
+            step()
+            return result
+
+        setattr(module, name, call)
+
+    file = hardstate.HardStateFile(directory)
+    file.start()
+    dies(slots, "write_all", lambda descriptor, data, at: os.pwrite(descriptor, data[: len(data) // 2], at))
+    for module, name in ((hardstate, "sync"), (files, "sync"), (hardstate, "sync_directory"), (Path, "rename")):
+        dies(module, name, lambda *args, **options: None)
+    file.save(NEW)
+
+
+def died_saving(directory: Path, fatal: int) -> bool:
+    """Whether a forked process, which saves, came to the `fatal` step, and died there."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(int(WATCHDOG_S))
+        code = 1
+        try:
+            save_until(directory, fatal)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, DIED)
+    return code == DIED
 
 
 @pytest.mark.parametrize("before", [None, OLD])
 def test_a_death_at_any_step_of_a_save_leaves_the_one_or_the_other(tmp_path: Path, before: HardState | None) -> None:
-    left, printed = list[HardState | None](), ""
-    for step in range(1, 40):
-        place = tmp_path / str(step)
+    left = list[HardState | None]()
+    for fatal in count(1):
+        place = tmp_path / str(fatal)
         saved(place, *([before] if before else []))
-        printed = in_another_process(STEPS, place, step)
+        died = died_saving(place, fatal)
         left.append(found(place))
-        if printed:
+        if not died:
             break
-    assert printed == "saved\n" and len(left) > 5
+    assert len(left) > 5
     assert left == sorted(left, key=[before, NEW].index) and {before, NEW} == set(left)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.killing import Judge, note
+from tests.killing import Judge, chosen, note
 from tests.test_kill_points import SCOPES, count_points, run_to_death
 
+pytestmark = pytest.mark.usefixtures("forks")
 STEPS = {
     "before sending asking Part to shard 0",
     "before taking Values of 1",
@@ -46,14 +47,21 @@ def decided(points: list[str], at: int) -> bool:
     return points[:at].count("after a publish") < sum(laid)
 
 
+def fatal_for(group: bool, decides: bool, point: str) -> bool:
+    return decides if group else not decides or chosen(point)
+
+
 @pytest.mark.parametrize("part", range(SLICES))
 @SCOPES
 def test_death_at_any_step_of_an_exchange_leaves_the_models_state_at_a_chunks_end(
     tmp_path: Path, group: bool, part: int
 ) -> None:
+    """Of everything where something is decided, at each step; of the coordinator alone at each step before, and at half
+    of those, always the same (`chosen`)."""
     judge = Judge(tmp_path / "data", 2, 0, "wander")
     points = exchange_points(judge)
-    fatal = [at for at in range(1, len(points) + 1) if not group or decided(points, at)][part::SLICES]
+    fatal = [at for at, name in enumerate(points, 1) if fatal_for(group, decided(points, at), f"{at} {name}")]
+    fatal = fatal[part::SLICES]
     for number in fatal:
         note(f"{number} of {len(points)}: {points[number - 1]}")
         run_to_death(judge, judge.orders("script", fatal=number, group=group, exchanges=True))

@@ -16,8 +16,9 @@ import pytest
 
 from shardengine import Engine
 from tests.kill_child import CONFIG, Acknowledged, Frame, Opened, Orders
-from tests.killing import WATCHDOG_S, Judge, note, points_of
+from tests.killing import WATCHDOG_S, Judge, chosen, note, points_of
 
+pytestmark = pytest.mark.usefixtures("forks")
 SCOPES = pytest.mark.parametrize("group", [False, True], ids=["the coordinator", "everything"])
 
 
@@ -39,13 +40,19 @@ def count_points(judge: Judge, orders: Orders) -> list[str]:
     return points_of(frames)
 
 
+def taken(points: list[str], group: bool) -> list[tuple[int, str]]:
+    """The points to die at, with their numbers."""
+    return [(at, name) for at, name in enumerate(points, 1) if group or chosen(f"{at} {name}")]
+
+
 @SCOPES
 def test_death_at_any_step_of_the_script_leaves_the_models_state_at_a_chunks_end(tmp_path: Path, group: bool) -> None:
+    """Of everything at each step; of the coordinator alone at half of them, always the same (`chosen`)."""
     judge = Judge(tmp_path / "data", 2, 0)
     points = count_points(judge, judge.orders("script", fatal=0))
     assert {"in the middle of a record", "before a publish", "before sending Solo to shard 0"} <= set(points)
     assert {"before sending Part to shard 1", "before renaming run-mark.new to run-mark"} <= set(points)
-    for fatal, name in enumerate(points, 1):
+    for fatal, name in taken(points, group):
         note(f"{fatal} of {len(points)}: {name}")
         run_to_death(judge, judge.orders("script", fatal=fatal, group=group))
     judge.finish()
@@ -67,6 +74,7 @@ def copy(source: Path, target: Path) -> None:
 
 @SCOPES
 def test_death_at_any_step_of_a_redo_leaves_it_to_be_redone(tmp_path: Path, group: bool) -> None:
+    """Of everything at each step; of the coordinator alone at half of them, always the same (`chosen`)."""
     judge = decided_and_committed_nowhere(tmp_path)
     copy(judge.directory, tmp_path / "copy")
     points = count_points(judge, judge.orders("open", fatal=0))
@@ -75,7 +83,7 @@ def test_death_at_any_step_of_a_redo_leaves_it_to_be_redone(tmp_path: Path, grou
     )
     redone = judge.model.index
     assert redone % 100 == 39, "the group of the script's first chunk"
-    for fatal, name in enumerate(points, 1):
+    for fatal, name in taken(points, group):
         note(f"{fatal} of {len(points)}: {name}")
         shutil.rmtree(judge.directory)
         copy(tmp_path / "copy", judge.directory)

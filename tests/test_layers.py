@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = "shardengine"
 RANKS = {"ipc": 0, "shards": 1, "engine": 2}
 CLI = "engine/cli/"
-GUESTS = (CLI, "engine/machines/", "engine/conformance/")
+GUESTS = (CLI, "engine/machines/", "engine/conformance/", "engine/cluster/")
 """Rooms whose files come in by the front door, as a program of somebody else does."""
 OWNERS = {
     "lmdb": ("shards/store/",),
@@ -33,6 +33,7 @@ OWNERS = {
         "engine/node/",
         "engine/sync/portal.py",
         "engine/conformance/",
+        "engine/cluster/",
         CLI,
     ),
     "nats": ("engine/node/jetstream/",),

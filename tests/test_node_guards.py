@@ -60,8 +60,8 @@ async def test_another_log_is_refused(tmp_path: Path) -> None:
 
 async def test_a_log_that_lost_its_end_is_refused(tmp_path: Path) -> None:
     log = await filled(tmp_path)
-    del log.inner._kept[-1]
-    log.inner._last -= 1
+    del log.inner._held.kept[-1]
+    log.inner._held.last -= 1
     error = await refused(tmp_path, log, LogRegressedError, r"ends at position 4, and is applied up to position 5")
     assert error.last == 4 and error.applied.index == 10
 
@@ -88,12 +88,12 @@ async def test_a_log_that_was_cut_too_far_is_refused_and_a_snapshot_helps(tmp_pa
 
 async def test_another_frame_where_the_applied_log_ends_is_refused(tmp_path: Path) -> None:
     log = await filled(tmp_path)
-    kept = log.inner._kept
+    kept = log.inner._held.kept
     last = kept[-1]
     kept[-1] = Logged(last.position, last.time_ms, a_frame(1))
     await refused(tmp_path, log, LogReplacedError, "2 entries were applied of the frame at position 5")
     kept[-1] = Logged(6, last.time_ms, a_frame(2))
-    log.inner._last = 6
+    log.inner._held.last = 6
     await refused(tmp_path, log, LogReplacedError, "where the log holds no frame")
 
 

@@ -6,19 +6,19 @@ import os
 import random
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from tests.forking import fork
 from tests.kill_node import ANOTHER_BOOT
-from tests.killing import DEEP, ROOT, WATCHDOG_S, environment, note, seeded
+from tests.killing import DEEP, WATCHDOG_S, environment, note, seeded
 
+pytestmark = pytest.mark.usefixtures("forks")
 ROUNDS = 100 if DEEP else 16
 LATEST_S = {False: 0.08, True: 0.3}
 
@@ -27,21 +27,24 @@ class Program:
     """One run of tests/kill_node.py in a process group of its own."""
 
     def __init__(self, directory: Path, first: str, cut: bool) -> None:
+        reading, writing = os.pipe()
+        self._said = os.fdopen(reading, "rb", buffering=0)
         with (directory / "errors").open("ab") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.kill_node", str(directory), first, "cut" if cut else "keep"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd=ROOT,
-                env=environment(),
-                start_new_session=True,
-            )
+            arguments = [str(directory), first, "cut" if cut else "keep"]
+            self.process = fork("tests.kill_node", arguments, environment(), writing, errors.fileno())
+        os.close(writing)
+
+    def close(self) -> None:
+        """Whatever of it still lives is killed."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(WATCHDOG_S)
+        self.process.close()
+        self._said.close()
 
     def lines(self, first_within: float) -> Iterator[str]:
         """What it says until it ends; a line cut off by its death is left out."""
-        assert self.process.stdout is not None
-        pipe, buffer, patience = self.process.stdout.fileno(), b"", first_within
+        pipe, buffer, patience = self._said.fileno(), b"", first_within
         while select.select([pipe], [], [], patience)[0]:
             data = os.read(pipe, 1 << 16)
             if not data:
@@ -51,26 +54,12 @@ class Program:
         raise AssertionError("it says nothing")
 
 
-@contextmanager
-def program(directory: Path, first: str, cut: bool) -> Iterator[Program]:
-    run = Program(directory, first, cut)
-    try:
-        yield run
-    finally:
-        if run.process.poll() is None:
-            os.killpg(run.process.pid, signal.SIGKILL)
-        run.process.wait(WATCHDOG_S)
-        assert run.process.stdout
-        run.process.stdout.close()
-
-
 def kill_once(directory: Path, first: int, cut: bool, rng: random.Random) -> set[int]:
     """The numbers that were acknowledged before it was killed, at a random moment; its workers with it, or not."""
-    with program(directory, str(first), cut) as run:
+    with closing(Program(directory, str(first), cut)) as run:
         lines = run.lines(WATCHDOG_S)
         assert next(lines, None) == "open", (directory / "errors").read_text()[-3000:]
         end = time.monotonic() + rng.random() * LATEST_S[cut]
-        assert run.process.stdout
         while (left := end - time.monotonic()) > 0:
             select.select([], [], [], left)
         (os.killpg if rng.random() < 0.5 else os.kill)(run.process.pid, signal.SIGKILL)
@@ -78,7 +67,7 @@ def kill_once(directory: Path, first: int, cut: bool, rng: random.Random) -> set
 
 
 def numbers_in(directory: Path, cut: bool) -> dict[int, int]:
-    with program(directory, "-", cut) as run:
+    with closing(Program(directory, "-", cut)) as run:
         (line,) = run.lines(WATCHDOG_S)
         assert run.process.wait(WATCHDOG_S) == 0
     return {int(key): int(value) for key, value in msgspec.json.decode(line, type=dict[str, str]).items()}

@@ -29,6 +29,7 @@ from shardengine.engine.verify import verify_snapshot
 from shardengine.shards.store import Loader
 from tests.inside import runtime_of
 from tests.kill_points import Points
+from tests.killing import chosen
 from tests.streams import Follower, entries
 from tests.taking import CONFIG as LARGE
 from tests.taking import Feeder, holds, holds_exactly
@@ -186,14 +187,15 @@ WORK: dict[str, tuple[Callable[[Child], Awaitable[None]], set[str]]] = {
 def test_death_at_any_step_leaves_the_old_state_or_the_new_one_and_the_next_attempt_works(
     tmp_path: Path, base: Path, what: str, group: bool
 ) -> None:
+    """Of everything at each step; of the coordinator alone at half of them, always the same (`chosen`)."""
     path = tmp_path / "data"
     shutil.copytree(base / "data", path)
     work, expected = WORK[what]
     fatal, status, names = 0, signal.SIGKILL.value, [""]
     while status != 0:
-        fatal += 1
+        fatal = next(number for number in count(fatal + 1) if group or chosen(f"{what} {number}"))
         status, names = in_child(lambda out: work(Child(path, base, fatal, group, out)))  # noqa: B023
-        assert status in (0, signal.SIGKILL), f"after {fatal - 1} deaths: {names[-3:]}"
+        assert status in (0, signal.SIGKILL), f"at step {fatal}: {names[-3:]}"
         for info in valid_snapshots(path / "snapshots"):
             holds_exactly(Path(info.path), Follower(SEED))
     assert expected <= set(names) and len(names) < fatal

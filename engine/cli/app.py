@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from importlib import metadata
 
 import click
 from click.shell_completion import shell_complete
 
 from shardengine.engine.cli.check import verify
+from shardengine.engine.cli.cluster import cluster
 from shardengine.engine.cli.common import COULD_NOT, DATA_SAYS_NO, DONE, WRONG_USE, DataSaysNoError, StoppedError
 from shardengine.engine.cli.demo import demo
 from shardengine.engine.cli.hints import for_machine, in_command_words
@@ -30,6 +30,8 @@ _COMPLETE = "_SHARDENGINE_COMPLETE"
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
+    from importlib import metadata  # which brings all of `email` along
+
     try:
         version = metadata.version("shardengine")
     except metadata.PackageNotFoundError:
@@ -39,7 +41,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 _COMMANDS: list[click.Command] = [
-    *(demo, load, put, delete, cas, get, scan, digest, stats, verify),
+    *(demo, cluster, load, put, delete, cas, get, scan, digest, stats, verify),
     *(snapshot, snapshots, restore, export_, import_, reshard, compact, log),
 ]
 
@@ -57,6 +59,7 @@ def shardengine() -> None:
     \b
     Examples:
       shardengine demo
+      shardengine cluster demo
       shardengine load words.tsv --data words --shards 4
       shardengine get apple --data words
       eval "$(_SHARDENGINE_COMPLETE=bash_source shardengine)"

@@ -24,7 +24,7 @@ class Corpus:
         self.entries = 0
         self.bytes = 0
         """Keys and values of all entries."""
-        for key, value in self._lines(limit):
+        for key, value in self._first(limit):
             self.entries += 1
             self.bytes += len(key) + len(value)
 
@@ -32,7 +32,7 @@ class Corpus:
         """The log, cut into chunks; the first record of each chunk is noted in `samples`."""
         entries: list[Entry] = []
         size = 0
-        for index, (key, value) in enumerate(self._lines(self.entries), start=1):
+        for index, (key, value) in enumerate(self.lines(), start=1):
             if not entries:
                 samples[key] = value
             data = encode(Put(key, value))
@@ -42,7 +42,11 @@ class Corpus:
                 yield Chunk(entries, index)
                 entries, size = [], 0
 
-    def _lines(self, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
+    def lines(self) -> Iterator[tuple[bytes, bytes]]:
+        """Key and value of every entry."""
+        return self._first(self.entries)
+
+    def _first(self, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
         left = sys.maxsize if limit is None else limit
         for path in self.files:
             lines = path.read_bytes().split(b"\n")

@@ -3,4 +3,6 @@
 Files, lowest first:
 
     servers.py    nats-servers of one cluster, as processes on the loopback interface
+    program.py    what a node's process does
+    nodes.py      nodes as processes
 """

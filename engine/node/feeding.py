@@ -6,6 +6,8 @@ where to read on, and a restart needs nothing else.
 A chunk that fails stops the feeding; what was sent behind it fails with it. When all of that has come back, the reason
 decides: where there was no room, the same frame is fed again once in a while; a frame whose commands write more than
 one group can take is fed in pieces, which changes no result; for anything else the node fails, by name.
+
+Where the log does not hold any more what comes next, and others share it, a snapshot of theirs takes its place.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 
 from shardengine.engine.engine import Engine
@@ -22,10 +24,12 @@ from shardengine.engine.errors import (
     EngineError,
     LogClosedError,
     LogReplacedError,
+    LogTruncatedError,
     NodeStoppedError,
     StoreFullError,
     named,
 )
+from shardengine.engine.node.comparing import Comparing
 from shardengine.engine.node.frames import decode_frame, entries_in
 from shardengine.engine.node.log import Log, Logged
 from shardengine.engine.node.place import entries_of_last_frame
@@ -64,15 +68,30 @@ class Feeder:
 
     `position`: that frame, and all before it, are applied. Invariant: `_window` are the frames behind it that were
     sent, in order. Its attributes are what it was given, the window, who waits, and how one reading ended.
+
+    Of a shared log: `comparing` takes digests on the way; `refill` installs a snapshot where the log was cut, and
+    returns the position to read on from.
     """
 
-    def __init__(self, engine: Engine, source: Log, proposals: Proposals, marks: Marks, position: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        source: Log,
+        proposals: Proposals,
+        marks: Marks,
+        position: int,
+        *,
+        comparing: Comparing | None = None,
+        refill: Callable[[LogTruncatedError], Awaitable[int]] | None = None,
+    ) -> None:
         self.position = position
         self.stalled: str | None = None
         self._engine = engine
         self._log = source
         self._proposals = proposals
         self._marks = marks
+        self._comparing = comparing
+        self._refill = refill
         self._window: deque[_Fed] = deque()
         self._window_bytes = 0
         self._reading: asyncio.Task[None] | None = None
@@ -124,8 +143,26 @@ class Feeder:
                 if self._failed is None or (task is not None and task.cancelling()):
                     await self._drop()
                     raise
+            except LogTruncatedError as error:
+                await self._go_on_behind(error)
+                continue
             await self._settled()
             await self._judge()
+
+    async def _go_on_behind(self, truncated: LogTruncatedError) -> None:
+        """What comes next was cut away."""
+        if self._refill is None:
+            raise truncated
+        await self._settled()
+        if self._failed is not None:
+            await self._judge()
+            return
+        position = await self._refill(truncated)
+        self.position, self._newest = position, self._engine.last_applied()
+        self._marks.note(self._newest.index, self._newest.term)
+        self._proposals.pass_over(position)
+        self._for_position.reached(position)
+        self._for_index.reached(self._newest.index)
 
     async def _read(self) -> None:
         """Send what the log has behind the last applied frame, and all that comes."""
@@ -135,7 +172,10 @@ class Feeder:
             index -= entries_of_last_frame(self._engine)  # of the next frame, some are applied already
         async with aclosing(self._log.read(self.position)) as frames:
             async for logged in frames:
-                index = await self._send(logged, index)
+                first, index = index, await self._send(logged, index)
+                if self._comparing is not None and self._comparing.due(first, index - 1):
+                    await self._emptied()
+                    await self._comparing.begin(LogId(index - 1, logged.position))
         raise LogClosedError("the log has come to its end, which no log does", hint="see what closed it")
 
     async def _send(self, logged: Logged, first: int) -> int:
@@ -144,9 +184,10 @@ class Feeder:
         frame = decode_frame(logged.frame, position)
         entries = entries_in(frame, logged, first)
         alone = position == self._in_pieces
-        while self._window and (alone or not self._has_room(len(logged.frame))):
-            self._room = asyncio.get_running_loop().create_future()
-            await self._room
+        if alone:
+            await self._emptied()
+        while self._window and not self._has_room(len(logged.frame)):
+            await self._some_room()
         sent = _Fed(position, frame.id, first, len(logged.frame), entries)
         self._window.append(sent)
         self._window_bytes += sent.size
@@ -159,6 +200,15 @@ class Feeder:
         else:
             self._advance()
         return first + len(entries)
+
+    async def _emptied(self) -> None:
+        """Wait until all that was sent is applied."""
+        while self._window:
+            await self._some_room()
+
+    async def _some_room(self) -> None:
+        self._room = asyncio.get_running_loop().create_future()
+        await self._room
 
     def _has_room(self, size: int) -> bool:
         return len(self._window) < IN_FLIGHT_FRAMES and self._window_bytes + size <= IN_FLIGHT_BYTES

@@ -1,8 +1,8 @@
 """What a log is to a node: frames in, positions out, in one order for all who read.
 
 A log keeps *frames*, which are bytes to it, at *positions*: whole numbers from 1 that rise with every frame, and may
-leave holes. It has one identity for life. A frame that was read, or acknowledged, is durable, never changes, and never
-comes at another position.
+leave holes. It has one identity for life. A frame that was read, or acknowledged, is durable, never changes, and
+never comes at another position. A log may hold frames of its own, without entries, between those that were appended.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class LogState(msgspec.Struct, frozen=True):
 
 
 class Logged(NamedTuple):
-    """A frame in its place. `time_ms` is the log's own stamp, milliseconds since the epoch: it never falls along the
-    log, and is 0 where a log has no clock."""
+    """A frame in its place. `time_ms` is the log's own stamp, milliseconds since the epoch: the same for all who
+    read it, whenever they do; 0 where a log has no clock. It may fall along a log that several servers stamp."""
 
     position: int
     time_ms: int

@@ -23,11 +23,16 @@ from shardengine.engine.errors import (
 )
 from shardengine.engine.node.frames import frame_bytes
 from shardengine.engine.node.local.log import LocalLog
-from shardengine.engine.node.log import Log
-from shardengine.engine.node.place import find_place
+from shardengine.engine.node.log import Log, LogState
+from shardengine.engine.node.peers import Peers
+from shardengine.engine.node.place import name_of
+from shardengine.engine.node.placing import placed
 from shardengine.engine.node.policy import NodePolicy
 from shardengine.engine.node.proposals import Outcome
 from shardengine.engine.node.run import Run, within
+from shardengine.engine.node.shared import Member, SharedLog
+from shardengine.engine.node.shelf import Shelf
+from shardengine.engine.node.status import NodeStatus, status_of
 from shardengine.engine.read.view import View
 from shardengine.engine.run.starting import settled
 from shardengine.engine.storage.files import data_path
@@ -38,28 +43,6 @@ from shardengine.shards.types import ApplyResult, LogId
 LOG_NAME = "log"
 """What a local log in a node's own directory is called."""
 logger = logging.getLogger("shardengine")
-
-
-class NodeStatus(msgspec.Struct, frozen=True):
-    """Facts about one moment.
-
-    applied: the newest entry that reads see; its term is its frame's position. position: up to which frames are
-    applied, those without entries too. ready_at: the log's end as it was found at the start. durable: as
-    `Engine.durable`. cut_before: frames before that position were given up in this run. proposed: entries without an
-    outcome. waiting: calls that wait for room. stalled: why nothing is applied for now. failure: why nothing is any
-    more.
-    """
-
-    log: str
-    applied: LogId
-    position: int
-    ready_at: int
-    durable: LogId
-    cut_before: int
-    proposed: int
-    waiting: int
-    stalled: str | None
-    failure: str | None
 
 
 class Node:
@@ -73,6 +56,15 @@ class Node:
         machine, shards, config: as `Engine`'s. After a power loss in mode "process" the state is the newest snapshot's,
             or empty, and the rest comes from the log: `config.after_power_loss` is not asked.
         policy: when snapshots are taken, and what is kept and bounded. None: `NodePolicy()`.
+        shared_snapshots: of a `SharedLog`: a directory where its nodes lay their newest snapshots for each other, and
+            from which one bootstraps when no other node gives it one. None: there is none.
+
+    Where `log` is a `SharedLog`, the node is one of several, each with a directory, and an end of the log, of its own.
+    About once a second they tell each other where they stand (`members()`), and what they agree on is what all need:
+    the log is cut below the least of it, and only where another can have a snapshot. A node whose next frame is cut
+    away goes on from another's snapshot, as it starts and while it runs; proposals whose frames it holds, and which are
+    so never read, end with OutcomeUnknownError. Now and then all take the digest of one same state: the odd one fails
+    with StateDivergedError. One whose name another live node has, since a directory was copied, with NameTakenError.
 
     Raises as `Engine`. Opens nothing.
     """
@@ -86,6 +78,7 @@ class Node:
         shards: int | None = None,
         config: EngineConfig | None = None,
         policy: NodePolicy | None = None,
+        shared_snapshots: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None = None,
     ) -> None:
         self._path = data_path(path)
         self._config = msgspec.structs.replace(settled(config, shards), after_power_loss="empty")
@@ -99,6 +92,14 @@ class Node:
         self._engine = Engine(self._path, machine=machine, config=self._config)
         self._log: Log = LocalLog(self._path / LOG_NAME) if log is None else log
         self._policy = policy or NodePolicy()
+        self._shelves = None if shared_snapshots is None else data_path(shared_snapshots)
+        if self._shelves is not None and not isinstance(self._log, SharedLog):
+            raise ConfigError(
+                f"shared_snapshots = {self._shelves}: nobody shares this log",
+                hint="leave it out, or pass a log of several nodes",
+                key="shared_snapshots",
+                value=str(self._shelves),
+            )
         self._run: Run | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
@@ -135,21 +136,27 @@ class Node:
 
     async def _begin(self) -> Run:
         state = await self._log.open()
-        position = await find_place(self._path, self._engine, self._log, state)
-        if self._engine.durable().term + 1 < state.first:
-            await self._hold_what_was_cut()
+        peers = None
+        if isinstance(self._log, SharedLog):
+            name, compare = name_of(self._path), self._policy.compare_entries
+            shelf = None if self._shelves is None else Shelf(self._shelves, state.identity)
+            peers = Peers(self._log, self._engine, self._path, name, compare, shelf)
+        try:
+            state, position = await placed(self._path, self._engine, self._log, self._policy, state, peers)
+            return self._run_from(state, position, peers)
+        except BaseException as error:
+            if peers is not None:
+                await peers.close()
+            if self._closed and isinstance(error, EngineError):
+                raise _closed_early() from error
+            raise
+
+    def _run_from(self, state: LogState, position: int, peers: Peers | None) -> Run:
         if self._closed:
-            raise NodeStoppedError("the node was closed while it started")
+            raise _closed_early()
         self._engine.set_snapshot_policy(self._policy.snapshots)
         logger.info("%s: log %s, applied up to %d of %d", self._path, state.identity, position, state.last)
-        return Run(self._engine, self._log, self._policy, self._config, state, position)
-
-    async def _hold_what_was_cut(self) -> None:
-        """What the log has lost, a snapshot must hold; else a power loss in mode "process" costs it."""
-        try:
-            await self._engine.create_snapshot()
-        except EngineError as error:
-            logger.error("%s: no snapshot holds what the log has lost, and none can be taken: %s", self._path, error)
+        return Run(self._engine, self._log, self._policy, self._config, state, position, peers)
 
     async def aclose(self) -> None:
         """Take no proposal any more, finish those that were taken, up to `stop_timeout_ms`, and close engine and log.
@@ -320,6 +327,8 @@ class Node:
         """Take a snapshot now, and cut the log behind it as the policy says. Raises as `Engine.create_snapshot`."""
         run = self._running()
         info = await self._engine.create_snapshot()
+        if run.peers is not None:
+            run.peers.members.say_soon()
         await run.trimmer.trim()
         return info
 
@@ -334,21 +343,14 @@ class Node:
         await run.trimmer.cut_behind(self._engine.durable(), keep)
         return run.trimmer.cut
 
+    def members(self) -> list[Member]:
+        """The nodes of a shared log, this one too, as they were heard last; none where the log is not shared."""
+        peers = self._current().peers
+        return [] if peers is None else peers.members.now()
+
     def status(self) -> NodeStatus:
         """Facts about this moment."""
-        run = self._current()
-        return NodeStatus(
-            log=run.state.identity,
-            applied=self._engine.last_applied(),
-            position=run.feeder.position,
-            ready_at=run.ready_at,
-            durable=self._engine.durable(),
-            cut_before=run.trimmer.cut,
-            proposed=run.proposals.entries,
-            waiting=run.proposals.waiting,
-            stalled=run.feeder.stalled or run.appender.stalled,
-            failure=None if run.failure is None else str(run.failure),
-        )
+        return status_of(self._current(), self._engine)
 
     def _current(self) -> Run:
         """Raises EngineStateError when nothing runs (NodeStoppedError: not any more), WrongLoopError."""
@@ -365,6 +367,10 @@ class Node:
         if run.failure is not None:
             raise run.failure.again()
         return run
+
+
+def _closed_early() -> NodeStoppedError:
+    return NodeStoppedError("the node was closed while it started")
 
 
 def _data_of(command: Any) -> bytes:

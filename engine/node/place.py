@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import aclosing
 from pathlib import Path
 
@@ -18,39 +19,57 @@ NAME = "node"
 _HINT = "a node's directory and its log belong together: give it the one it had, or an empty directory"
 
 
-class _Place(msgspec.Struct, frozen=True):
-    """What the file `node` of a data directory holds: which log its state was made from."""
+class _Place(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the file `node` of a data directory holds: which log its state was made from, and the name of the node,
+    which it has from when it first shares a log."""
 
     log: str
+    node: str = ""
 
 
-async def find_place(directory: Path, engine: Engine, log: Log, state: LogState) -> int:
+def name_of(directory: Path) -> str:
+    """The name of the node in `directory`, for life; a new one when it has none yet. Raises FormatError, OSError."""
+    return _known(directory).node or os.urandom(16).hex()
+
+
+def _known(directory: Path) -> _Place:
+    try:
+        return read_checked(directory / NAME, _Place)
+    except FileNotFoundError:
+        return _Place("")
+
+
+async def find_place(directory: Path, engine: Engine, log: Log, state: LogState, node: str = "") -> int:
     """The position up to which all frames are applied whole, and behind which to read on. Remembers the log's identity,
-    the first time.
+    and the name `node`, the first time.
 
     Raises LogReplacedError when the log is another one than it was; LogTruncatedError, LogRegressedError or
     LogReplacedError when it does not continue what is applied; FormatError, StoreError.
     """
-    path = directory / NAME
-    try:
-        known = read_checked(path, _Place).log
-    except FileNotFoundError:
-        known = None
-    if known not in (None, state.identity):
+    path, known = directory / NAME, _known(directory)
+    if known.log not in ("", state.identity):
         raise LogReplacedError(
-            f"{directory} was made from the log {known}, and this is the log {state.identity}",
+            f"{directory} was made from the log {known.log}, and this is the log {state.identity}",
             hint=_HINT,
-            expected=known,
+            expected=known.log,
             got=state.identity,
         )
     _check_ends(engine.last_applied(), state)
-    position = await _compare(engine, log, state)
-    if known is None:
+    position = await _compare(engine, log, state.first)
+    if known != (place := _Place(state.identity, node or known.node)):
         try:
-            write_checked(path, _Place(state.identity))
+            write_checked(path, place)
         except OSError as error:
             raise disk_error("the log's identity cannot be remembered", error, path=str(path)) from error
     return position
+
+
+async def place_of_snapshot(engine: Engine, log: Log) -> int:
+    """As `find_place`, when a snapshot has just been installed. Raises LogReplacedError when it is not the log's."""
+    try:
+        return await _compare(engine, log, 0)
+    except LogTruncatedError:
+        return engine.last_applied().term
 
 
 def entries_of_last_frame(engine: Engine) -> int:
@@ -79,10 +98,10 @@ def _check_ends(last: LogId, state: LogState) -> None:
         )
 
 
-async def _compare(engine: Engine, log: Log, state: LogState) -> int:
+async def _compare(engine: Engine, log: Log, first: int) -> int:
     """See `find_place`: the newest applied frame against what the log holds in its place."""
     last = engine.last_applied()
-    if last.index == 0 or state.first > last.term:
+    if last.index == 0 or first > last.term:
         return last.term
     applied, frame = entries_of_last_frame(engine), await _frame_at(log, last.term)
     if frame is None or not 0 < applied <= len(frame.datas):

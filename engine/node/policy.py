@@ -13,6 +13,7 @@ from shardengine.engine.snapshot.policy import SnapshotPolicy
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 _Bytes = Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
 _Entries = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 _Linger = Annotated[float, msgspec.Meta(ge=0, le=10_000)]
 
 
@@ -46,6 +47,14 @@ class NodePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     proposals_bytes_max: _Bytes = 64 * MIB
     """Bytes of them, at most. A larger one goes alone."""
+
+    bootstrap_timeout_ms: _Milliseconds = 30_000
+    """Where the log does not hold what a node needs next: how long its start waits for another node that gives it a
+    snapshot, milliseconds. One that runs waits for as long as it takes."""
+
+    compare_entries: _Entries = 100_000
+    """After so many entries all nodes of a log compare what they hold: each reads its whole state once, beside
+    everything else. 0: never."""
 
     def __post_init__(self) -> None:
         for field in msgspec.structs.fields(type(self)):

@@ -42,18 +42,22 @@ class Proposal:
 
 
 class Sent:
-    """A frame that was made of some calls, and given to the log."""
+    """A frame that was made of some calls, and given to the log. position: where in it, once that is known; else 0."""
 
-    __slots__ = ("data", "id", "proposals")
+    __slots__ = ("data", "id", "position", "proposals")
 
     def __init__(self, id: bytes, proposals: list[Proposal]) -> None:
+        self.position = 0
         self.id = id
         self.proposals = proposals
         self.data = encode_frame(Frame(id, [data for proposal in proposals for data in proposal.datas]))
 
 
 class Proposals:
-    """All calls of one node that have no outcome yet. `refusal`: why nothing is taken any more."""
+    """All calls of one node that have no outcome yet. `refusal`: why nothing is taken any more. `passed_over`: up to
+    that position frames are applied that will not be read, since a snapshot held them; 0: there are none. Its
+    attributes are these, the policy, the calls, and who waits.
+    """
 
     def __init__(self, policy: NodePolicy, frame_bytes_max: int) -> None:
         """`frame_bytes_max`: the longest frame that log and engine take."""
@@ -66,6 +70,7 @@ class Proposals:
         self._entries = self._bytes = 0
         self._wake: asyncio.Future[None] | None = None
         self.refusal: EngineError | None = None
+        self.passed_over = 0
         self._quiet: list[asyncio.Future[None]] = []
 
     @property
@@ -179,14 +184,32 @@ class Proposals:
             if self._sent.pop(sent.id, None) is not None:
                 self._fail(sent.proposals, error)
 
+    def placed(self, frames: Sequence[Sent], positions: Sequence[int]) -> None:
+        """These frames are in the log."""
+        for sent, position in zip(frames, positions, strict=True):
+            sent.position = position
+            if position <= self.passed_over:
+                self.refused([sent], _unread(sent, self.passed_over))
+
+    def pass_over(self, position: int) -> None:
+        """What lies up to `position` is applied, and will not be read: nobody learns what came of it."""
+        self.passed_over = position
+        for sent in list(self._sent.values()):
+            if 0 < sent.position <= position:
+                self.refused([sent], _unread(sent, position))
+
+    def unknown(self, frames: Iterable[Sent], why: EngineError) -> None:
+        """Whether these frames are in the log will never be known. Those whose outcome is known are passed over."""
+        for sent in frames:
+            self.refused([sent], _unknown(sent, why))
+
     def close(self, refusal: EngineError) -> None:
         """Nothing is taken any more, nothing is told any more: what is queued was not accepted, what was sent stays
         unknown."""
         self.refuse_new(refusal)
         queued, self._queue = list(self._queue), deque()
         self._fail(queued, refusal)
-        for sent in list(self._sent.values()):
-            self.refused([sent], _unknown(sent, refusal))
+        self.unknown(list(self._sent.values()), refusal)
 
     def refuse_new(self, refusal: EngineError) -> None:
         """From now on nothing is taken; what was taken goes on."""
@@ -223,4 +246,14 @@ def _unknown(sent: Sent, why: EngineError) -> OutcomeUnknownError:
         f"{why.message}",
         hint="start the node again: it applies what is in the log; then look for what the proposal would have done",
         id=sent.id,
+    )
+
+
+def _unread(sent: Sent, position: int) -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        f"frame {sent.id.hex()} is in the log, at position {sent.position}, and applied; with what results was not "
+        f"seen: the node went on from a snapshot at position {position}",
+        hint="look for what the proposal would have done",
+        id=sent.id,
+        position=sent.position,
     )

@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager, suppress
 
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.engine import Engine
-from shardengine.engine.errors import EngineError, NodeStoppedError, WrongLoopError, named
+from shardengine.engine.errors import EngineError, NodeStoppedError, SnapshotError, WrongLoopError, named
 from shardengine.engine.node.appending import Appender
 from shardengine.engine.node.barriers import Barriers
 from shardengine.engine.node.feeding import Feeder
 from shardengine.engine.node.log import Log, LogState
+from shardengine.engine.node.peers import Peers
 from shardengine.engine.node.policy import NodePolicy
 from shardengine.engine.node.proposals import Proposals
 from shardengine.engine.node.trimming import Marks, Trimmer
@@ -30,29 +31,54 @@ class Run:
     """
 
     def __init__(
-        self, engine: Engine, log: Log, policy: NodePolicy, config: EngineConfig, state: LogState, position: int
+        self,
+        engine: Engine,
+        log: Log,
+        policy: NodePolicy,
+        config: EngineConfig,
+        state: LogState,
+        position: int,
+        peers: Peers | None = None,
     ) -> None:
         marks = Marks()
         self.loop = asyncio.get_running_loop()
         self.state = state
+        self.peers = peers
         self.failure: EngineError | None = None
         self.frame_bytes_max = min(state.frame_bytes_max, engine.stats()["part_bytes_max"] - _RUNS_BYTES)
         self.proposals = Proposals(policy, self.frame_bytes_max)
-        self.feeder = Feeder(engine, log, self.proposals, marks, position)
+        comparing, refill = (None, None) if peers is None else (peers.comparing, peers.bootstrap.install)
+        self.feeder = Feeder(engine, log, self.proposals, marks, position, comparing=comparing, refill=refill)
         self.barriers = Barriers(log)
         by_snapshots = config.durability == "process"
-        self.trimmer = Trimmer(engine, log, marks, policy.keep_entries, by_snapshots=by_snapshots)
+        others = None if peers is None else peers.members.lately
+        keep = policy.keep_entries
+        self.trimmer = Trimmer(engine, log, marks, keep, by_snapshots=by_snapshots, others=others)
         self.appender = Appender(log, self.proposals, self.feeder, policy.linger_ms)
         self._stopping = False
         self._tasks: Sequence[asyncio.Task[None]] = [
             self.loop.create_task(work) for work in (self.feeder.run(), self.appender.run(), self.trimmer.run())
         ]
+        if peers is not None:
+            peers.members.needs = self._needs
+            self._tasks = [*self._tasks, peers.task]
         for task in self._tasks:
             task.add_done_callback(self._ended)
 
     @property
     def ready_at(self) -> int:
         return self.state.last
+
+    @property
+    def stalled(self) -> str | None:
+        """Why nothing is applied, or appended, for now."""
+        waits = None if self.peers is None else self.peers.bootstrap.stalled
+        return waits or self.feeder.stalled or self.appender.stalled
+
+    def _needs(self) -> int:
+        with suppress(SnapshotError):  # then it is what it was
+            self.trimmer.look()
+        return max(1, self.trimmer.needs)
 
     def check_loop(self) -> None:
         """Raises WrongLoopError in any other loop; none is none."""
@@ -79,6 +105,8 @@ class Run:
         if not self.loop.is_closed():
             for task in self._tasks:
                 task.cancel()
+            if self.peers is not None:
+                self.peers.stop()
 
     async def close(self, patience_s: float) -> None:
         """Let what was taken end, for a while; then end it. Where its loop is gone, so are its callers."""
@@ -91,6 +119,8 @@ class Run:
         self._stop(stopped)
         if not self.loop.is_closed():
             await asyncio.wait(self._tasks)
+            if self.peers is not None:
+                await self.peers.close()
 
 
 @asynccontextmanager

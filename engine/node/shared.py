@@ -21,7 +21,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     node: the name of its data directory, for life, 32 hexadecimal digits. host, pid: of its process, for people.
     applied: its newest entry. durable: what a power loss leaves it. snapshot: the newest that it gives to others;
     (0, 0): none. needs: the first position of the log that it still has use for. digest, digest_at: of its state at
-    that entry, when it took one last; empty: never.
+    that entry, when it took one last; empty: never. run: of the process, unlike any other's; those that began later
+    sort behind. beat: rises with every word of a run.
     """
 
     node: str
@@ -33,6 +34,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     needs: int
     digest: bytes = b""
     digest_at: LogId = LogId(0, 0)
+    run: str = ""
+    beat: int = 0
 
 
 Answer = Callable[[bytes], Awaitable[bytes]]
@@ -44,7 +47,8 @@ class SharedLog(Log, Protocol):
 
     async def meet(self, me: Member) -> Sequence[Member]:
         """Say where this node stands, and hear where the others do: all that said so lately, this one included, in
-        order of their names. Raises LogClosedError, or any other error when the others cannot be reached now."""
+        order of their names; of each run the last that it said, also where two runs have one name. Raises
+        LogClosedError, or any other error when the others cannot be reached now."""
         ...
 
     async def ask(self, node: str, request: bytes) -> bytes:

@@ -1,5 +1,5 @@
 """The log is cut behind the snapshots: what a snapshot of the directory holds, and `keep_entries` before its end, need
-not be read again.
+not be read again. Where several nodes share the log, each looks at what all of them need.
 """
 
 from __future__ import annotations
@@ -7,11 +7,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from shardengine.engine.contract import SnapshotInfo
 from shardengine.engine.engine import Engine
 from shardengine.engine.node.log import Log
+from shardengine.engine.node.shared import Member
 from shardengine.shards.types import LogId
 
 LOOK_S = 1.0
@@ -47,19 +48,34 @@ class Marks:
 
 
 class Trimmer:
-    """Cuts one log. `cut`: what lies before that position was given up.
+    """Cuts one log. `cut`: what lies before that position was given up. `needs`: the first position that is still of
+    use here; 0: that of the first frame.
 
     By itself it cuts only what two snapshots hold: should the newest be found damaged after a power loss, the one
     before it is there, and the log behind that. In mode "power" the state is durable without them, and it cuts by that.
+
+    `others`: the members of a shared log as they were heard lately, this node among them; None: they were not. Its
+    attributes are what it works on, and what it found out.
     """
 
-    def __init__(self, engine: Engine, trimmed: Log, marks: Marks, keep_entries: int, *, by_snapshots: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        trimmed: Log,
+        marks: Marks,
+        keep_entries: int,
+        *,
+        by_snapshots: bool,
+        others: Callable[[], Sequence[Member] | None] | None = None,
+    ) -> None:
         self.cut = 0
+        self.needs = 0
         self._engine = engine
         self._log = trimmed
         self._marks = marks
         self._keep_entries = keep_entries
         self._by_snapshots = by_snapshots
+        self._others = others
         self._newest = self._older = LogId(0, 0)
         durable = engine.durable()
         marks.note(durable.index, durable.term)
@@ -76,20 +92,39 @@ class Trimmer:
 
     async def trim(self) -> None:
         """Cut as far as the policy says. Raises as `Log.truncate_before`."""
+        self.look()
+        await self._cut_before(self.needs)
+
+    def look(self) -> None:
+        """Find out what is needed by now."""
         durable = self._engine.durable()
         if self._by_snapshots and durable != self._newest:
             self._newest, self._older = durable, _one_before(durable, self._engine.snapshots())
-        await self.cut_behind(self._older if self._by_snapshots else durable, self._keep_entries)
+        safe = self._older if self._by_snapshots else durable
+        self.needs = self._before(safe, self._keep_entries)
 
     async def cut_behind(self, last: LogId, keep_entries: int) -> None:
         """Cut what lies before the newest `keep_entries` up to `last`. Raises as `Log.truncate_before`."""
+        await self._cut_before(self._before(last, keep_entries))
+
+    def _before(self, last: LogId, keep_entries: int) -> int:
         first = last.index - keep_entries + 1
-        if first < 1:
-            return
-        position = min(last.term, self._engine.entry_term(first) or self._marks.before(first))
+        return 0 if first < 1 else min(last.term, self._engine.entry_term(first) or self._marks.before(first))
+
+    async def _cut_before(self, position: int) -> None:
+        if self._others is not None:
+            position = cut_at(position, self._others() or ())
         if position > self.cut:
             await self._log.truncate_before(position)
             self.cut = max(self.cut, position)
+
+
+def cut_at(needed: int, members: Sequence[Member]) -> int:
+    """Before which position a log is cut that who asks needs from `needed` on; 0: nowhere. No member needs what lies
+    before it, and at least one gives a snapshot that holds all of that: the frame of its last entry stays, too, which
+    tells whether it holds that one whole."""
+    given = max((member.snapshot.term for member in members), default=0)
+    return min([needed, given, *(member.needs for member in members)])
 
 
 def _one_before(newest: LogId, snapshots: Sequence[SnapshotInfo]) -> LogId:

@@ -12,8 +12,10 @@ from shardengine.engine.config import EngineConfig
 from shardengine.engine.contract import ScanResult, SnapshotInfo, StartReport
 from shardengine.engine.errors import EngineError
 from shardengine.engine.node.log import Log
-from shardengine.engine.node.node import Node, NodeStatus
+from shardengine.engine.node.node import Node
 from shardengine.engine.node.policy import NodePolicy
+from shardengine.engine.node.shared import Member
+from shardengine.engine.node.status import NodeStatus
 from shardengine.engine.read.view import View
 from shardengine.engine.sync.crossing import Crossing
 from shardengine.engine.sync.reads import SyncReads, as_in
@@ -46,8 +48,17 @@ class SyncNode:
         shards: int | None = None,
         config: EngineConfig | None = None,
         policy: NodePolicy | None = None,
+        shared_snapshots: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None = None,
     ) -> None:
-        self._node = Node(path, log=log, machine=machine, shards=shards, config=config, policy=policy)
+        self._node = Node(
+            path,
+            log=log,
+            machine=machine,
+            shards=shards,
+            config=config,
+            policy=policy,
+            shared_snapshots=shared_snapshots,
+        )
         self._local = SyncReads(self._node.engine)
         self._crossing = Crossing(self._node.engine, self._node._config, self._node.aclose)
 
@@ -157,6 +168,11 @@ class SyncNode:
     @as_in(Node.compact)
     def compact(self, keep_entries: int | None = None) -> int:
         return self._wait(Node.compact, keep_entries)
+
+    @as_in(Node.members)
+    def members(self) -> list[Member]:
+        members: list[Member] = self._crossing.ask(self._node.members)
+        return members
 
     @as_in(Node.status)
     def status(self) -> NodeStatus:

@@ -18,6 +18,7 @@ In the process under test, which calls `serve(life)`:
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import re
@@ -225,6 +226,7 @@ class Zygote:
 
 def serve(life: Callable[[Path, str], None]) -> None:
     """Be a zygote's interpreter. Returns in each child when its life is over, and at the end of the input."""
+    gc.freeze()  # what was imported is nothing that a child need look at, or write to
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -232,7 +234,6 @@ def serve(life: Callable[[Path, str], None]) -> None:
             _begin(Path(place))
             life(Path(place), orders)
             return
-        os.write(1, b"%d\n" % child)
         _, status = os.waitpid(child, 0)
         os.write(1, b"%d\n" % os.waitstatus_to_exitcode(status))
 
@@ -240,6 +241,7 @@ def serve(life: Callable[[Path, str], None]) -> None:
 def _begin(place: Path) -> None:
     """Be a process group, with output of its own, under the control file in `place`."""
     os.setsid()
+    os.write(1, b"%d\n" % os.getpid())  # not before it has a group of its own, which can be killed
     for descriptor, name in enumerate((Path("/dev/null"), place / "said", place / "stderr")):
         file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(file, descriptor)

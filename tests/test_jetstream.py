@@ -1,0 +1,373 @@
+"""A log on JetStream among others: how its stream has to be set up, who else uses it, and when it is full or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from shardengine import (
+    ConfigError,
+    EngineStateError,
+    FrameTooLargeError,
+    LogError,
+    LogFullError,
+    LogReplacedError,
+    LogSettingsError,
+    LogTruncatedError,
+    LogUnreachableError,
+)
+from shardengine.engine.cluster.servers import Servers
+from shardengine.engine.node.jetstream import guarding, session
+from shardengine.engine.node.jetstream.settings import Setting, check_settings
+from shardengine.node import JetStreamLog, SharedLog
+from tests.jetstream import config, frames_up_to, make, new_name, opened, stream_of
+from tests.killing import ROOT, WATCHDOG_S, environment
+
+# ---- before it is opened ---------------------------------------------------------------------------------------------
+
+
+def test_without_nats_py_the_name_is_there_and_a_log_is_refused_with_what_to_install() -> None:
+    program = (
+        "import sys\nsys.modules['nats'] = None\n"
+        "from shardengine import EngineError\nfrom shardengine.node import JetStreamLog, Node\n"
+        "try:\n    JetStreamLog('nats://a', 'orders')\nexcept EngineError as error:\n    print(error.hint)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=WATCHDOG_S,
+    )
+    assert done.stdout == "pip install 'shardengine[nats]'\n"
+
+
+@pytest.mark.parametrize(
+    ("servers", "each"),
+    [
+        ("nats://a", ["nats://a"]),
+        ("nats://a,b:4223, c", ["nats://a", "nats://b:4223", "nats://c"]),
+        ("a,tls://b,c", ["nats://a", "tls://b", "tls://c"]),
+        (["nats://a,b", "c:1"], ["nats://a", "nats://b", "nats://c:1"]),
+    ],
+)
+def test_servers_are_named_in_one_line_or_several(servers: Any, each: list[str]) -> None:
+    assert JetStreamLog(servers, "orders")._servers == each
+
+
+@pytest.mark.parametrize(
+    ("stream", "more", "said"),
+    [
+        ("", {}, "stream is ''"),
+        ("a.b", {}, "stream is 'a.b'"),
+        ("_a", {}, "stream is '_a'"),
+        ("a" * 65, {}, "stream is"),
+        ("orders", {"replicas": 0}, "replicas is 0"),
+        ("orders", {"replicas": True}, "replicas is True"),
+        ("orders", {"member_timeout": 0.5}, "member_timeout is 0.5"),
+        ("orders", {"connect": {"usr": "me"}}, "no option 'usr'"),
+        ("orders", {"connect": {"allow_reconnect": True}}, "no option 'allow_reconnect'"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(stream: str, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        JetStreamLog("nats://a", stream, **more)
+
+
+def test_no_servers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="servers"):
+        JetStreamLog(" ", "orders")
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+WRONG: dict[str, Any] = {
+    "subjects": ["t.>", "u"],
+    "storage": "memory",
+    "num_replicas": 2,
+    "retention": "workqueue",
+    "discard": "old",
+    "max_msgs": 1000,
+    "max_msgs_per_subject": 1,
+    "max_age": 60_000_000_000,
+    "max_msg_size": 1024,
+    "deny_delete": False,
+    "allow_direct": False,
+    "allow_atomic": False,
+    "deny_purge": True,
+    "sealed": True,
+    "no_ack": True,
+    "allow_rollup_hdrs": True,
+    "allow_msg_ttl": True,
+    "subject_delete_marker_ttl": 1_000_000_000,
+    "allow_msg_counter": True,
+    "allow_msg_schedules": True,
+    "discard_new_per_subject": True,
+    "subject_transform": {"src": "t.>", "dest": "u.>"},
+    "mirror": {"name": "u"},
+    "sources": [{"name": "u"}],
+    "persist_mode": "async",
+    "republish": None,
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_each_setting_that_could_lose_a_frame_is_refused_by_name(name: str) -> None:
+    check_settings("t", 3, config("t", 3), "2.15.1")
+    with pytest.raises(LogSettingsError, match=name) as refused:
+        check_settings("t", 3, config("t", 3, **{name: WRONG[name]}), "2.15.1")
+    ((found, value, wanted),) = refused.value.wrong
+    assert (found, value) == (name, WRONG[name]) and wanted
+
+
+@pytest.mark.parametrize("change", [{"src": "t.a"}, {"dest": "elsewhere.>"}, {"headers_only": True}])
+def test_a_stream_that_says_its_news_elsewhere_is_refused(change: dict[str, Any]) -> None:
+    right = config("t")["republish"]
+    with pytest.raises(LogSettingsError, match="republish"):
+        check_settings("t", 1, config("t", republish={**right, **change}), "2.15.1")
+
+
+@pytest.mark.parametrize(("version", "right"), [("2.14.9", False), ("2.15.0-RC.1", True), ("3.0.0", True), ("", False)])
+def test_an_old_server_is_refused(version: str, right: bool) -> None:
+    if right:
+        check_settings("t", 1, config("t"), version)
+        return
+    with pytest.raises(LogSettingsError, match="version"):
+        check_settings("t", 1, config("t"), version)
+
+
+async def test_all_that_is_wrong_with_a_stream_is_told_at_once_and_it_stays_as_it_was(servers: Servers) -> None:
+    name = new_name()
+    wrong: dict[str, Any] = {"max_age": 60_000_000_000, "deny_delete": False, "discard": "old"}
+    async with stream_of(servers.urls, name) as stream:
+        await make(stream, config(name, **wrong))
+        before = await stream.info()
+        log = JetStreamLog(servers.urls, name)
+        with pytest.raises(LogSettingsError) as refused:
+            await log.open()
+        assert {setting.name: setting.value for setting in refused.value.wrong} == {**wrong, "num_replicas": 1}
+        assert all(isinstance(setting, Setting) for setting in refused.value.wrong)
+        assert "max_age is 60000000000, and must be 0" in str(refused.value)
+        assert await stream.info() == before
+        await log.aclose()
+
+
+async def test_a_stream_that_somebody_made_right_is_taken_as_it_is(servers: Servers) -> None:
+    name = new_name()
+    async with stream_of(servers.urls, name) as stream:
+        await make(stream, config(name, max_bytes=1 << 20, compression="s2", metadata={}))
+        before = (await stream.info()).config
+        async with opened(servers.urls, name, replicas=1) as log:
+            assert await log.append([b"one"]) == [2]
+        assert (await stream.info()).config == before
+
+
+async def test_a_stream_that_is_not_there_is_made_only_when_that_is_wanted(servers: Servers) -> None:
+    log = JetStreamLog(servers.urls, new_name(), create=False)
+    with pytest.raises(LogError, match="stream not found"):
+        await log.open()
+    await log.aclose()
+
+
+async def test_a_setting_that_is_changed_while_the_log_is_open_ends_its_use_by_name(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarding, "LOOK_S", 0.05)
+    name = new_name()
+    async with opened(servers.urls, name, replicas=1) as log, stream_of(servers.urls, name) as stream:
+        reading = asyncio.create_task(frames_up_to(log, 9))
+        shorter = {"max_age": 60_000_000_000, "duplicate_window": 60_000_000_000}
+        changed = {**(await stream.info()).config, **shorter}
+        await stream._api(f"STREAM.UPDATE.{name}", changed)
+        with pytest.raises(LogSettingsError, match="max_age"):
+            await asyncio.wait_for(reading, WATCHDOG_S)
+        with pytest.raises(LogSettingsError, match="max_age"):
+            await log.append([b"one"])
+
+
+# ---- its life --------------------------------------------------------------------------------------------------------
+
+
+async def test_servers_that_cannot_be_reached_are_named_and_nothing_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(session, "OPEN_S", 0.5)
+    log = JetStreamLog("nats://127.0.0.1:1,127.0.0.1:2", "orders")
+    with pytest.raises(LogUnreachableError, match="could not be opened in") as refused:
+        await log.open()
+    assert sorted(refused.value.servers) == ["nats://127.0.0.1:1", "nats://127.0.0.1:2"]
+    await log.aclose()
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_a_log_is_opened_once_at_a_time_and_can_be_opened_again(servers: Servers) -> None:
+    name = new_name()
+    async with opened(servers.urls, name, replicas=1) as log:
+        assert isinstance(log, SharedLog)
+        with pytest.raises(EngineStateError, match="open already"):
+            await log.open()
+        await log.append([b"one"])
+    state = await log.open()
+    assert [logged.frame for logged in await frames_up_to(log, state.last)] == [b"one"]
+    await log.aclose()
+
+
+async def test_two_who_make_a_log_at_the_same_moment_have_the_same_one(servers: Servers) -> None:
+    name = new_name()
+    logs = [JetStreamLog(servers.urls, name) for _ in range(4)]
+    states = await asyncio.gather(*(log.open() for log in logs))
+    assert len({state.identity for state in states}) == 1
+    assert sorted(state.last for state in states) == [1, 2, 3, 4]
+    for log in logs:
+        await log.aclose()
+
+
+async def test_many_who_append_at_once_all_read_the_same_in_the_same_order(servers: Servers) -> None:
+    name = new_name()
+    logs = [JetStreamLog(servers.urls, name) for _ in range(3)]
+    for log in logs:
+        await log.open()
+    sent = {
+        log: [[b"%d %d %d" % (at, call, n) for n in range(1 + call % 4)] for call in range(40)]
+        for at, log in enumerate(logs)
+    }
+    given = {log: await asyncio.gather(*(log.append(frames) for frames in sent[log])) for log in logs}
+    last = await logs[0].last()
+    read = [await frames_up_to(log, last) for log in logs]
+    assert read[0] == read[1] == read[2]
+    where = {logged.position: logged.frame for logged in read[0]}
+    for log in logs:
+        for positions, frames in zip(given[log], sent[log], strict=True):
+            assert [where.pop(position) for position in positions] == frames
+            assert positions == list(range(positions[0], positions[0] + len(frames)))
+        flat = [position for positions in given[log] for position in positions]
+        assert flat == sorted(flat)
+    assert not where
+    for log in logs:
+        await log.aclose()
+
+
+async def test_the_end_is_behind_what_anybody_was_told_of_before(servers: Servers) -> None:
+    name = new_name()
+    async with opened(servers.urls, name) as one, opened(servers.urls, name) as other:
+        for number in range(20):
+            (position,) = await one.append([b"%d" % number])
+            assert await other.last() > position
+        calls = [asyncio.create_task(other.last()) for _ in range(10)]
+        assert len(set(await asyncio.gather(*calls))) <= 2, "calls that wait share a frame"
+
+
+async def test_more_than_the_servers_take_at_once_is_refused_and_nothing_of_it_is_in_the_log(servers: Servers) -> None:
+    async with opened(servers.urls, new_name(), replicas=1) as log:
+        with pytest.raises(FrameTooLargeError, match="1001 frames"):
+            await log.append([b"x"] * 1001)
+        positions = await log.append([b"y"] * 1000)
+        assert len(await frames_up_to(log, positions[-1])) == 1000
+
+
+async def append_until_refused(log: JetStreamLog, frames: list[bytes], positions: list[int]) -> None:
+    while True:
+        positions += await log.append(frames)
+
+
+async def test_a_full_log_refuses_frames_can_be_opened_read_and_cut_and_takes_frames_again(servers: Servers) -> None:
+    name = new_name()
+    async with stream_of(servers.urls, name) as stream:
+        await make(stream, config(name, 3, max_bytes=256 << 10))
+    async with opened(servers.urls, name) as log:
+        positions = list[int]()
+        with pytest.raises(LogFullError) as refused:
+            await append_until_refused(log, [bytes(20 << 10)] * 2, positions)
+        assert refused.value.size == 40 << 10 and len(positions) >= 8
+        for frames in ([bytes(1000)], [b""]):
+            with pytest.raises(LogFullError):
+                await append_until_refused(log, frames, positions)
+        with pytest.raises(LogFullError):
+            await log.last()
+    async with opened(servers.urls, name) as log:
+        assert [logged.position for logged in await frames_up_to(log, positions[-1])] == positions
+        with pytest.raises(LogFullError):
+            await log.append([b"one"])
+        await log.truncate_before(positions[5])
+        (position,) = await log.append([b"two"])
+        assert (await frames_up_to(log, position, positions[5] - 1))[-1].frame == b"two"
+
+
+# ---- when it is not what it was --------------------------------------------------------------------------------------
+
+
+async def test_who_was_cut_away_goes_on_appending_and_is_told_when_it_reads(servers: Servers) -> None:
+    name = new_name()
+    async with opened(servers.urls, name) as one, opened(servers.urls, name) as other:
+        await one.append([b"one"])
+        reading = one.read(0)
+        await anext(reading)
+        positions = await other.append([b"more"] * 300)
+        await other.truncate_before(positions[-1])
+        (position,) = await one.append([b"two"])
+        assert position > positions[-1]
+        with pytest.raises(LogTruncatedError) as refused:
+            await frames_up_to(one, position)
+        assert (refused.value.first, refused.value.after) == (positions[-1], 0)
+        read = await frames_up_to(one, position, positions[-1] - 1)
+        assert [logged.frame for logged in read] == [b"more", b"two"]
+        await reading.aclose()
+
+
+async def test_who_waits_at_the_end_of_a_log_that_is_cut_away_whole_is_told(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarding, "LOOK_S", 0.05)
+    name = new_name()
+    async with opened(servers.urls, name) as log, stream_of(servers.urls, name) as stream:
+        last = await log.last()
+        waiting = asyncio.create_task(frames_up_to(log, last + 9, last - 1))
+        await frames_up_to(log, last)
+        await stream.purge(last + 5)
+        with pytest.raises(LogTruncatedError):
+            await asyncio.wait_for(waiting, WATCHDOG_S)
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+async def test_a_stream_that_is_deleted_under_an_open_log_is_told_to_all_who_wait(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, made_anew: bool
+) -> None:
+    monkeypatch.setattr(guarding, "BELIEVE_S", 1000.0 if made_anew else 0.5)
+    monkeypatch.setattr(guarding, "LOOK_S", 0.05)
+    name = new_name()
+    async with opened(servers.urls, name) as log, stream_of(servers.urls, name) as stream:
+        await log.append([b"one"])
+        reading = asyncio.create_task(frames_up_to(log, 9))
+        await stream._api(f"STREAM.DELETE.{name}")
+        if made_anew:
+            await make(stream, config(name, 3))
+        calls = [reading, asyncio.create_task(log.append([b"two"])), asyncio.create_task(log.last())]
+        done, _ = await asyncio.wait(calls, timeout=WATCHDOG_S)
+        assert len(done) == 3
+        for call in calls:
+            error = call.exception()
+            assert isinstance(error, LogReplacedError), error
+            assert name in error.expected and (error.got is None) == (not made_anew)
+        with pytest.raises(LogReplacedError):
+            await log.truncate_before(2)
+        if made_anew:
+            assert (await stream.info()).state.last_seq == 0, "nothing was appended to the other one"
+
+
+async def test_a_stream_that_is_made_anew_while_the_log_is_closed_has_another_identity(servers: Servers) -> None:
+    name = new_name()
+    log = JetStreamLog(servers.urls, name)
+    before = await log.open()
+    await log.aclose()
+    async with stream_of(servers.urls, name) as stream:
+        await stream._api(f"STREAM.DELETE.{name}")
+    after = await log.open()
+    await log.aclose()
+    assert before.identity != after.identity and len(before.identity) <= 128

@@ -1,0 +1,176 @@
+"""A log on JetStream whose connections lose, hold back and cut off what is said over them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from shardengine import LogClosedError, LogFailedError
+from shardengine.engine.cluster.servers import Servers
+from shardengine.engine.node.jetstream import connection, link, session
+from shardengine.engine.node.jetstream.stream import Stream
+from shardengine.node import JetStreamLog, Logged
+from tests.jetstream import frames_up_to, new_name, opened
+from tests.killing import WATCHDOG_S, seeded
+from tests.proxy import Proxy
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that says nothing is given up sooner."""
+    monkeypatch.setattr(connection, "ANSWER_S", 1.0)
+    monkeypatch.setattr(link, "PING_S", 0.1)
+    monkeypatch.setattr(link, "PONG_S", 0.5)
+
+
+@asynccontextmanager
+async def proxied(servers: Servers) -> AsyncIterator[tuple[Proxy, JetStreamLog, JetStreamLog]]:
+    """A log of two, one of which is connected by a proxy."""
+    name = new_name()
+    async with (
+        Proxy(servers.all[0].port) as proxy,
+        opened(servers.urls, name) as other,
+        opened(proxy.url, name) as log,
+    ):
+        yield proxy, log, other
+
+
+async def check(log: JetStreamLog, given: list[int], sent: list[bytes]) -> None:
+    """What was sent is in the log, once each, in that order, where it was said to be, and nothing else."""
+    read = await frames_up_to(log, await log.last())
+    assert [logged.frame for logged in read] == sent
+    assert [logged.position for logged in read] == given
+
+
+async def test_an_append_whose_acknowledgement_is_lost_is_acknowledged_where_it_is(servers: Servers) -> None:
+    async with proxied(servers) as (proxy, log, other):
+        given = await log.append([b"zero"])
+        for frames in ([b"one"], [b"two", b"three"]):
+            passed = proxy.passed
+            proxy.mute()
+            call = asyncio.create_task(log.append(frames))
+            given += await asyncio.wait_for(call, WATCHDOG_S)
+            assert proxy.passed != passed
+        await check(other, given, [b"zero", b"one", b"two", b"three"])
+        await check(log, given, [b"zero", b"one", b"two", b"three"])
+
+
+@pytest.mark.parametrize("frames", [[b"stuck"], [b"stuck", b"as well"]])
+async def test_what_was_stuck_is_refused_when_it_arrives_behind_what_came_later(
+    servers: Servers, frames: list[bytes]
+) -> None:
+    async with proxied(servers) as (proxy, log, other):
+        proxy.hold()
+        given = await asyncio.wait_for(log.append(frames), WATCHDOG_S)
+        given += await log.append([b"later"])
+        passed = proxy.held
+        assert passed > sum(map(len, frames)), "the first try is still on its way"
+        proxy.release()
+        await proxy.arrived()
+        given += await log.append([b"last"])
+        await check(other, given, [*frames, b"later", b"last"])
+
+
+async def test_a_batch_that_is_cut_anywhere_is_in_the_log_whole_and_once(servers: Servers) -> None:
+    chance = seeded()
+    async with proxied(servers) as (proxy, log, other):
+        given, sent = list[int](), list[bytes]()
+        for number in range(20):
+            frames = [b"%d %d %s" % (number, each, bytes(100)) for each in range(5)]
+            proxy.cut_after(chance.randrange(1, 1600))
+            given += await asyncio.wait_for(log.append(frames), WATCHDOG_S)
+            sent += frames
+        assert proxy.connections > 10
+        await check(other, given, sent)
+
+
+async def test_a_reader_whose_connection_is_cut_again_and_again_misses_nothing(servers: Servers) -> None:
+    async with proxied(servers) as (proxy, log, other):
+        sent = [b"%d" % number + bytes(10_000) for number in range(600)]
+        given = [position for at in range(0, 600, 50) for position in await other.append(sent[at : at + 50])]
+        read = list[Logged]()
+        reading = log.read(given[0] - 1)
+        proxy.cut()
+        await log.last()  # over a new connection: nothing that was sent on before is kept
+        proxy.back_bytes_max = 1 << 20
+        proxy.cut()
+        while len(read) < 600:
+            read.append(await anext(reading))
+        assert proxy.connections > 4
+        assert [logged.position for logged in read] == given and [logged.frame for logged in read] == sent
+        await reading.aclose()
+
+
+async def test_who_waits_for_frames_gets_those_that_came_while_it_was_cut_off(servers: Servers) -> None:
+    async with proxied(servers) as (proxy, log, other):
+        waiting = asyncio.create_task(frames_up_to(log, await log.last() + 2))
+        proxy.shut = True
+        proxy.cut()
+        await other.append([b"one", b"two"])
+        proxy.shut = False
+        assert [logged.frame for logged in await asyncio.wait_for(waiting, WATCHDOG_S)] == [b"one", b"two"]
+
+
+async def test_what_the_servers_send_on_is_not_asked_for(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with proxied(servers) as (_, log, other):
+        last = await log.last()
+        reading = log.read(last - 1)
+        assert (await anext(reading)).position == last
+        await other.append([b"heard of"])
+        assert (await anext(reading)).frame == b"heard of"
+        monkeypatch.setattr(Stream, "read", None)
+        given = await other.append([b"%d" % number for number in range(300)])
+        assert [(await anext(reading)).position for _ in given] == given
+        await reading.aclose()
+
+
+async def test_a_reader_that_is_told_of_nothing_asks_by_itself(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session.Session, "_on_news", lambda self, message: None)
+    async with proxied(servers) as (_, log, other):
+        last = await log.last()
+        waiting = asyncio.create_task(frames_up_to(log, last + 1, last))
+        await asyncio.sleep(0)
+        await other.append([b"one"])
+        assert [logged.frame for logged in await asyncio.wait_for(waiting, WATCHDOG_S)] == [b"one"]
+
+
+async def test_a_call_that_is_cancelled_comes_before_those_that_begin_later_or_never(servers: Servers) -> None:
+    async with proxied(servers) as (proxy, log, other):
+        proxy.hold()
+        under_way = asyncio.create_task(log.append([b"under way"]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        queued = asyncio.create_task(log.append([b"queued"]))
+        await asyncio.sleep(0)
+        for call in (under_way, queued):
+            call.cancel()
+        later = await asyncio.wait_for(log.append([b"later"]), WATCHDOG_S)
+        proxy.release()
+        read = await frames_up_to(other, await other.last())
+        assert [logged.frame for logged in read] in ([b"under way", b"later"], [b"later"])
+        assert read[-1].position == later[0]
+
+
+async def test_a_log_that_is_closed_while_nobody_answers_says_what_is_not_known(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "CLOSE_S", 0.2)
+    async with proxied(servers) as (proxy, log, _):
+        proxy.shut = True
+        proxy.cut()
+        calls = [asyncio.create_task(log.append([b"%d" % number])) for number in range(2)]
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(frames_up_to(log, 99))
+        await asyncio.sleep(0)
+        await log.aclose()
+        with pytest.raises(LogFailedError, match="only reading on tells"):
+            await calls[0]
+        with pytest.raises((LogFailedError, LogClosedError)):
+            await calls[1]
+        with pytest.raises(LogClosedError):
+            await waiting
