@@ -217,7 +217,7 @@ def test_stages_add_up_to_what_the_processes_took(tmp_path: Path, capsys: pytest
         whole = rows[process, "all"]
         stages = [row for (name, stage), row in rows.items() if name == process and stage != "all"]
         summed = sum(row["wall_ns_per_entry"] for row in stages)
-        assert summed == pytest.approx(whole["wall_ns_per_entry"], rel=0.05)
+        assert summed == pytest.approx(whole["wall_ns_per_entry"], rel=0.01)
         assert whole["sum_of_stages_wall_ns_per_entry"] == pytest.approx(summed)
     assert rows["workers", "run"]["cpu_ns_per_entry"] > 0 and rows["coordinator", "run"]["cpu_ns_per_entry"] > 0
     assert rows["engine", "all"]["entries_per_group"] >= 50
