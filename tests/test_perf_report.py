@@ -37,6 +37,7 @@ def test_report_writes_a_page_and_the_figures_and_draws_both_again_from_those(
     assert report["missing"] == {"peers": "it needs rocksdict"} and report["facts"]["filesystem"] == filesystem_of(
         tmp_path
     )
+    assert len(report["parts"]["latency"]["rows"]) == 6, "three round trips, with polling and without"
     page = (tmp_path / "one" / "report.html").read_text()
     for name, part in report["parts"].items():
         assert f"{SECTIONS[name].title}: {SECTIONS[name].says(part)}" in told.out
