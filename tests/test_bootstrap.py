@@ -246,7 +246,7 @@ async def test_a_snapshot_that_nobody_goes_on_with_makes_way_for_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with sharers(tmp_path, 1) as (nodes, _):
-        giver = giving.Giver(tmp_path / "0")
+        giver = giving.Giver(tmp_path / "0", nodes[0].engine.create_snapshot)
         for _ in range(giving.GIVEN_MAX):
             await cut_by(nodes, 1)
             await giver.answer(giving.wanted(b"", 0))
