@@ -133,6 +133,15 @@ def test_a_log_whose_loop_has_ended_can_be_opened_in_another_one(servers: Server
     run(again)
 
 
+async def test_a_cut_beyond_the_end_leaves_the_newest_frame_and_moves_no_position(servers: Servers) -> None:
+    async with opened(servers.urls, new_name(), replicas=1) as log:
+        positions = await log.append([b"one", b"two"])
+        await log.truncate_before(10_000)
+        assert await log.append([b"three"]) == [positions[-1] + 1]
+        read = await frames_up_to(log, positions[-1] + 1, positions[0])
+        assert [logged.frame for logged in read] == [b"two", b"three"]
+
+
 async def test_two_who_make_a_log_at_the_same_moment_have_the_same_one(servers: Servers) -> None:
     name = new_name()
     logs = [JetStreamLog(servers.urls, name) for _ in range(4)]

@@ -174,7 +174,7 @@ async def test_what_was_under_way_as_a_log_was_closed_comes_before_what_its_next
         assert proxy.held > len(b"stuck")
         proxy.release()
         await proxy.arrived()
-        read = await frames_up_to(other, await other.last())
+        read = await frames_up_to(other, await log.last())  # by the server to which it was stuck
         assert [(logged.position, logged.frame) for logged in read] == [(first, b"first"), (later, b"later")]
 
 
