@@ -107,10 +107,10 @@ def _latency(directory: Path, size: Size) -> Document:
 
 
 def _peers(directory: Path, size: Size) -> Document:
-    from perf import besides
+    from perf.besides import Plan, measured
 
-    plan = besides.Plan([2], size.entries // 2, 256, 5_000, 4, size.rounds, _SEED)
-    return from_older(besides.measured(directory, plan))
+    plan = Plan([2], size.entries // 2, 256, 5_000, 4, size.rounds, _SEED)
+    return from_older(measured(directory, plan))
 
 
 def _snapshot(directory: Path, size: Size) -> Document:

@@ -25,14 +25,19 @@ def test_latency_counts_from_the_intended_time_whatever_held_an_entry_up() -> No
 def test_report_writes_a_page_and_the_figures_and_draws_both_again_from_those(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "perf.besides", None)
+    for module in ("perf.besides", "perf.bare"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "rocksdict", None)
     plot = ["--plot", "throughput", str(tmp_path / "plot.svg")]
     asked = ["report", "--tiny", "--only", "throughput,offered,latency,peers"]
     assert main([*asked, "--out", str(tmp_path / "one"), "--dir", str(tmp_path), *plot]) == 0
     told = capsys.readouterr()
     report = json.loads((tmp_path / "one" / "report.json").read_text())
     assert report["format"] == 1 and list(report["parts"]) == ["throughput", "offered", "latency"]
-    assert list(report["missing"]) == ["peers"] and report["facts"]["filesystem"] == filesystem_of(tmp_path)
+    assert report["missing"] == {"peers": "it needs rocksdict"} and report["facts"]["filesystem"] == filesystem_of(
+        tmp_path
+    )
+    assert len(report["parts"]["latency"]["rows"]) == 6, "three round trips, with polling and without"
     page = (tmp_path / "one" / "report.html").read_text()
     for name, part in report["parts"].items():
         assert f"{SECTIONS[name].title}: {SECTIONS[name].says(part)}" in told.out
