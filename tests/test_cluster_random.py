@@ -67,6 +67,7 @@ async def happen(all: Company, rng: random.Random) -> str:
     return ", ".join(name for name, _ in things)
 
 
+@pytest.mark.timeout(1800 if DEEP else 240)
 async def test_what_is_acknowledged_stays_and_no_read_is_stale_whatever_happens_at_once(tmp_path: Path) -> None:
     rng = seeded()
     with Servers(tmp_path / "servers") as own:
