@@ -72,6 +72,8 @@ def told(node: str, digest: bytes, at: int) -> Member:
         durable=place,
         snapshot=place,
         needs=1,
+        run="",
+        beat=1,
         digest=digest,
         digest_at=place if digest else LogId(0, 0),
     )

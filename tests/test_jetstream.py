@@ -278,11 +278,12 @@ async def test_a_hole_that_stays_is_damage_and_named_and_what_is_around_it_is_re
         behind = await log.append([b"behind"])
         await stream._api(f"STREAM.PURGE.{name}", {"filter": subject})
         read = list[Logged]()
-        with pytest.raises(LogDamagedError, match="are missing") as damaged:
-            await read_on(log, 0, read)
-        assert (damaged.value.first, damaged.value.last) == (gone[0] - 1, gone[-1])
-        assert read[-1].position == before[0] == gone[0] - 2
-        assert (await frames_up_to(log, behind[0], gone[-1]))[-1].frame == b"behind"
+        async with opened(servers.urls, name) as late:  # to which nothing of that was sent on
+            with pytest.raises(LogDamagedError, match="are missing") as damaged:
+                await read_on(late, 0, read)
+            assert (damaged.value.first, damaged.value.last) == (gone[0] - 1, gone[-1])
+            assert read[-1].position == before[0] == gone[0] - 2
+            assert (await frames_up_to(late, behind[0], gone[-1]))[-1].frame == b"behind"
 
 
 async def read_on(log: JetStreamLog, after: int, read: list[Logged]) -> None:

@@ -82,7 +82,7 @@ def test_a_node_for_code_without_a_loop_tells_its_members_too(tmp_path: Path) ->
 
 def member(needs: int, snapshot: int) -> Member:
     place = LogId(snapshot, snapshot)
-    return Member(node="", host="", pid=1, applied=place, durable=place, snapshot=place, needs=needs)
+    return Member(node="", host="", pid=1, applied=place, durable=place, snapshot=place, needs=needs, run="", beat=1)
 
 
 def test_a_log_is_cut_by_what_the_slowest_needs_and_where_a_snapshot_reaches() -> None:
