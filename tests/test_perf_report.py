@@ -48,6 +48,20 @@ def test_report_writes_a_page_and_the_figures_and_draws_both_again_from_those(
     assert (tmp_path / "two" / "report.html").read_text() == page
 
 
+@pytest.mark.parametrize("parts", ["stages,model", "peers,snapshot", "reads,node"])
+@helper_ends()
+def test_every_other_part_is_measured_and_told_of(
+    parts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "--tiny", "--only", parts, "--out", str(tmp_path / "out"), "--dir", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["parts"]) == parts.split(",") and report["missing"] == {}
+    told, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
+    for name, part in report["parts"].items():
+        assert SECTIONS[name].says(part) in told and SECTIONS[name].drawn(part) in page
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_plot_of_what_was_not_measured_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "report.json").write_text(json.dumps(report_of({"throughput": USUAL})))
     source = ["report", "--from", str(tmp_path / "report.json"), "--out", str(tmp_path / "out")]
