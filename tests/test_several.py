@@ -101,6 +101,16 @@ def test_whatever_members_say_what_one_needs_is_never_cut(needed: int, members: 
     assert cut == 0 or any(one.snapshot.term + 1 >= cut for one in members)
 
 
+async def test_one_snapshot_of_each_is_enough_for_a_cut_that_all_are_asked_for(tmp_path: Path) -> None:
+    async with sharers(tmp_path, 2) as (nodes, ends):
+        await fill(nodes[0], 5)
+        for node in nodes:
+            await node.barrier()
+            await node.snapshot()
+            assert await node.compact(0) <= 1, "not before the other one was asked, and has said so"
+        await soon(lambda: first_of(ends[0]) == 5)
+
+
 async def test_the_slowest_decides_and_one_that_is_gone_stops_counting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -334,7 +334,8 @@ class Node:
         return info
 
     async def compact(self, keep_entries: int | None = None) -> int:
-        """Cut the log behind what is durable without it, but for the newest `keep_entries` (None: the policy's).
+        """Cut the log behind what is durable without it, but for the newest `keep_entries` (None: the policy's). Where
+        several nodes share it, that is cut which all were asked to, or need no more, once they have told each other.
         Returns the position that it was cut before, now or earlier in this run; 0: nowhere. Raises as
         `Log.truncate_before`."""
         run = self._running()
@@ -342,6 +343,8 @@ class Node:
         if keep < 0:
             raise ConfigError(f"keep_entries = {keep}: expected 0 or more", key="keep_entries", value=keep)
         await run.trimmer.cut_behind(self._engine.durable(), keep)
+        if run.peers is not None:
+            run.peers.members.say_soon()
         return run.trimmer.cut
 
     def members(self) -> list[Member]:

@@ -207,7 +207,7 @@ def _refusal(outcome: Outcome, frames: Sequence[bytes]) -> LogError:
     if isinstance(outcome, Full):
         return LogFullError(
             f"no room for {size} bytes in the log: {outcome.why}",
-            hint="take a snapshot, and have the log cut behind it; or raise the stream's max_bytes, or the servers' "
+            hint="on every node take a snapshot, and compact(0); or raise the stream's max_bytes, or the servers' "
             "max_file_store",
             size=size,
         )
