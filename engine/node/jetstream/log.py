@@ -39,6 +39,7 @@ class JetStreamLog:
         *,
         replicas: int = 3,
         create: bool = True,
+        first_position: int = 1,
         connect: Mapping[str, Any] | None = None,
         member_timeout: float = 30.0,
     ) -> None:
@@ -48,6 +49,8 @@ class JetStreamLog:
         log's; 1 to 64 letters, digits, `_` and `-`. `replicas`: it has to have so many at least, and is made with so
         many; fewer than 3 lose frames with a server. `create`: make it where there is none; one that is there is never
         changed.
+        `first_position`: where it begins then. When a stream was lost with its servers, a node goes on from a snapshot,
+        in an empty directory, over a new stream that begins at `last_included.term + 1`.
         `connect`: more arguments for nats-py's `connect`, as `user`, `password`, `user_credentials`, `tls`.
         `member_timeout`: a node that has not said for so many seconds where it stands is not listed any more.
 
@@ -60,12 +63,12 @@ class JetStreamLog:
             raise ConfigError(f"servers is {servers!r}; it must name at least one", hint="nats://a,b,c")
         self._stream = stream
         self._replicas = replicas
-        self._create = create
+        self._create_at = first_position if create else 0
         self._member_timeout_s = member_timeout
         self._session: Session | None = None
         self._handler: Answer | None = None
         self._unsettled: tuple[str, int] | None = None
-        _check(stream, replicas, member_timeout)
+        _check(stream, replicas, first_position, member_timeout)
 
     async def open(self) -> LogState:
         """See `Log.open`. A frame without entries is appended, which shows that most servers take one: its position is
@@ -83,7 +86,7 @@ class JetStreamLog:
         session.peers.handler = self._handler
         session.unsettled = self._unsettled
         try:
-            state = await session.begin(self._create)
+            state = await session.begin(self._create_at)
         except BaseException:
             self._session = None
             await session.close()
@@ -183,7 +186,7 @@ def _split(servers: Sequence[str]) -> list[str]:
     return found
 
 
-def _check(stream: str, replicas: int, member_timeout: float) -> None:
+def _check(stream: str, replicas: int, first_position: int, member_timeout: float) -> None:
     if _NAME.fullmatch(stream) is None:
         raise ConfigError(
             f"stream is {stream!r}; a log's name has 1 to 64 letters, digits, '_' and '-', and begins with neither of "
@@ -192,5 +195,10 @@ def _check(stream: str, replicas: int, member_timeout: float) -> None:
         )
     if type(replicas) is not int or not 1 <= replicas <= 5:
         raise ConfigError(f"replicas is {replicas!r}; it must be a whole number from 1 to 5", hint="3 suit most")
+    if type(first_position) is not int or not 1 <= first_position < 1 << 63:
+        raise ConfigError(
+            f"first_position is {first_position!r}; it must be a whole number from 1 on",
+            hint="leave it out, unless the stream is to follow a snapshot",
+        )
     if not 1 <= member_timeout <= 86_400:
         raise ConfigError(f"member_timeout is {member_timeout!r} seconds; it must be 1 to 86400", hint="30 suit most")

@@ -68,8 +68,9 @@ class Session:
 
     # ---- the beginning -------------------------------------------------------------------------------------------
 
-    async def begin(self, create: bool) -> LogState:
-        """Open it. Raises what keeps it from that; `close` it then."""
+    async def begin(self, create_at: int) -> LogState:
+        """Open it; where there is no stream, one is made that begins at position `create_at`, 0: none is. Raises what
+        keeps it from that; `close` it then."""
         self.connection.start(self._changed)
         told = "the servers are still being asked"
         try:
@@ -77,7 +78,7 @@ class Session:
                 waits = pauses()
                 while True:
                     try:
-                        return await self._begin(create)
+                        return await self._begin(create_at)
                     except LogUnreachableError as error:
                         told = error.message
                     await asyncio.sleep(next(waits))
@@ -86,8 +87,8 @@ class Session:
                 f"the log {self.stream.name!r} could not be opened in {OPEN_S:g} s: {told}"
             ) from None
 
-    async def _begin(self, create: bool) -> LogState:
-        info = await self._found(create)
+    async def _begin(self, create_at: int) -> LogState:
+        info = await self._found(create_at)
         link = self.connection.link
         if link is None:
             raise LogUnreachableError("the connection has ended", hint="see the servers' log")
@@ -105,13 +106,13 @@ class Session:
         self._tasks = [asyncio.ensure_future(self._keep(work)) for work in (self.appender.run, self.guard.run)]
         return LogState(self.guard.identity, first, last, self.frame_bytes_max)
 
-    async def _found(self, create: bool) -> Info:
+    async def _found(self, create_at: int) -> Info:
         try:
             return await self.stream.info()
         except RefusedError as error:
-            if error.code != NOT_FOUND or not create:
+            if error.code != NOT_FOUND or not create_at:
                 raise
-        await self.stream.create(self._replicas)
+        await self.stream.create(self._replicas, create_at)
         raise LogUnreachableError("the stream is being made", hint="see whether most servers run")
 
     async def _proved(self, info: Info) -> int:

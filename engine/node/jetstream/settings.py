@@ -34,9 +34,10 @@ def news_of(stream: str) -> str:
     return f"_shardengine.{stream}.new.>"
 
 
-def config_of(stream: str, replicas: int, word: str) -> dict[str, Any]:
-    """The configuration of a new log."""
+def config_of(stream: str, replicas: int, word: str, first_position: int = 1) -> dict[str, Any]:
+    """The configuration of a new log, whose first frame is to be at `first_position`."""
     return {
+        **({"first_seq": first_position} if first_position > 1 else {}),
         "name": stream,
         "subjects": [subjects_of(stream)],
         "storage": "file",

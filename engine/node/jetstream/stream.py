@@ -136,9 +136,9 @@ class Stream:
         """Raises RefusedError: there is none."""
         return _info(await self._api(f"STREAM.INFO.{self.name}"))
 
-    async def create(self, replicas: int) -> None:
+    async def create(self, replicas: int, first_position: int) -> None:
         """Make it, where there is none of that name. Raises RefusedError."""
-        await self.make(config_of(self.name, replicas, os.urandom(8).hex()))
+        await self.make(config_of(self.name, replicas, os.urandom(8).hex(), first_position))
 
     async def make(self, config: dict[str, Any]) -> None:
         """Make a stream, where there is none of its name. Raises RefusedError."""
