@@ -7,12 +7,14 @@ thread that started them, whatever ends that.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +22,9 @@ from shardengine import ClusterError
 
 PAYLOAD_BYTES_MAX = 8 << 20
 _HOST = "127.0.0.1"
+_PORT_MIN, _PORT_END = 10_240, 61_000
+_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""From where on the kernel gives ports to connections."""
 _EXEC = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 """Have the kernel kill the process with who started it (PR_SET_PDEATHSIG, SIGKILL), and become the server."""
 _CONFIG = """\
@@ -177,12 +182,16 @@ def nats_server_version() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now: all are held until all are known."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for listener in held:
-            listener.bind((_HOST, 0))
-        return [int(listener.getsockname()[1]) for listener in held]
-    finally:
-        for listener in held:
-            listener.close()
+    """Ports that nobody listens on now, of those that no connection is given by chance: a server that was killed finds
+    its own free when it comes back."""
+    begin = int(_RANGE.read_text().split()[0])
+    end = begin if begin > 2 * _PORT_MIN else _PORT_END  # where connections are given them all, chance has to do
+    candidates, found = list(range(_PORT_MIN, end)), list[int]()
+    random.shuffle(candidates)
+    for port in candidates:
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind((_HOST, port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise ClusterError(f"{count} free ports were looked for between {_PORT_MIN} and {end}, and not found")
