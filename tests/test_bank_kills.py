@@ -22,7 +22,6 @@ from tests.logs import Oracle
 from tests.taking import restarts
 from tests.test_kill_everything import START_S, STARTS_KILLED, spin
 
-pytestmark = pytest.mark.usefixtures("forks")
 CONFIG = EngineConfig(map_bytes=64 << 20)
 PERCENTS = pytest.mark.parametrize("percent", [0, 10, 100])
 
