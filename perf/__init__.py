@@ -15,7 +15,7 @@
     python -m perf stages      what an entry's time goes to, stage by stage, in the coordinator and in its workers
     python -m perf model       what other shard counts and other hosts would do, from those stages
     python -m perf report      the most of this, and latency under an offered load, as one page; `make perf`
-    python -m perf compare     what changed beyond the noise between two of those, or of any command's `--json`
+    python -m perf compare     what changed beyond the noise between two of those, or what `--json` of another wrote
     python -m perf smoke       ratios beside those recorded for such a machine; `make perf-smoke`
 
 Every side gets the same records, made before any clock starts. No number is printed before the answers are checked:
@@ -88,7 +88,7 @@ each run's index, record count and digest are the stream's, and what the others 
 `stages` measures each engine with and without clocks at the stages' ends; see `clocks.py` and `counters.py`. A stage's
 time is its own, without that of stages within it. The wall's time of a process that wants a core and has none counts
 for the stage it is in, and is told beside. `model` makes formulas of the stages with one shard, two and more: see
-`model.py`, which states what it assumes.
+`model.py`, which states what it assumes, and which a simulation in the tests agrees with.
 
 `report` measures latency under a load that waits for nobody. Every entry is due at a time of its own, on a schedule
 that is fixed beforehand, at a share of what the same feeder does when all is due at once; what is due goes into a chunk

@@ -93,12 +93,14 @@ class Plan(msgspec.Struct, frozen=True):
 
 class Ran(msgspec.Struct, frozen=True):
     """What one run took, of so many entries behind the warm-up. CPU seconds are those of the coordinator, and of all
-    workers or writers together. `groups` are those that the engine made of the entries."""
+    workers or writers together; for `lacking` seconds, all of them together, one wanted a core and had none. `groups`
+    are those that the engine made of the entries."""
 
     entries: int
     seconds: float
     coordinator_cpu: float
     worker_cpu: float
+    lacking: float = 0.0
     groups: int = 0
 
     @property
@@ -111,6 +113,10 @@ class Ran(msgspec.Struct, frozen=True):
     @property
     def cores_busy(self) -> float:
         return (self.coordinator_cpu + self.worker_cpu) / self.seconds
+
+    @property
+    def cores_lacking(self) -> float:
+        return self.lacking / self.seconds
 
 
 def warm_of(chunks: int) -> int:
@@ -136,7 +142,7 @@ async def applied(directory: Path, cell: Cell, made: Made, stretch: Stretch = no
 
 
 def ran(spent: Spent, entries: int, groups: int) -> Ran:
-    return Ran(entries, spent.seconds, spent.coordinator_cpu, spent.worker_cpu, groups)
+    return Ran(entries, spent.seconds, spent.coordinator_cpu, spent.worker_cpu, spent.lacking, groups)
 
 
 async def check(side: str, db: Engine, made: Made) -> None:

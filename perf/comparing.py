@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
@@ -27,20 +28,29 @@ difference beyond the noise (5 %). Four rounds each are the fewest that can tell
 Exit code 0, whatever changed; 1 with --fail-on-slower, when a figure is slower by more, and beyond the noise; 2: a file
 holds no figures.
 """
+_TIMES = ("_us", "_ms", "_ns")
 _MACHINE = ("cores", "cpu", "puts")
 """Facts without which figures cannot be compared at all."""
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One figure in both. faster: so many times as fast as before, whether it is a rate or a time."""
+    """One figure in both. The verdict is "faster" or "slower" of rates and times, "more" or "less" of all else."""
 
     part: str
     of: str
     figure: str
     before: float
     after: float
-    faster: float
     verdict: str
+
+    @property
+    def faster(self) -> float:
+        """So many times as fast as before, if it is a rate or a time."""
+        return self.after / self.before if _is_rate(self.figure) else self.before / self.after
+
+
+def _is_rate(figure: str) -> bool:
+    return figure.endswith("_per_s")
 
 
 def changes(before: Mapping[str, Document], after: Mapping[str, Document]) -> Iterator[Change]:
@@ -60,11 +70,18 @@ def _changes(part: str, row: Row, other: Row) -> Iterator[Change]:
         before, after = median(values), median(later[figure])
         if before <= 0 or after <= 0:
             continue
-        faster = after / before if figure.endswith("_per_s") else before / after
         verdict = "too few rounds"
         if tells(values, later[figure]):
-            verdict = "noise" if not differ(values, later[figure]) else "faster" if faster > 1 else "slower"
-        yield Change(part, _named(row), figure, before, after, faster, verdict)
+            verdict = _direction(figure, after > before) if differ(values, later[figure]) else "noise"
+        yield Change(part, _named(row), figure, before, after, verdict)
+
+
+def _direction(figure: str, more: bool) -> str:
+    if _is_rate(figure):
+        return "faster" if more else "slower"
+    if figure.endswith(_TIMES):
+        return "slower" if more else "faster"
+    return "more" if more else "less"
 
 
 def _named(row: Row) -> str:
@@ -129,11 +146,11 @@ _ROW = "{:<12}{:>12}{:>12}{:>9}  {:<16}{}"
 
 def show(found: list[Change]) -> None:
     """The longest column comes last."""
-    print(_ROW.format("part", "before", "after", "faster", "", "figure"))
+    print(_ROW.format("part", "before", "after", "ratio", "", "figure"))
     for one in found:
-        figures = told(one.before), told(one.after), f"{one.faster:.2f} x"
+        figures = told(one.before), told(one.after), f"{one.after / one.before:.2f} x"
         print(_ROW.format(one.part, *figures, one.verdict, f"{heading(one.figure)}: {one.of}"))
-    counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in ("faster", "slower")}
+    counts = Counter(one.verdict for one in found)
     chance = len(found) * BEYOND
     print(
         f"\n{len(found)} figures: {counts['faster']} faster and {counts['slower']} slower beyond the noise; about",

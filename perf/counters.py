@@ -122,11 +122,11 @@ class Counters:
 
     def _look(self, pids: Sequence[int]) -> _Looked:
         self.clock.to(self.clock.place(ELSEWHERE))
-        now, own = time.monotonic_ns(), read(self._counts, COORDINATOR)
+        own = read(self._counts, COORDINATOR)
         assert own is not None
-        stages = [own.times, *(self._of_worker(pid, now) for pid in pids)]
+        stages = [own.times, *(self._of_worker(pid, own.last) for pid in pids)]
         waiting = [kept_waiting_ns("self"), *map(kept_waiting_ns, pids)]
-        return _Looked(now, stages, [time.process_time(), *map(cpu_seconds, pids)], waiting)
+        return _Looked(own.last, stages, [time.process_time(), *map(cpu_seconds, pids)], waiting)
 
     def _of_worker(self, pid: int, now: int) -> Times:
         """Its wait for the next part is not counted before that comes."""

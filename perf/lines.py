@@ -10,6 +10,7 @@ import msgspec
 from perf import svg
 
 _LEFT, _RIGHT, _HEIGHT, _BELOW = 58, 18, 200, 46
+_ROOM = svg.WIDTH - 2 * svg.MARGIN  # for what an axis says
 _LABEL = 12  # px between two labels of an axis, at least
 
 Scale = Callable[[float], float]
@@ -36,7 +37,7 @@ def lines(title: str, note: str, axes: tuple[str, str], series: Sequence[Line], 
     drawn, top = svg.head(title, note, [line.name for line in series], lines=True)
     if not points:
         return svg.whole(title, drawn, top)
-    drawn.append(svg.text(svg.MARGIN, top + 4, axes[1], "note"))
+    drawn.append(svg.text(svg.MARGIN, top + 4, svg.shortened(axes[1], _ROOM), "note"))
     top += 16
     values = [value for point in points for value in (point.low, point.y, point.high)]
     marks = _powers(values) if log else _steps(max(values))
@@ -97,7 +98,7 @@ def _below(places: Sequence[float], across: Scale, y: float, name: str) -> list[
         if x - svg.width_of(label) / 2 >= free:
             drawn.append(svg.text(x, y + 18, label, "note middle"))
             free = x + svg.width_of(label) / 2 + _LABEL
-    return [*drawn, svg.text((_LEFT + svg.WIDTH - _RIGHT) / 2, y + 36, name, "note middle")]
+    return [*drawn, svg.text(svg.WIDTH / 2, y + 36, svg.shortened(name, _ROOM), "note middle")]
 
 
 def _line(line: Line, number: int, across: Scale, vertical: Scale) -> list[str]:

@@ -2,14 +2,22 @@
 
 All times are of a group of entries, in ns; G is how many entries it has, N the shards, C the cores:
 
-    coordinator = G a + b + c N                      a: an entry's; b, c: a group's, and what each shard adds to it
-    worker      = G s w + k + f + h                  s: the largest share of a group that a shard gets, a mean; w: an
+    coordinator  y = G a + b + c N                   a: an entry's; b, c: a group's, and what each shard adds to it
+    worker           G s w + k + f + h               s: the largest share of a group that a shard gets, a mean; w: an
                                                      entry's; k: a group's; f: its wait for the disk; h: the handover
-    cores       = (G a + b + c N + G w + k N) / C + h (C - 1) / C      where there are fewer cores than processes
-    memory      = G m / bandwidth                    m: bytes that an entry moves, if a bandwidth is given
-    handover h  = G d + (b + c N) p + 2 wakes        d: what is done to an entry while its shard waits
+    handover     h = G d + (b + c N) p + 2 wakes     d: what is done to an entry while its shard waits
 
-    entries a second = G / the longest of these, which is the bottleneck
+With a core for every process, G entries take the fourth root of the sum of the fourth powers of the two: the longer
+one, and a little more where the other takes as long, since they wait for each other now and then. With fewer, they take
+what fair shares of the cores come to, x being a worker's G w / N + k:
+
+    cores            (N + 1) min(x, y) / C + max(y - x, 0) + max(x - y, 0) max(1, N / C) + f
+                     + h (C - 1) / C min(1, x / y)
+
+as long as both have work, each of the N + 1 processes gets its share of a core; then the coordinator goes on alone, or
+the workers among themselves. On one core nobody waits for a handover, and where the coordinator has more to do than the
+workers it is hidden behind that. Memory of which the bandwidth is given is a limit to all that. What takes longest is
+the bottleneck. `tests/pipelines.py` is a simulation that these formulas are held against.
 
 One shard is a regime of its own: a group is sent when the one before it is done, so its worker waits while parts are
 written (d) and for all that the coordinator does to a group (p = 1). With more, the next group is there already; what
@@ -30,11 +38,13 @@ from perf.load import KEY_BYTES
 ASSUMPTIONS = (
     "enough chunks are in flight, so that the coordinator finds one whenever it is free",
     "all cores are alike, none is shared with others, and a stage takes as long on a busy host as it did when counted",
+    "cores go to all who want them in equal shares, and who waits goes on when what it waits for is there",
     "with two shards or more, a stage costs an entry the same however many they are, and groups stay as large",
     "memory and disk are no limit, unless --memory-gb-s is given, or stages were counted with --durability power",
 )
 _PASSES = 8
 """How often an entry's bytes cross memory: log, ring and page, read and written, and a page copied for it."""
+_SHARP = 4
 _OF_ENTRY = ("normal form", "split", "ring", "run", "decide")
 _OF_GROUP = ("send", "receive", "protocol", "publish", ELSEWHERE)
 _OF_COMMIT = ("commit", "answer")
@@ -70,7 +80,7 @@ class Costs(msgspec.Struct, frozen=True):
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """What the model says; `limits` are the entries a second that each resource allows."""
+    """What the model says; `limits` are the entries a second that each resource would allow by itself."""
 
     cores: int
     shards: int
@@ -86,17 +96,25 @@ def predict(
     of = costs.alone if shards == 1 else costs.together
     size, group = of.entries_per_group, of.b + of.c * shards
     handover = size * of.d + group * of.p + 2 * costs.wake_ns
-    coordinator = size * of.a + group
-    own = size * share(shards) * of.w + of.k
+    coordinator, own = size * of.a + group, size * share(shards) * of.w + of.k
     times = {"coordinator": coordinator, "disk" if of.f > own + handover else "worker": own + of.f + handover}
     if cores < shards + 1:
-        work = coordinator + size * of.w + of.k * shards
-        times["cores"] = work / cores + handover * (cores - 1) / cores
+        worker = size * of.w / shards + of.k
+        waiting = handover * (cores - 1) / cores * min(1, worker / coordinator)
+        shared = _shared(coordinator, worker, cores, shards) + waiting
+        times = {"disk" if of.f > shared else "cores": shared + of.f}
+    took = sum(time**_SHARP for time in times.values()) ** (1 / _SHARP)
     if memory_gb_s is not None:
         times["memory"] = size * _PASSES * (KEY_BYTES + costs.value_bytes) / memory_gb_s
+        took = max(took, times["memory"])
     limits = {name: size / time * 1e9 for name, time in times.items()}
-    bottleneck = min(limits, key=lambda name: limits[name])
-    return Prediction(cores, shards, limits[bottleneck], bottleneck, limits)
+    return Prediction(cores, shards, size / took * 1e9, min(limits, key=lambda name: limits[name]), limits)
+
+
+def _shared(coordinator: float, worker: float, cores: int, shards: int) -> float:
+    """How long a coordinator, and as many workers as shards, take with so many cores, which are fewer."""
+    together, rest = min(coordinator, worker), coordinator - worker
+    return (shards + 1) * together / cores + (rest if rest > 0 else -rest * max(1, shards / cores))
 
 
 def best(predictions: Iterable[Prediction], within: float = 0.03) -> Prediction:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from perf.documents import Document
+from perf.documents import Document, is_figure
 from perf.rows import SAMPLES, Row
 from perf.sections import SECTIONS, Section
 from perf.svg import told
@@ -116,7 +116,7 @@ def _section(command: str, section: Section, document: Document) -> str:
             _paragraph(section.says(document)),
             f"<figure>{section.drawn(document)}</figure>",
             f'<p class="note">{_text(section.what)} Alone: <code>{_text(f"{_ALONE} {command}")}</code></p>',
-            table(document["rows"]),
+            table(section.rows(document)),
             "</section>",
         ]
     )
@@ -127,20 +127,31 @@ def _absent(command: str, section: Section, why: str) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """All keys of flat rows, but for those of single rounds, whose lowest and highest stand beside their median."""
+    """All keys of flat rows, but for those of single rounds, whose lowest and highest stand beside their median. What
+    is the same in all rows is said once."""
     keys = list(dict.fromkeys(key for row in rows for key in row if not key.endswith(SAMPLES)))
+    same = {key: rows[0][key] for key in keys if len(rows) > 1 and _is_same(key, rows)}
+    keys = [key for key in keys if key not in same]
     numbers = {key for key in keys if all(isinstance(row.get(key, 0), int | float | None) for row in rows)}
     kinds = {key: ' class="number"' if key in numbers else "" for key in keys}
     lines = ["<tr>", *(f"<th{kinds[key]}>{_text(heading(key))}</th>" for key in keys), "</tr>"]
     for row in rows:
         lines += ["<tr>", *(f"<td{kinds[key]}>{_cell(row, key)}</td>" for key in keys), "</tr>"]
-    return f'<div class="table"><table>{"".join(lines)}</table></div>'
+    told_once = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in same.items())
+    said = f'<p class="note">In all rows: {_text(told_once)}.</p>' if same else ""
+    return f'{said}<div class="table"><table>{"".join(lines)}</table></div>'
+
+
+def _is_same(key: str, rows: Sequence[Row]) -> bool:
+    return all(key in row and not is_figure(key, row) and row[key] == rows[0][key] for row in rows)
 
 
 def _cell(row: Row, key: str) -> str:
     if f"{key}{SAMPLES}" not in row:
         return _text(row.get(key))
     low, high = spread(row, key)
+    if low == high:
+        return _text(row[key])
     return f"{_text(row[key])} <small>({_text(low)} to {_text(high)})</small>"
 
 

@@ -24,6 +24,9 @@ GAIN = 1.05
 BUSY = 0.85
 """A core of which less stands still counts as busy."""
 
+LACKING = 0.25
+"""Whoever lacks so much of a core, where not all are busy, is not alone on the machine."""
+
 
 def candidates(usable: int) -> list[int]:
     """Shard counts worth trying on so many cores: up to one more than there are, and not every one of many."""
@@ -72,11 +75,14 @@ def _why(runs: Sequence[Ran], usable: int) -> str:
     """What keeps the runs from being faster."""
     busy = median(one.cores_busy for one in runs)
     coordinator = median(one.coordinator_cpu / one.seconds for one in runs)
+    lacking = median(one.cores_lacking for one in runs)
     if busy >= BUSY * usable:
         return f"{busy:.1f} of {usable} core{'s' * (usable > 1)} are busy with what there is"
     if coordinator >= BUSY:
         return f"the coordinator has its core busy ({coordinator:.2f})"
-    return f"shards wait for each other, for the disk or for a core ({busy:.1f} of {usable} are busy)"
+    if lacking >= LACKING:
+        return f"others have the cores: {busy:.1f} of {usable} are to be had, and {lacking:.1f} more are wanted"
+    return f"shards wait for each other, or for the disk ({busy:.1f} of {usable} cores are busy)"
 
 
 def measured(directory: Path, plan: Plan) -> Document:

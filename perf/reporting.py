@@ -47,8 +47,10 @@ class Size(msgspec.Struct, frozen=True):
     rounds: int
     seconds: float
     keys: int
+    threads: list[int]
     gets: int
     batches: int
+    callers: list[int]
     proposals: int
     snapshot_entries: int
     check: bool
@@ -64,11 +66,33 @@ def _shard_counts() -> list[int]:
 def size_of(form: str) -> Size:
     """How much a report of that form measures; `tiny` is for whether it runs at all."""
     cores = len(os.sched_getaffinity(0))
-    if form == "tiny":
-        return Size([1, 2], 1_000, 1, 0.02, 500, 50, 2, 20, 500, False)
-    if form == "quick":
-        return Size(sorted({1, 2, 3, max(3, cores)}), 100_000, 4, 0.5, 50_000, 1_000, 50, 5_000, 10_000, False)
-    return Size(_shard_counts(), 400_000, 7, 3.0, 200_000, 2_000, 100, 100_000, 50_000, True)
+    quick = Size(
+        shards=sorted({1, 2, 3, max(3, cores)}),
+        entries=100_000,
+        rounds=4,
+        seconds=0.5,
+        keys=50_000,
+        threads=[1, 4],
+        gets=1_000,
+        batches=50,
+        callers=[1, 16, 256],
+        proposals=5_000,
+        snapshot_entries=10_000,
+        check=False,
+    )
+    return {"full": _full(quick), "quick": quick, "tiny": _tiny(quick)}[form]
+
+
+def _full(quick: Size) -> Size:
+    more = {"entries": 400_000, "rounds": 7, "seconds": 3.0, "keys": 200_000, "gets": 2_000, "batches": 100}
+    many = {"shards": _shard_counts(), "proposals": 100_000, "snapshot_entries": 50_000}
+    return msgspec.structs.replace(quick, check=True, **more, **many)
+
+
+def _tiny(quick: Size) -> Size:
+    less = {"entries": 1_000, "rounds": 1, "seconds": 0.02, "keys": 500, "gets": 50, "batches": 2}
+    few = {"shards": [1, 2], "threads": [4], "callers": [1], "proposals": 20, "snapshot_entries": 500}
+    return msgspec.structs.replace(quick, **less, **few)
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------
@@ -107,10 +131,10 @@ def _latency(directory: Path, size: Size) -> Document:
 
 
 def _peers(directory: Path, size: Size) -> Document:
-    from perf import besides
+    from perf.besides import Plan, measured
 
-    plan = besides.Plan([2], size.entries // 2, 256, 5_000, 4, size.rounds, _SEED)
-    return from_older(besides.measured(directory, plan))
+    plan = Plan([2], size.entries // 2, 256, 5_000, 4, size.rounds, _SEED)
+    return from_older(measured(directory, plan))
 
 
 def _snapshot(directory: Path, size: Size) -> Document:
@@ -120,12 +144,12 @@ def _snapshot(directory: Path, size: Size) -> Document:
 
 
 def _reads(directory: Path, size: Size) -> Document:
-    plan = reads.Plan([1, 2], [1, 4], size.keys, 256, size.gets, size.batches, _SEED)
+    plan = reads.Plan([1, 2], size.threads, size.keys, 256, size.gets, size.batches, _SEED)
     return from_older(reads.measured(directory, plan))
 
 
 def _node(directory: Path, size: Size) -> Document:
-    plan = node.Plan([1, 16, 256], size.proposals, size.seconds, 256, 2, size.rounds, _SEED)
+    plan = node.Plan(size.callers, size.proposals, size.seconds, 256, 2, size.rounds, _SEED)
     return from_older(node.measured(directory, plan))
 
 

@@ -92,6 +92,33 @@ def _rate(what: str, of: str, name: str, amount: float, seconds: Iterable[float]
     return {"what": what, "of": of} | figure(name, (amount / took for took in seconds))
 
 
+def of_transactions(facts: Facts) -> list[Row]:
+    entries = facts["plan"]["entries"]
+    return [
+        {"skew": row["skew"], "spanning_percent": row["spanning_percent"], "shards": row["shards"]}
+        | figure("entries_per_s", (entries / took for took in row["seconds"]))
+        for row in facts["transactions"]
+    ]
+
+
+def of_machines(facts: Facts) -> list[Row]:
+    entries = facts["plan"]["entries"]
+    return [
+        {"machine": row["machine"], "side": side} | figure("entries_per_s", (entries / took for took in seconds))
+        for row in facts["machines"]
+        for side, seconds in row["seconds"].items()
+    ]
+
+
+def of_cluster(facts: Facts) -> list[Row]:
+    return [
+        {"callers": row["callers"], "side": row["side"]}
+        | figure("proposals_per_s", row["rates"])
+        | {"p50_us": row["p50_us"], "p99_us": row["p99_us"], "over_bare": row["over_bare"]}
+        for row in facts["cluster"]
+    ]
+
+
 ROWS_OF: dict[str, tuple[str, Callable[[Facts], list[Row]]]] = {
     "apply": ("apply", of_apply),
     "snapshot": ("snapshot", of_snapshot),
@@ -99,5 +126,8 @@ ROWS_OF: dict[str, tuple[str, Callable[[Facts], list[Row]]]] = {
     "node": ("node", of_node),
     "reads": ("reads", of_reads),
     "latency": ("latency", of_latency),
+    "transactions": ("transactions", of_transactions),
+    "machines": ("machines", of_machines),
+    "cluster": ("cluster", of_cluster),
 }
 """By command: which of its facts tells that they are its, and what makes rows of them. `apply` has latencies too."""

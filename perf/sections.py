@@ -8,15 +8,23 @@ import msgspec
 
 from perf import told_stages, told_states, told_writes
 from perf.documents import Document
+from perf.rows import Row
+
+
+def all_rows(document: Document) -> list[Row]:
+    rows: list[Row] = document["rows"]
+    return rows
 
 
 class Section(msgspec.Struct, frozen=True):
-    """`what` stands under the title: how the figures came about. `says` and `drawn` take the document of a part."""
+    """`what` stands under the plot: how the figures came about. `says`, `drawn` and `rows`, which are those of the
+    table, take the document of a part."""
 
     title: str
     what: str
     says: Callable[[Document], str]
     drawn: Callable[[Document], str]
+    rows: Callable[[Document], list[Row]] = all_rows
 
 
 SECTIONS = {
@@ -48,13 +56,15 @@ SECTIONS = {
     ),
     "stages": Section(
         "Where the time goes",
-        "Functions of the engine are wrapped from outside; what a process waits for shows when it comes.",
+        "Functions of the engine are wrapped from outside; what a process waits for shows when it comes. The "
+        "figures in report.json have the other shard counts and each worker too.",
         told_stages.stages_says,
         told_stages.stages_drawn,
+        told_stages.stages_rows,
     ),
     "model": Section(
         "Other hosts",
-        "From the stages, by a model whose assumptions `python -m perf model` names.",
+        "From the stages, by a model; its assumptions are in report.json, and what python -m perf model prints.",
         told_stages.model_says,
         told_stages.model_drawn,
     ),

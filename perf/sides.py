@@ -13,16 +13,18 @@ from typing import Any
 
 import msgspec
 
-from perf.facts import cpu_seconds
+from perf.facts import cpu_seconds, kept_waiting_ns
 from shardengine import Engine, Entry
 
 
 class Spent(msgspec.Struct, frozen=True):
-    """What a stretch of a log took. CPU seconds are those of the coordinator, and of all workers together."""
+    """What a stretch of a log took. CPU seconds are those of the coordinator, and of all workers together; for
+    `lacking` seconds, all processes together, one wanted a core and had none."""
 
     seconds: float
     coordinator_cpu: float
     worker_cpu: float
+    lacking: float
 
 
 class Applied(Spent, frozen=True):
@@ -58,16 +60,22 @@ async def timed(db: Engine, chunks: list[list[Entry]], window: int, stretch: Str
     gc.freeze()  # the load is the caller's: the collector need not walk it on the engine's time
     try:
         with stretch(pids):
-            workers, cpu, began = sum(map(cpu_seconds, pids)), time.process_time(), time.monotonic()
+            lacking, workers = _lacking_ns(pids), sum(map(cpu_seconds, pids))
+            cpu, began = time.process_time(), time.monotonic()
             await feed(db, chunks, window)
             seconds, cpu = time.monotonic() - began, time.process_time() - cpu
-        return Spent(seconds, cpu, sum(map(cpu_seconds, pids)) - workers)
+            workers, lacking = sum(map(cpu_seconds, pids)) - workers, _lacking_ns(pids) - lacking
+        return Spent(seconds, cpu, workers, lacking / 1e9)
     finally:
         gc.unfreeze()
+
+
+def _lacking_ns(pids: Sequence[int]) -> int:
+    return kept_waiting_ns("self") + sum(map(kept_waiting_ns, pids))
 
 
 async def apply_all(directory: Path, chunks: list[list[Entry]], shards: int, window: int) -> Applied:
     """Apply entries that are all made beforehand to a new engine."""
     async with Engine(directory, shards=shards) as db:
         spent = await timed(db, chunks, window)
-        return Applied(spent.seconds, spent.coordinator_cpu, spent.worker_cpu, await db.digest(), len(db))
+        return Applied(**msgspec.structs.asdict(spent), digest=await db.digest(), records=len(db))

@@ -39,7 +39,7 @@ def head(title: str, note: str, names: Sequence[str], *, lines: bool) -> tuple[l
     """Title, note and legend, each in as many rows as it takes, and where the next thing goes. Names are marked as
     lines, or as areas."""
     drawn, y = [], 8.0
-    for told, kind, letters, row in ((title, "title", 52, 18), (note, "note", 64, 16)):
+    for told, kind, letters, row in ((title, "title", 52, 18), (note, "note", 61, 16)):
         for line in textwrap.wrap(told, letters):
             y += row
             drawn.append(text(MARGIN, y, line, kind))

@@ -45,6 +45,7 @@ def row_of(cell: Cell, runs: Sequence[Ran]) -> Row:
         "coordinator_cpu_ns_per_entry": [one.ns_per_entry(one.coordinator_cpu) for one in runs],
         "worker_cpu_ns_per_entry": [one.ns_per_entry(one.worker_cpu) for one in runs],
         "cores_busy": [one.cores_busy for one in runs],
+        "cores_lacking": [one.cores_lacking for one in runs],
     }
     row: Row = {"side": cell.side} | {axis: getattr(cell, axis) for axis in AXES}
     for name, values in samples.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from perf.bars import Bar, bars
 from perf.documents import Document
 from perf.lines import Line, lines
-from perf.rows import Row
+from perf.rows import SAMPLES, Row
 from perf.svg import told
 from perf.telling import bar, count, load_of, point, where
 
@@ -52,6 +52,17 @@ def stages_says(document: Document) -> str:
 
 def _is_wait(row: Row) -> bool:
     return bool(row["stage"].startswith(_WAITS))
+
+
+def stages_rows(document: Document) -> list[Row]:
+    """Of the shard count that is told of: each stage, and the whole, of the coordinator and of the mean worker."""
+    kept = [f"{kind}_ns_per_entry{of}" for kind in ("wall", "cpu") for of in ("", SAMPLES)]
+    return [
+        {"process": process, "stage": row["stage"]} | {key: row[key] for key in kept if key in row}
+        for process in _PROCESSES
+        for whole, stages in [_of(document, process)]
+        for row in [*stages, whole]
+    ]
 
 
 def stages_drawn(document: Document) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import logging
 import os
 import select
 import shutil
@@ -103,8 +104,10 @@ def forks(temporary_directory: Path) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(request: pytest.FixtureRequest, temporary_directory: Path, forks: None) -> Iterator[None]:
     gc.collect(1)
-    descriptors, processes = open_descriptors(), descendants()
+    logger, descriptors, processes = logging.getLogger("shardengine"), open_descriptors(), descendants()
+    level = logger.level
     yield
+    logger.setLevel(level)  # a program that a test runs in this process may be a quiet one
     running, failed = kill_engines(), request.node.stash.get(_FAILED, False)
     if failed:
         for process in descendants() - processes - STANDING:

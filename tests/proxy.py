@@ -89,7 +89,7 @@ class Proxy:
         return sum(there.held for there, _ in self._ways)
 
     async def arrived(self) -> None:
-        """Wait until nothing of what was held back is, and whoever had gone by then is gone for the server, too."""
+        """Wait until the server has all that was held back, of clients that had gone by then."""
         while self._freed:
             await asyncio.wait(self._freed)
 
@@ -154,12 +154,14 @@ class Proxy:
         self._ways.append(ways)
         self.connections += 1
         ways[1].left = self.back_bytes_max
-        there, _ = tasks = [asyncio.ensure_future(way.run()) for way in ways]
-        ways[0].done = there
+        there, back = tasks = [asyncio.ensure_future(way.run()) for way in ways]
+        ways[0].done = asyncio.current_task()
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not ways[0].open.is_set():
                 await asyncio.wait([there])
+                to_server.write_eof()
+                await asyncio.wait([back])  # until the server has read it all
         finally:
             self._ways.remove(ways)
             for task in tasks:

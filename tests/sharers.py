@@ -13,7 +13,7 @@ import pytest
 
 from shardengine import EngineConfig, Entry, Machine, PeerError, Put, SnapshotPolicy
 from shardengine.engine.conformance.recorded import RecordedNode
-from shardengine.engine.node import fetching, giving, members, trimming
+from shardengine.engine.node import fetching, giving, members, sharing, trimming
 from shardengine.engine.node.frames import decode_frame, entries_in
 from shardengine.node import Logged, Member, Node, NodePolicy, SharedMemoryLog
 from shardengine.shards.kv import KeyValue
@@ -91,11 +91,11 @@ class ToldEnd(SharedMemoryLog):
 
 
 def hurry(patch: pytest.MonkeyPatch) -> None:
-    """Looks, pieces and pauses are of a test's size."""
+    """Looks, pieces and pauses are of a test's size; nobody is forgotten, however slow the machine is."""
     for room in (members, trimming):
         patch.setattr(room, "LOOK_S", 0.02)
     patch.setattr(fetching, "PAUSE_S", 0.0)
-    patch.setattr(fetching, "ANSWER_S", 0.5)
+    patch.setattr(sharing, "LATELY_S", 600.0)
     patch.setattr(giving, "GIVEN_BYTES", 4 << 10)
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shardengine import (
@@ -23,7 +24,7 @@ from shardengine import (
     encode,
     stream_snapshot,
 )
-from shardengine.engine.node import giving
+from shardengine.engine.node import fetching, giving
 from shardengine.engine.node.frames import Frame, encode_frame
 from shardengine.node import MemoryLog, Node
 from tests.nodes import CONFIG, raising, soon
@@ -112,22 +113,37 @@ async def test_a_node_that_falls_behind_while_it_runs_goes_on_and_its_proposals_
         assert sleeper.failure is None and sleeper.status().stalled is None
 
 
-async def test_lost_answers_and_damaged_pieces_are_asked_for_again(tmp_path: Path) -> None:
+async def test_lost_answers_and_damaged_pieces_are_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "ANSWER_S", 0.5)
     async with sharers(tmp_path, 1) as (nodes, ends):
         await fill(nodes[0], 60)
         await cut_by(nodes)
         await soon(lambda: first_of(ends[0]) > 60)
         late = ToldEnd(ends[0])
 
+        def piece_of(number: int) -> int | None:
+            """Which piece that question asks for, if for the first time."""
+            asked = late.asked[number - 1]
+            piece: int = msgspec.msgpack.decode(asked[1])[1]
+            return None if asked in late.asked[: number - 1] else piece
+
         def spoil(number: int, answer: bytes) -> bytes:
-            if number % 3 == 0:
+            piece = piece_of(number)
+            if piece is None or piece % 3 == 2:
+                return answer
+            if piece % 3 == 0:
                 raise PeerError("lost")
-            return answer[:-9] + bytes([answer[-9] ^ 1]) + answer[-8:] if number % 5 == 0 else answer
+            return answer[:-9] + bytes([answer[-9] ^ 1]) + answer[-8:]
 
         late.on_answer = spoil
-        late.hangs = lambda number: number in (4, 8)
+        late.hangs = lambda number: piece_of(number) == 5
         async with sharer(tmp_path / "late", late) as second:
             assert await same([*nodes, second])
+            begun = [request for _, request in late.asked if request == giving.wanted(b"", 0)]
+            assert len(begun) == 2, "all in one go"
+            assert len(set(late.asked)) + 10 < len(late.asked)
 
 
 async def test_a_giver_that_goes_away_in_the_middle_is_replaced_by_another(tmp_path: Path) -> None:
@@ -175,23 +191,25 @@ async def test_where_nobody_gives_a_snapshot_the_start_says_so_in_time(tmp_path:
     async with sharers(tmp_path, 1) as (nodes, ends):
         await fill(nodes[0], 5)
         await ends[0].truncate_before(4)
+        await nodes[0].aclose()
         policy = like(POLICY, bootstrap_timeout_ms=200)
         with pytest.raises(LogTruncatedError, match="begins at position 4"):
             await sharer(tmp_path / "late", ToldEnd(ends[0]), policy=policy).start()
 
 
-async def test_a_node_that_runs_waits_for_a_snapshot_and_says_so(tmp_path: Path) -> None:
-    async with sharers(tmp_path, 2) as (nodes, ends):
+async def test_a_node_that_runs_waits_for_a_snapshot_says_so_and_has_another_one_take_it(tmp_path: Path) -> None:
+    async with sharers(tmp_path, 3) as (nodes, ends):
         await fill(nodes[0], 3)
         await nodes[1].barrier()
         ends[1].reading.clear()
         await fill(nodes[0], 5)
+        ends[0].answer(None)  # so the other one has to
+        await nodes[2].barrier()
         await ends[0].truncate_before(8)
         ends[1].reading.set()
         await soon(lambda: "a snapshot is needed" in (nodes[1].status().stalled or ""))
-        await nodes[0].snapshot()
         assert await same(nodes)
-        assert nodes[1].status().stalled is None
+        assert nodes[1].status().stalled is None and [len(node.engine.snapshots()) for node in nodes] == [0, 1, 1]
 
 
 async def test_what_is_given_is_what_a_stream_gives_and_outlives_its_retention(tmp_path: Path) -> None:
@@ -199,7 +217,7 @@ async def test_what_is_given_is_what_a_stream_gives_and_outlives_its_retention(t
         await fill(nodes[0], 40)
         path = (await nodes[0].snapshot()).path
         expected = list(stream_snapshot(path, giving.GIVEN_BYTES))
-        giver = giving.Giver(tmp_path / "0")
+        giver = giving.Giver(tmp_path / "0", nodes[0].engine.create_snapshot)
         source = expected[0].source
         pieces = [decode_piece(await giver.answer(giving.wanted(b"", 0)))]
         await cut_by(nodes, 3)
@@ -213,11 +231,31 @@ async def test_what_is_given_is_what_a_stream_gives_and_outlives_its_retention(t
         await cut_by(nodes, 3)
         with pytest.raises(PeerError, match="given already"):
             await giver.answer(giving.wanted(b"", 0))
-        with pytest.raises(PeerError, match="not here"):
-            await giver.answer(giving.wanted(bytes(16), 1))
+        await giver.answer(giving.wanted(source, len(expected) - 1))
+        await giver.answer(giving.wanted(b"", 0))  # that one was given whole, and makes way
+        for unknown in (bytes(16), source):
+            with pytest.raises(PeerError, match="not here"):
+                await giver.answer(giving.wanted(unknown, 1))
         await giver.close()
         with pytest.raises(PeerError, match="the node stops"):
             await giver.answer(giving.wanted(source, 1))
+        assert not list((tmp_path / "0" / "snapshots").glob(".*"))
+
+
+async def test_a_snapshot_that_nobody_goes_on_with_makes_way_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sharers(tmp_path, 1) as (nodes, _):
+        giver = giving.Giver(tmp_path / "0", nodes[0].engine.create_snapshot)
+        for _ in range(giving.GIVEN_MAX):
+            await cut_by(nodes, 1)
+            await giver.answer(giving.wanted(b"", 0))
+        await cut_by(nodes, 1)
+        with pytest.raises(PeerError, match="given already"):
+            await giver.answer(giving.wanted(b"", 0))
+        monkeypatch.setattr(giving, "MAKE_WAY_S", -1.0)
+        await giver.answer(giving.wanted(b"", 0))
+        await giver.close()
         assert not list((tmp_path / "0" / "snapshots").glob(".*"))
 
 
@@ -288,6 +326,40 @@ async def test_a_snapshot_that_ends_within_a_frame_is_gone_on_from_within_it(tmp
             assert late.engine.durable() == LogId(7, 4)
             assert await same([nodes[0], late]) and late.last_applied() == LogId(9, 4)
         await other.aclose()
+
+
+async def test_a_snapshot_that_is_newer_than_the_log_was_when_it_was_opened_is_no_surprise(tmp_path: Path) -> None:
+    async with sharers(tmp_path, 1) as (nodes, ends):
+        await fill(nodes[0], 3)
+        await ends[0].truncate_before(3)
+        late = sharer(tmp_path / "late", end := ToldEnd(ends[0]))
+        end.deaf = True
+        starting = asyncio.ensure_future(late.start())
+        await soon(lambda: end._arrivals is not None)
+        await fill(nodes[0], 5)
+        await nodes[0].snapshot()
+        end.deaf = False
+        await starting
+        assert late.engine.durable().index == 8 and late.status().ready_at == 8
+        assert await same([nodes[0], late])
+        await late.aclose()
+
+
+async def test_what_was_fetched_before_and_is_damaged_since_is_fetched_again(tmp_path: Path) -> None:
+    async with sharers(tmp_path, 1) as (nodes, ends):
+        late = sharer(tmp_path / "late", end := ToldEnd(ends[0]))
+        await late.start()
+        await late.aclose()
+        ends[0]._said.clear()
+        await fill(nodes[0], 60)
+        await cut_by(nodes)
+        await soon(lambda: first_of(ends[0]) > 60)
+        newest = Path(nodes[0].engine.snapshots()[-1].path)
+        copy = shutil.copytree(newest, tmp_path / "late" / "snapshots" / newest.name)
+        (part,) = copy.glob("*.mdb")
+        part.write_bytes(part.read_bytes()[:-1] + b"!")
+        async with late:
+            assert await same([nodes[0], late]) and len(end.asked) > 10
 
 
 async def test_a_shared_directory_gives_what_no_member_does(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from shardengine import LogId, StateDivergedError
 from shardengine.engine.node.comparing import PATIENCE, Comparing, odd_ones
-from shardengine.node import Member, Node, NodePolicy
+from shardengine.node import Member, NodePolicy
 from tests.machines import Astray
 from tests.nodes import soon
 from tests.sharers import POLICY, ToldEnd, fill, hurry, like, sharer, sharers
@@ -22,15 +21,11 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
 
 
-def all_told(node: Node, last: int) -> bool:
-    return {member.digest_at.index for member in node.members()} == {last}
-
-
 async def test_nodes_that_hold_the_same_tell_the_same_digest_of_the_same_entry(tmp_path: Path) -> None:
     async with sharers(tmp_path, 3, policy=OFTEN) as (nodes, _):
-        for last in (10, 20):  # who still takes a digest passes the next entry by
-            await fill(nodes[0], 10, b"%d-" % last)
-            await soon(partial(all_told, nodes[0], last))
+        for entry, more in ((10, 12), (20, 13)):
+            await fill(nodes[0], more)
+            await soon(lambda: {member.digest_at.index for member in nodes[0].members()} == {entry})  # noqa: B023
         told = {member.digest for member in nodes[0].members()}
         assert len(told) == 1 and told != {b""}
         assert all(node.failure is None for node in nodes)
@@ -77,6 +72,8 @@ def told(node: str, digest: bytes, at: int) -> Member:
         durable=place,
         snapshot=place,
         needs=1,
+        run="",
+        beat=1,
         digest=digest,
         digest_at=place if digest else LogId(0, 0),
     )

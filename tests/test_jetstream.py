@@ -1,4 +1,4 @@
-"""A log on JetStream among others: how its stream has to be set up, who else uses it, and when it is full or gone."""
+"""A log on JetStream among others: its life, who else uses it, and when it is full, cut, damaged or gone."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from shardengine import (
     ConfigError,
     EngineStateError,
     FrameTooLargeError,
-    LogError,
+    LogDamagedError,
     LogFullError,
+    LogRegressedError,
     LogReplacedError,
-    LogSettingsError,
     LogTruncatedError,
     LogUnreachableError,
+    WrongLoopError,
+    run,
 )
 from shardengine.engine.cluster.servers import Servers
-from shardengine.engine.node.jetstream import guarding, session
-from shardengine.engine.node.jetstream.settings import Setting, check_settings
-from shardengine.node import JetStreamLog, SharedLog
+from shardengine.engine.node.jetstream import guarding, reading, session
+from shardengine.node import JetStreamLog, Logged, SharedLog
 from tests.jetstream import config, frames_up_to, make, new_name, opened, stream_of
 from tests.killing import ROOT, WATCHDOG_S, environment
 
@@ -85,113 +86,6 @@ def test_no_servers_are_refused() -> None:
         JetStreamLog(" ", "orders")
 
 
-# ---- settings --------------------------------------------------------------------------------------------------------
-
-
-WRONG: dict[str, Any] = {
-    "subjects": ["t.>", "u"],
-    "storage": "memory",
-    "num_replicas": 2,
-    "retention": "workqueue",
-    "discard": "old",
-    "max_msgs": 1000,
-    "max_msgs_per_subject": 1,
-    "max_age": 60_000_000_000,
-    "max_msg_size": 1024,
-    "deny_delete": False,
-    "allow_direct": False,
-    "allow_atomic": False,
-    "deny_purge": True,
-    "sealed": True,
-    "no_ack": True,
-    "allow_rollup_hdrs": True,
-    "allow_msg_ttl": True,
-    "subject_delete_marker_ttl": 1_000_000_000,
-    "allow_msg_counter": True,
-    "allow_msg_schedules": True,
-    "discard_new_per_subject": True,
-    "subject_transform": {"src": "t.>", "dest": "u.>"},
-    "mirror": {"name": "u"},
-    "sources": [{"name": "u"}],
-    "persist_mode": "async",
-    "republish": None,
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_each_setting_that_could_lose_a_frame_is_refused_by_name(name: str) -> None:
-    check_settings("t", 3, config("t", 3), "2.15.1")
-    with pytest.raises(LogSettingsError, match=name) as refused:
-        check_settings("t", 3, config("t", 3, **{name: WRONG[name]}), "2.15.1")
-    ((found, value, wanted),) = refused.value.wrong
-    assert (found, value) == (name, WRONG[name]) and wanted
-
-
-@pytest.mark.parametrize("change", [{"src": "t.a"}, {"dest": "elsewhere.>"}, {"headers_only": True}])
-def test_a_stream_that_says_its_news_elsewhere_is_refused(change: dict[str, Any]) -> None:
-    right = config("t")["republish"]
-    with pytest.raises(LogSettingsError, match="republish"):
-        check_settings("t", 1, config("t", republish={**right, **change}), "2.15.1")
-
-
-@pytest.mark.parametrize(("version", "right"), [("2.14.9", False), ("2.15.0-RC.1", True), ("3.0.0", True), ("", False)])
-def test_an_old_server_is_refused(version: str, right: bool) -> None:
-    if right:
-        check_settings("t", 1, config("t"), version)
-        return
-    with pytest.raises(LogSettingsError, match="version"):
-        check_settings("t", 1, config("t"), version)
-
-
-async def test_all_that_is_wrong_with_a_stream_is_told_at_once_and_it_stays_as_it_was(servers: Servers) -> None:
-    name = new_name()
-    wrong: dict[str, Any] = {"max_age": 60_000_000_000, "deny_delete": False, "discard": "old"}
-    async with stream_of(servers.urls, name) as stream:
-        await make(stream, config(name, **wrong))
-        before = await stream.info()
-        log = JetStreamLog(servers.urls, name)
-        with pytest.raises(LogSettingsError) as refused:
-            await log.open()
-        assert {setting.name: setting.value for setting in refused.value.wrong} == {**wrong, "num_replicas": 1}
-        assert all(isinstance(setting, Setting) for setting in refused.value.wrong)
-        assert "max_age is 60000000000, and must be 0" in str(refused.value)
-        assert await stream.info() == before
-        await log.aclose()
-
-
-async def test_a_stream_that_somebody_made_right_is_taken_as_it_is(servers: Servers) -> None:
-    name = new_name()
-    async with stream_of(servers.urls, name) as stream:
-        await make(stream, config(name, max_bytes=1 << 20, compression="s2", metadata={}))
-        before = (await stream.info()).config
-        async with opened(servers.urls, name, replicas=1) as log:
-            assert await log.append([b"one"]) == [2]
-        assert (await stream.info()).config == before
-
-
-async def test_a_stream_that_is_not_there_is_made_only_when_that_is_wanted(servers: Servers) -> None:
-    log = JetStreamLog(servers.urls, new_name(), create=False)
-    with pytest.raises(LogError, match="stream not found"):
-        await log.open()
-    await log.aclose()
-
-
-async def test_a_setting_that_is_changed_while_the_log_is_open_ends_its_use_by_name(
-    servers: Servers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guarding, "LOOK_S", 0.05)
-    name = new_name()
-    async with opened(servers.urls, name, replicas=1) as log, stream_of(servers.urls, name) as stream:
-        reading = asyncio.create_task(frames_up_to(log, 9))
-        shorter = {"max_age": 60_000_000_000, "duplicate_window": 60_000_000_000}
-        changed = {**(await stream.info()).config, **shorter}
-        await stream._api(f"STREAM.UPDATE.{name}", changed)
-        with pytest.raises(LogSettingsError, match="max_age"):
-            await asyncio.wait_for(reading, WATCHDOG_S)
-        with pytest.raises(LogSettingsError, match="max_age"):
-            await log.append([b"one"])
-
-
 # ---- its life --------------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +111,35 @@ async def test_a_log_is_opened_once_at_a_time_and_can_be_opened_again(servers: S
     state = await log.open()
     assert [logged.frame for logged in await frames_up_to(log, state.last)] == [b"one"]
     await log.aclose()
+
+
+def test_a_log_whose_loop_has_ended_can_be_opened_in_another_one(servers: Servers) -> None:
+    log = JetStreamLog(servers.urls, new_name())
+
+    async def leave_open() -> None:
+        await log.open()
+        await log.append([b"one"])
+
+    async def again() -> None:
+        for call in (log.append([b"lost"]), log.last(), anext(log.read(0))):
+            with pytest.raises(WrongLoopError):
+                await call
+        await log.aclose()
+        state = await log.open()
+        assert [logged.frame for logged in await frames_up_to(log, state.last)] == [b"one"]
+        await log.aclose()
+
+    run(leave_open)
+    run(again)
+
+
+async def test_a_cut_beyond_the_end_leaves_the_newest_frame_and_moves_no_position(servers: Servers) -> None:
+    async with opened(servers.urls, new_name(), replicas=1) as log:
+        positions = await log.append([b"one", b"two"])
+        await log.truncate_before(10_000)
+        assert await log.append([b"three"]) == [positions[-1] + 1]
+        read = await frames_up_to(log, positions[-1] + 1, positions[0])
+        assert [logged.frame for logged in read] == [b"two", b"three"]
 
 
 async def test_two_who_make_a_log_at_the_same_moment_have_the_same_one(servers: Servers) -> None:
@@ -272,6 +195,27 @@ async def test_more_than_the_servers_take_at_once_is_refused_and_nothing_of_it_i
         assert len(await frames_up_to(log, positions[-1])) == 1000
 
 
+async def test_the_longest_frame_is_what_the_stream_takes_and_a_longer_one_is_refused_even_if_that_has_changed(
+    servers: Servers,
+) -> None:
+    name = new_name()
+    async with stream_of(servers.urls, name) as stream:
+        await make(stream, config(name, max_msg_size=100_000))
+        log = JetStreamLog(servers.urls, name, replicas=1)
+        most = (await log.open()).frame_bytes_max
+        assert 99_000 < most < 100_000
+        with pytest.raises(FrameTooLargeError, match=f"this log takes {most}"):
+            await log.append([bytes(most + 1)])
+        await log.append([bytes(most)])
+        await stream._api(f"STREAM.UPDATE.{name}", {**(await stream.info()).config, "max_msg_size": 70_000})
+        for frames in ([bytes(most)], [b"small", bytes(most)]):
+            with pytest.raises(FrameTooLargeError, match="more than the stream takes"):
+                await log.append(frames)
+        (position,) = await log.append([b"small"])
+        assert [len(logged.frame) for logged in await frames_up_to(log, position)] == [most, 5]
+        await log.aclose()
+
+
 async def append_until_refused(log: JetStreamLog, frames: list[bytes], positions: list[int]) -> None:
     while True:
         positions += await log.append(frames)
@@ -307,8 +251,8 @@ async def test_who_was_cut_away_goes_on_appending_and_is_told_when_it_reads(serv
     name = new_name()
     async with opened(servers.urls, name) as one, opened(servers.urls, name) as other:
         await one.append([b"one"])
-        reading = one.read(0)
-        await anext(reading)
+        began = one.read(0)
+        await anext(began)
         positions = await other.append([b"more"] * 300)
         await other.truncate_before(positions[-1])
         (position,) = await one.append([b"two"])
@@ -318,7 +262,33 @@ async def test_who_was_cut_away_goes_on_appending_and_is_told_when_it_reads(serv
         assert (refused.value.first, refused.value.after) == (positions[-1], 0)
         read = await frames_up_to(one, position, positions[-1] - 1)
         assert [logged.frame for logged in read] == [b"more", b"two"]
-        await reading.aclose()
+        await began.aclose()
+
+
+async def test_a_hole_that_stays_is_damage_and_named_and_what_is_around_it_is_read(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "HOLE_S", 0.5)
+    name = new_name()
+    async with opened(servers.urls, name) as log, stream_of(servers.urls, name) as stream:
+        before = await log.append([b"before"])
+        async with opened(servers.urls, name) as other:
+            gone = await other.append([b"gone"] * 2)
+            subject = other._usable().appender._subject
+        behind = await log.append([b"behind"])
+        await stream._api(f"STREAM.PURGE.{name}", {"filter": subject})
+        read = list[Logged]()
+        async with opened(servers.urls, name) as late:  # to which nothing of that was sent on
+            with pytest.raises(LogDamagedError, match="are missing") as damaged:
+                await read_on(late, 0, read)
+            assert (damaged.value.first, damaged.value.last) == (gone[0] - 1, gone[-1])
+            assert read[-1].position == before[0] == gone[0] - 2
+            assert (await frames_up_to(late, behind[0], gone[-1]))[-1].frame == b"behind"
+
+
+async def read_on(log: JetStreamLog, after: int, read: list[Logged]) -> None:
+    async for logged in log.read(after):
+        read.append(logged)
 
 
 async def test_who_waits_at_the_end_of_a_log_that_is_cut_away_whole_is_told(
@@ -335,6 +305,26 @@ async def test_who_waits_at_the_end_of_a_log_that_is_cut_away_whole_is_told(
             await asyncio.wait_for(waiting, WATCHDOG_S)
 
 
+def test_what_servers_say_is_believed_when_they_go_on_saying_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(f"{guarding.__name__}.monotonic", lambda: now)
+    regressed, replaced = LogRegressedError("it ends early"), LogReplacedError("it is another one")
+    doubt = guarding.Doubt()
+    for error in (regressed, replaced, regressed):  # each begins anew
+        doubt.heard(error)
+        for _ in range(14):
+            now += 1
+            doubt.heard(error)
+    doubt.settled()
+    for _ in range(8):  # of a pause without an answer two seconds count
+        doubt.heard(regressed)
+        now += 1000
+    with pytest.raises(LogRegressedError):
+        doubt.heard(regressed)
+    with pytest.raises(LogReplacedError):
+        doubt.heard(LogReplacedError("it was made later", certain=True))
+
+
 @pytest.mark.parametrize("made_anew", [False, True])
 async def test_a_stream_that_is_deleted_under_an_open_log_is_told_to_all_who_wait(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, made_anew: bool
@@ -344,11 +334,11 @@ async def test_a_stream_that_is_deleted_under_an_open_log_is_told_to_all_who_wai
     name = new_name()
     async with opened(servers.urls, name) as log, stream_of(servers.urls, name) as stream:
         await log.append([b"one"])
-        reading = asyncio.create_task(frames_up_to(log, 9))
+        waiting = asyncio.create_task(frames_up_to(log, 9))
         await stream._api(f"STREAM.DELETE.{name}")
         if made_anew:
             await make(stream, config(name, 3))
-        calls = [reading, asyncio.create_task(log.append([b"two"])), asyncio.create_task(log.last())]
+        calls = [waiting, asyncio.create_task(log.append([b"two"])), asyncio.create_task(log.last())]
         done, _ = await asyncio.wait(calls, timeout=WATCHDOG_S)
         assert len(done) == 3
         for call in calls:

@@ -156,6 +156,28 @@ async def test_a_call_that_is_cancelled_comes_before_those_that_begin_later_or_n
         assert read[-1].position == later[0]
 
 
+async def test_what_was_under_way_as_a_log_was_closed_comes_before_what_its_next_opening_appends_or_never(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "CLOSE_S", 0.1)
+    monkeypatch.setattr(link, "PONG_S", WATCHDOG_S)  # it is not sent again
+    async with proxied(servers) as (proxy, log, other):
+        (first,) = await log.append([b"first"])
+        proxy.hold()
+        stuck = asyncio.create_task(log.append([b"stuck"]))
+        await asyncio.sleep(0)
+        await log.aclose()
+        with pytest.raises(LogFailedError):
+            await stuck
+        await log.open()
+        (later,) = await log.append([b"later"])
+        assert proxy.held > len(b"stuck")
+        proxy.release()
+        await proxy.arrived()
+        read = await frames_up_to(other, await log.last())  # by the server to which it was stuck
+        assert [(logged.position, logged.frame) for logged in read] == [(first, b"first"), (later, b"later")]
+
+
 async def test_a_log_that_is_closed_while_nobody_answers_says_what_is_not_known(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,8 @@ def member(number: int, applied: int = 0) -> Member:
         durable=none,
         snapshot=none,
         needs=1,
+        run=f"run{number}",
+        beat=applied,
         digest=bytes(range(16)),
     )
 

@@ -191,6 +191,7 @@ def test_the_front_door_holds_links_to_the_ranks_and_what_type_checkers_see_is_w
             "import shardengine.machines.bank, shardengine.machines.queue",
             ("asyncio", "shardengine.engine.engine", "lmdb"),
         ),
+        ("from shardengine.node import JetStreamLog, LocalLog, Node", ("nats", "click", "rich", "uvloop")),
         ("from shardengine import Engine", ("click", "rich", "uvloop", "shardengine.engine.cli")),
         (
             "from shardengine.conformance import StateMachineSuite",

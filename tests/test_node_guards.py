@@ -92,6 +92,8 @@ async def test_another_frame_where_the_applied_log_ends_is_refused(tmp_path: Pat
     last = kept[-1]
     kept[-1] = Logged(last.position, last.time_ms, a_frame(1))
     await refused(tmp_path, log, LogReplacedError, "2 entries were applied of the frame at position 5")
+    kept[-1] = Logged(last.position, last.time_ms + 1, a_frame(2))
+    await refused(tmp_path, log, LogReplacedError, "where the log holds a later frame of 2 entries")
     kept[-1] = Logged(6, last.time_ms, a_frame(2))
     log.inner._held.last = 6
     await refused(tmp_path, log, LogReplacedError, "where the log holds no frame")
@@ -123,7 +125,8 @@ async def test_a_node_that_was_closed_within_a_frame_goes_on_in_it(tmp_path: Pat
     await log.aclose()
     async with Engine(tmp_path / "data", config=CONFIG) as db:
         datas = [encode(Put(b"x%d" % i, b"")) for i in range(2)]
-        await db.apply_chunk([Entry(11 + i, 6, data) for i, data in enumerate(datas)])
+        time_ms = log.inner._held.kept[-1].time_ms
+        await db.apply_chunk([Entry(11 + i, 6, data, time_ms) for i, data in enumerate(datas)])
     async with node_at(tmp_path, log, shards=None) as node:
         await node.wait_ready(60)
         assert node.last_applied().index == 15 and node.status().position == 6

@@ -11,8 +11,8 @@ import pytest
 
 from perf import noise, smoke
 from perf.__main__ import main
-from perf.documents import Document, document, is_figure, subject
-from perf.rows import ROWS_OF
+from perf.documents import Document, document, from_older, is_figure, sampled, subject
+from perf.rows import ROWS_OF, Row
 from tests.figures import FACTS, USUAL, around, helper_ends, report_of, throughput
 
 # ---- noise -----------------------------------------------------------------------------------------------------------
@@ -99,15 +99,22 @@ def test_compare_tells_what_changed_beyond_the_noise(tmp_path: Path, capsys: pyt
     assert code == 0 and " too few rounds " in said[3]
 
 
-def test_a_time_that_grew_is_slower_and_without_being_asked_nothing_fails(
+def test_a_time_that_grew_is_slower_other_figures_are_more_and_without_being_asked_nothing_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [
-        written(tmp_path, str(us), document("x", FACTS, {}, [{"of": "it", **around("p99_us", us)}]))
+        written(
+            tmp_path,
+            str(us),
+            document("x", FACTS, {}, [{"of": "it", **around("p99_us", us), **around("cores_busy", us)}]),
+        )
         for us in (100, 200)
     ]
     assert main(["compare", *files]) == 0
-    assert " 0.50 x  slower " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert " 2.00 x  slower          p99, us: " in said and " 2.00 x  more            cores busy: " in said
+    assert main(["compare", *files, "--fail-on-slower", "49"]) == 1
+    assert main(["compare", *files, "--fail-on-slower", "51"]) == 0
 
 
 def test_other_machines_and_what_only_one_of_two_has_are_said(
@@ -145,6 +152,30 @@ def test_what_a_command_wrote_by_itself_can_be_compared_too(tmp_path: Path, caps
     said = capsys.readouterr().out
     assert "8 figures: 0 faster and 0 slower" in said and said.count(" 1.00 x  noise ") == 8
     assert "reads" in ROWS_OF
+
+
+@pytest.mark.parametrize(
+    ("command", "row", "subjects"),
+    [
+        ("transactions", {"skew": 0.99, "spanning_percent": 10.0, "shards": 2, "seconds": [1, 2, 4]}, 1),
+        ("machines", {"machine": "bank", "seconds": {"engine": [1, 2, 4], "memory": [1, 2, 4]}}, 2),
+        (
+            "cluster",
+            {"callers": 4, "side": "it", "rates": [1, 2, 4], "p50_us": 1.0, "p99_us": 2.0, "over_bare": 0.5},
+            1,
+        ),
+    ],
+)
+def test_what_was_measured_and_the_rounds_are_found_in_what_commands_write(
+    command: str, row: Row, subjects: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"machine": FACTS, "plan": {"entries": 8}, command: [row]}
+    found = from_older(facts)
+    assert found["command"] == command and len({subject(one) for one in found["rows"]}) == subjects
+    rates = [values for one in found["rows"] for values in sampled(one).values()]
+    assert all(sorted(values) in ([1, 2, 4], [2, 4, 8]) for values in rates) and len(rates) == subjects
+    assert main(["compare", *[written(tmp_path, "it", facts)] * 2]) == 0
+    assert f"{subjects} figures: 0 faster" in capsys.readouterr().out
 
 
 @helper_ends()

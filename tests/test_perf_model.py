@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import log, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from perf.clocks import WORKER
 from perf.counters import COORDINATOR
 from perf.documents import document
 from perf.model import Costs, Regime, StagesError, best, costs_of, predict
+from tests.pipelines import Pipeline, Prices
 
 MODEL = ["model", "--check", "--entries", "200", "--chunk", "50", "--value-bytes", "20", "--rounds", "1"]
 
@@ -28,27 +30,67 @@ def costs(**changed: float) -> Costs:
     return Costs(alone, several, wake_ns=5_000, value_bytes=256)
 
 
+def priced(prices: Prices, chunk: int, size: float) -> Costs:
+    """What stages that cost so much come to, in groups of so many entries."""
+    chunks, messages = prices.accept_chunk * size / chunk, prices.send + prices.receive
+    plain = {"entries_per_group": size, "w": prices.work_entry, "k": prices.commit, "f": 0.0}
+    a, b, d = prices.accept_entry + prices.ring_entry, chunks + prices.publish, prices.decide_entry
+    alone = Regime(**plain, a=a, b=b + messages, c=0, d=prices.ring_entry, p=1)
+    return Costs(alone, Regime(**plain, a=a + d, b=b, c=2 * messages, d=d, p=0.5), prices.wake, 256)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4, 8, 64])
+@pytest.mark.parametrize(
+    ("prices", "feed"),
+    [
+        (Prices(), {}),
+        (Prices(work_entry=250, ring_entry=30, decide_entry=8), {}),
+        (Prices(work_entry=1_500), {}),
+        (Prices(accept_entry=700, work_entry=900), {}),
+        (Prices(), {"chunk": 20_000, "merge": 1}),
+        (Prices(), {"chunk": 1_000, "merge": 8, "window": 8}),
+    ],
+    ids=["random", "ordered", "slow", "mixed", "large chunks", "small chunks"],
+)
+def test_the_formulas_come_near_a_simulation(prices: Prices, feed: dict[str, int], cores: int) -> None:
+    for shards in (1, 2, 3, 4, 8, 16):
+        if shards > 2 * cores + 2:
+            continue
+        rate, size = Pipeline(shards, cores, prices, **feed).run()
+        fullest = 1 / shards + sqrt(2 * log(shards)) * 0.9 * sqrt(shards - 1) / shards / sqrt(size)
+        costs = priced(prices, feed.get("chunk", 5_000), size)
+        said = predict(costs, {shards: fullest}.__getitem__, cores, shards)
+        assert said.entries_per_s == pytest.approx(rate, rel=0.15), f"{shards} shards: {said}"
+
+
 def even(shards: int) -> float:
     return 1 / shards
+
+
+def rate(*times: float) -> Any:
+    """Of a group of 1,000 entries, whose parts take so long."""
+    return pytest.approx(1e12 / sum(time**4 for time in times) ** 0.25)
 
 
 def test_one_shard_waits_for_what_the_coordinator_does_between_two_groups() -> None:
     said = predict(costs(), even, cores=2, shards=1)
     handover = 50_000 + 25_000 + 10_000
-    assert said.bottleneck == "worker" and said.entries_per_s == pytest.approx(1e12 / (700_000 + 30_000 + handover))
+    assert said.bottleneck == "worker" and said.entries_per_s == rate(125_000, 700_000 + 30_000 + handover)
 
 
 def test_each_resource_is_the_bottleneck_where_it_is_the_slowest() -> None:
-    handover = 10_000 + (20_000 + 2 * 5_000) / 2 + 10_000
+    coordinator, handover = 130_000, 10_000 + 30_000 / 2 + 10_000
     worker = predict(costs(), even, cores=8, shards=2)
-    assert worker.limits["worker"] == pytest.approx(1e12 / (300_000 + 30_000 + handover))
-    assert worker.bottleneck == "worker" and "cores" not in worker.limits
+    assert worker.bottleneck == "worker" and set(worker.limits) == {"coordinator", "worker"}
+    assert worker.entries_per_s == rate(coordinator, 300_000 + 30_000 + handover)
     assert predict(costs(), even, cores=64, shards=16).bottleneck == "coordinator"
     both = predict(costs(), even, cores=2, shards=2)
-    work = 100_000 + 30_000 + 600_000 + 2 * 30_000
-    assert both.bottleneck == "cores" and both.entries_per_s == pytest.approx(1e12 / (work / 2 + handover / 2))
-    one = predict(costs(), even, cores=1, shards=2)
-    assert one.entries_per_s == pytest.approx(1e12 / work), "nobody waits on one core for what another one does"
+    work = coordinator + 600_000 + 2 * 30_000
+    assert both.bottleneck == "cores" and both.entries_per_s == rate(work / 2 + handover / 2)
+    assert predict(costs(), even, cores=1, shards=2).entries_per_s == rate(work), "nobody waits on one core"
+    much = predict(costs(a=900), even, cores=2, shards=2)
+    waits = handover / 2 * 330_000 / 930_000
+    assert much.entries_per_s == rate(3 * 330_000 / 2 + (930_000 - 330_000) + waits)
     assert predict(costs(f=1e6), even, cores=8, shards=2).bottleneck == "disk"
     slow = predict(costs(), even, cores=64, shards=16, memory_gb_s=0.1)
     assert slow.bottleneck == "memory" and slow.entries_per_s == pytest.approx(0.1e9 / (8 * 272))

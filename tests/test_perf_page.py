@@ -8,12 +8,13 @@ from xml.etree import ElementTree
 import pytest
 
 from perf.bars import Bar, bars
-from perf.documents import Document
+from perf.documents import Document, document
 from perf.lines import Line, Point, lines
 from perf.page import render
 from perf.reporting import PARTS
 from perf.sections import SECTIONS
-from tests.figures import FACTS, SVG, USUAL, Looked, made_up, open_loop, plots_of, report_of, throughput
+from perf.svg import width_of
+from tests.figures import FACTS, SVG, USUAL, Looked, made_up, open_loop, plots_of, report_of, staged, throughput
 
 # ---- the page --------------------------------------------------------------------------------------------------------
 
@@ -27,6 +28,15 @@ def test_a_page_has_a_sentence_a_plot_and_a_table_of_every_part() -> None:
         assert section.title in looked.text and section.says(parts[name]) in looked.text
     assert len(plots_of(page)) == len(parts) and looked.tags.count("table") == len(parts) + 1
     assert "100,000 (98,000 to 102,000)" in looked.text
+    assert "In all rows: value bytes 256, keys random, chunk 5000." in looked.text
+
+
+def test_the_table_of_stages_is_of_the_shard_count_that_is_told_of() -> None:
+    rows = SECTIONS["stages"].rows(document("stages", FACTS, {}, staged(1) + staged(2) + staged(4)))
+    assert [row["stage"] for row in rows] == [
+        *("split", "waits for a vote", "all"),
+        *("put", "sort", "waits for a part", "waits for COMMIT", "all"),
+    ]
 
 
 def test_a_page_needs_nothing_from_outside_and_no_script() -> None:
@@ -204,6 +214,10 @@ def inside(plot: ElementTree.Element) -> None:
     for name, edge in (("x", width), ("cx", width), ("x2", width), ("y", height), ("cy", height), ("y2", height)):
         found = [float(one.attrib[name]) for one in plot.iter() if name in one.attrib]
         assert all(0 <= value <= edge for value in found), (name, found)
+    for text in plot.iter(f"{{{SVG}}}text"):
+        long, kinds = width_of(text.text or ""), text.attrib["class"].split()
+        begins = float(text.attrib["x"]) - (long if "end" in kinds else long / 2 if "middle" in kinds else 0)
+        assert begins >= 0 and begins + long <= width, text.text
 
 
 def test_nothing_of_any_plot_is_outside_of_it() -> None:

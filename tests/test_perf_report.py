@@ -25,14 +25,19 @@ def test_latency_counts_from_the_intended_time_whatever_held_an_entry_up() -> No
 def test_report_writes_a_page_and_the_figures_and_draws_both_again_from_those(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "perf.besides", None)
+    for module in ("perf.besides", "perf.bare"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "rocksdict", None)
     plot = ["--plot", "throughput", str(tmp_path / "plot.svg")]
     asked = ["report", "--tiny", "--only", "throughput,offered,latency,peers"]
     assert main([*asked, "--out", str(tmp_path / "one"), "--dir", str(tmp_path), *plot]) == 0
     told = capsys.readouterr()
     report = json.loads((tmp_path / "one" / "report.json").read_text())
     assert report["format"] == 1 and list(report["parts"]) == ["throughput", "offered", "latency"]
-    assert list(report["missing"]) == ["peers"] and report["facts"]["filesystem"] == filesystem_of(tmp_path)
+    assert report["missing"] == {"peers": "it needs rocksdict"} and report["facts"]["filesystem"] == filesystem_of(
+        tmp_path
+    )
+    assert len(report["parts"]["latency"]["rows"]) == 6, "three round trips, with polling and without"
     page = (tmp_path / "one" / "report.html").read_text()
     for name, part in report["parts"].items():
         assert f"{SECTIONS[name].title}: {SECTIONS[name].says(part)}" in told.out
@@ -41,6 +46,20 @@ def test_report_writes_a_page_and_the_figures_and_draws_both_again_from_those(
     assert {path.name for path in tmp_path.iterdir()} == {"one", "plot.svg"}
     assert main(["report", "--from", str(tmp_path / "one" / "report.json"), "--out", str(tmp_path / "two")]) == 0
     assert (tmp_path / "two" / "report.html").read_text() == page
+
+
+@pytest.mark.parametrize("parts", ["stages,model", "peers,snapshot", "reads,node"])
+@helper_ends()
+def test_every_other_part_is_measured_and_told_of(
+    parts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "--tiny", "--only", parts, "--out", str(tmp_path / "out"), "--dir", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["parts"]) == parts.split(",") and report["missing"] == {}
+    told, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
+    for name, part in report["parts"].items():
+        assert SECTIONS[name].says(part) in told and SECTIONS[name].drawn(part) in page
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_plot_of_what_was_not_measured_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,8 @@ from shardengine.engine.conformance.recorded import RecordedNode
 from shardengine.engine.node import sharing
 from shardengine.engine.node.members import Members
 from shardengine.engine.node.trimming import cut_at
-from shardengine.node import Member, MemoryLog, Node, SharedLog, entries_of
+from shardengine.engine.storage.files import write_checked
+from shardengine.node import Member, MemoryLog, Node, SharedLog, SharedMemoryLog, SyncNode, entries_of
 from tests.nodes import CONFIG, node_at, soon
 from tests.sharers import POLICY, ToldEnd, cut_by, fill, hurry, like, sharer, sharers
 from tests.test_history_nodes import KEYS, crowd, judged
@@ -59,6 +60,21 @@ async def test_a_node_keeps_its_name_and_tells_where_it_stands(tmp_path: Path) -
         assert me.applied == me.durable == LogId(3, 3) and me.node == name and me.needs == 1
     async with sharer(tmp_path / "0", ToldEnd(ends[0])) as again:
         assert again.status().node == name
+    write_checked(tmp_path / "0" / "node", {"log": ends[0]._held.identity})  # as it was before nodes had names
+    later = set[str]()
+    for _ in range(2):
+        async with sharer(tmp_path / "0", ToldEnd(ends[0])) as renamed:
+            assert renamed.last_applied().index == 3
+            later.add(renamed.status().node)
+    assert len(later) == 1 and later != {name}
+
+
+def test_a_node_for_code_without_a_loop_tells_its_members_too(tmp_path: Path) -> None:
+    with SyncNode(tmp_path, log=SharedMemoryLog(), shards=1, config=CONFIG) as node:
+        node.propose(Put(b"k", b"v"))
+        while not node.members():
+            node.barrier()
+        assert [one.node for one in node.members()] == [node.status().node]
 
 
 # ---- the cut ---------------------------------------------------------------------------------------------------------
@@ -66,7 +82,7 @@ async def test_a_node_keeps_its_name_and_tells_where_it_stands(tmp_path: Path) -
 
 def member(needs: int, snapshot: int) -> Member:
     place = LogId(snapshot, snapshot)
-    return Member(node="", host="", pid=1, applied=place, durable=place, snapshot=place, needs=needs)
+    return Member(node="", host="", pid=1, applied=place, durable=place, snapshot=place, needs=needs, run="", beat=1)
 
 
 def test_a_log_is_cut_by_what_the_slowest_needs_and_where_a_snapshot_reaches() -> None:
@@ -83,6 +99,16 @@ def test_whatever_members_say_what_one_needs_is_never_cut(needed: int, members: 
     cut = cut_at(needed, members)
     assert cut <= needed and all(cut <= one.needs for one in members)
     assert cut == 0 or any(one.snapshot.term + 1 >= cut for one in members)
+
+
+async def test_one_snapshot_of_each_is_enough_for_a_cut_that_all_are_asked_for(tmp_path: Path) -> None:
+    async with sharers(tmp_path, 2) as (nodes, ends):
+        await fill(nodes[0], 5)
+        for node in nodes:
+            await node.barrier()
+            await node.snapshot()
+            assert await node.compact(0) <= 1, "not before the other one was asked, and has said so"
+        await soon(lambda: first_of(ends[0]) == 5)
 
 
 async def test_the_slowest_decides_and_one_that_is_gone_stops_counting(

@@ -18,8 +18,8 @@ from shardengine.engine.errors import (
     SnapshotInProgressError,
     StoreError,
 )
-from shardengine.engine.node.fetching import fetch
-from shardengine.engine.node.giving import gives
+from shardengine.engine.node.fetching import answered, fetch
+from shardengine.engine.node.giving import gives, wanted
 from shardengine.engine.node.members import ROUNDS, Members
 from shardengine.engine.node.place import place_of_snapshot
 from shardengine.engine.node.shared import Member, SharedLog
@@ -29,6 +29,8 @@ from shardengine.engine.snapshot.folder import remove_snapshot
 from shardengine.shards.types import LogId
 
 RETRY_S = 0.5
+PAUSE_S = 10.0
+"""So long, at most, between tries that fail: each may copy a whole snapshot."""
 log = logging.getLogger("shardengine")
 
 
@@ -39,6 +41,7 @@ class Bootstrap:
         self, engine: Engine, asked: SharedLog, members: Members, directory: Path, shelf: Shelf | None = None
     ) -> None:
         self.stalled: str | None = None
+        self._failures = 0
         self._engine = engine
         self._log = asked
         self._members = members
@@ -48,10 +51,12 @@ class Bootstrap:
 
     async def install(self, truncated: LogTruncatedError, patience_s: float | None = None) -> int:
         """Wait for a member that gives a snapshot newer than the state, behind which the log goes on; install it.
-        Where none does, one of a shared directory will do. Returns the position to read on from.
+        Where none does, one of a shared directory will do, or a member is asked to take one. Returns the position to
+        read on from.
 
         Raises `truncated` once nobody gave one for `patience_s` (None: never), what the log or the engine failed with.
         """
+        self._failures = 0
         first, since = truncated.facts.get("first", 0), time.monotonic()
         self.stalled = f"a snapshot is needed from another node: {truncated.message}"
         log.warning("%s", self.stalled)
@@ -60,9 +65,11 @@ class Bootstrap:
                 await self._members.round()
                 if await self._install_any(first) or (turn >= ROUNDS and await self._install_shelved(first)):
                     return await place_of_snapshot(self._engine, self._log)
+                if turn >= ROUNDS:
+                    await self._have_one_taken(first, turn)
                 if patience_s is not None and time.monotonic() - since >= patience_s:
                     raise truncated.again()
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(min(PAUSE_S, RETRY_S * (1 + self._failures)))
             raise AssertionError
         finally:
             self.stalled = None
@@ -72,6 +79,19 @@ class Bootstrap:
         applied = self._engine.last_applied()
         able = [member for member in self._members.others() if gives(member, first, applied)]
         return sorted(able, key=lambda member: member.snapshot, reverse=True)
+
+    async def _have_one_taken(self, first: int, turn: int) -> None:
+        """Where nobody gives a snapshot that reaches, ask one whose state does, each in turn, to take one."""
+        applied = self._engine.last_applied()
+        able = [one for one in self._members.others() if one.applied.term + 1 >= first and one.applied > applied]
+        if not able or self._givers(first):
+            return
+        try:
+            await answered(self._log, able[turn % len(able)].node, wanted(b"", 0, first))
+        except LogClosedError:
+            raise
+        except EngineError as error:
+            log.debug("no snapshot was taken: %s", error)
 
     async def _install_any(self, first: int) -> bool:
         for member in self._givers(first):
@@ -114,6 +134,7 @@ class Bootstrap:
 
     def _failed(self, why: str) -> bool:
         self.stalled = why
+        self._failures += 1
         log.warning("%s", why)
         return False
 

@@ -68,7 +68,7 @@ async def _piece(asked: SharedLog, giver: str, source: bytes, number: int) -> Pi
     """One piece, whole. Raises PeerError, PieceDamagedError, what the log raises."""
     for left in reversed(range(TRIES)):
         try:
-            piece = decode_piece(await _answered(asked, giver, wanted(source, number)))
+            piece = decode_piece(await answered(asked, giver, wanted(source, number)))
             if piece.checksum == piece.expected_checksum() and piece.number == number:
                 return piece
             raise PieceDamagedError(f"piece {number} from node {giver} is damaged", hint="ask again", number=number)
@@ -82,7 +82,8 @@ async def _piece(asked: SharedLog, giver: str, source: bytes, number: int) -> Pi
     raise AssertionError
 
 
-async def _answered(asked: SharedLog, giver: str, request: bytes) -> bytes:
+async def answered(asked: SharedLog, giver: str, request: bytes) -> bytes:
+    """As `SharedLog.ask`, for a bounded time."""
     scope = asyncio.timeout(ANSWER_S)
     try:
         async with scope:

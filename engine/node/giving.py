@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -32,23 +33,27 @@ GIVEN_MAX = 2
 """Snapshots that are given at one time."""
 FORGET_S = 60.0
 """A snapshot that nobody asked for as long is not given any more."""
+MAKE_WAY_S = 15.0
+"""One that nobody asked for as long makes way for another: who goes on fetching it asks sooner."""
 log = logging.getLogger("shardengine")
 
 
 class Want(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A question: piece `number` of the snapshot whose manifest has the checksum `source`; empty: of the newest."""
+    """A question: piece `number` of the snapshot whose manifest has the checksum `source`; empty: of the newest.
+    reach: where the log begins; if the newest does not lead there, another one is taken first. 0: that is not asked."""
 
     source: bytes
     number: int
+    reach: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Want).decode
 
 
-def wanted(source: bytes, number: int) -> bytes:
+def wanted(source: bytes, number: int, reach: int = 0) -> bytes:
     """The question, as it travels."""
-    return _encode(Want(source, number))
+    return _encode(Want(source, number, reach))
 
 
 def pieces_in(manifest: Manifest) -> int:
@@ -75,19 +80,23 @@ def piece_of(folder: Path, manifest: Manifest, number: int) -> Piece:
 
 
 class _Given:
-    """A snapshot that is being given: where its second name is, and when it was last asked for."""
+    """A snapshot that is being given: where its second name is, and when it was last asked for; `ended`: for its last
+    piece."""
 
     def __init__(self, partial: Partial, manifest: Manifest) -> None:
         self.partial = partial
         self.manifest = manifest
         self.asked_at = time.monotonic()
+        self.ended = False
 
 
 class Giver:
-    """What one node gives: to who asks, and to a shelf, if there is one. Files are read in threads."""
+    """What one node gives: to who asks, and to a shelf, if there is one. Files are read in threads. `take` takes a
+    snapshot."""
 
-    def __init__(self, directory: Path, shelf: Shelf | None = None) -> None:
+    def __init__(self, directory: Path, take: Callable[[], Awaitable[object]], shelf: Shelf | None = None) -> None:
         self._directory = directory
+        self._take = take
         self._shelf = shelf
         self._laying: asyncio.Task[None] | None = None
         self._laid = LogId(0, 0)
@@ -134,8 +143,13 @@ class Giver:
     async def answer(self, request: bytes) -> bytes:
         """What to answer. Raises what is then told to who asked."""
         want = _decode(request)
+        if want.reach:
+            newest = await self._work.in_thread(self._find)
+            if newest is None or newest.info.last_included.term + 1 < want.reach:
+                await self._take()
         given = await self._of(want.source)
         given.asked_at = time.monotonic()
+        given.ended = want.number == pieces_in(given.manifest) - 1
         return await self._work.in_thread(
             lambda: encode_piece(piece_of(given.partial.path, given.manifest, want.number))
         )
@@ -150,9 +164,17 @@ class Giver:
             source = bytes.fromhex(found.manifest.checksum)
             if source not in self._given:
                 if len(self._given) >= GIVEN_MAX:
-                    raise PeerError(f"{GIVEN_MAX} snapshots are being given already", hint="ask again later")
+                    await self._make_way()
                 self._given[source] = await self._work.in_thread(lambda: _held(found))
             return self._given[source]
+
+    async def _make_way(self) -> None:
+        """Forget one that was given whole, or that nobody goes on with. Raises PeerError: there is no such one."""
+        late = time.monotonic() - MAKE_WAY_S
+        able = [source for source, given in self._given.items() if given.ended or given.asked_at < late]
+        if not able:
+            raise PeerError(f"{GIVEN_MAX} snapshots are being given already", hint="ask again later")
+        await self._forget(able[:1])
 
     def _named(self, source: bytes) -> Found:
         newest = self._find()

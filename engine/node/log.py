@@ -38,8 +38,8 @@ class Logged(NamedTuple):
 
 @runtime_checkable
 class Log(Protocol):
-    """A log that one node owns; where several share one, it keeps what the slowest of them needs, since each cuts by
-    what is durable for itself. It belongs to one event loop from `open` to `aclose`."""
+    """A log that one node owns, and cuts by what is durable for itself; what several may share is a `SharedLog`. It
+    belongs to one event loop from `open` to `aclose`."""
 
     async def open(self) -> LogState:
         """Find or make the log; what is durable in it can be read from here on.

@@ -124,10 +124,11 @@ class Members:
         )
 
     def _check_name(self, heard: Sequence[Member]) -> None:
-        """Whether an earlier run under this node's name still goes on; one that said nothing new since was ours."""
+        """Whether an earlier run under this node's name still goes on. One that says nothing new was ours; its last
+        words may come late."""
         for member in heard:
             earlier = member.node == self.name and member.run < self._run
-            if earlier and member.beat > self._twins.setdefault(member.run, member.beat):
+            if earlier and member.beat >= self._twins.setdefault(member.run, member.beat) + ROUNDS:
                 raise NameTakenError(
                     f"process {member.pid} on {member.host} is node {self.name} already",
                     hint="a data directory was copied: stop this node, and remove the file `node` of the copy, which "

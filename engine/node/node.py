@@ -62,9 +62,10 @@ class Node:
     Where `log` is a `SharedLog`, the node is one of several, each with a directory, and an end of the log, of its own.
     About once a second they tell each other where they stand (`members()`), and what they agree on is what all need:
     the log is cut below the least of it, and only where another can have a snapshot. A node whose next frame is cut
-    away goes on from another's snapshot, as it starts and while it runs; proposals whose frames it holds, and which are
-    so never read, end with OutcomeUnknownError. Now and then all take the digest of one same state: the odd one fails
-    with StateDivergedError. One whose name another live node has, since a directory was copied, with NameTakenError.
+    away goes on from another's snapshot, as it starts and while it runs; views end then, and proposals whose frames it
+    holds, and which are so never read, with OutcomeUnknownError. Now and then all take the digest of one same state:
+    the odd one fails with StateDivergedError. One whose name another live node has, since a directory was copied, fails
+    with NameTakenError.
 
     Raises as `Engine`. Opens nothing.
     """
@@ -333,7 +334,8 @@ class Node:
         return info
 
     async def compact(self, keep_entries: int | None = None) -> int:
-        """Cut the log behind what is durable without it, but for the newest `keep_entries` (None: the policy's).
+        """Cut the log behind what is durable without it, but for the newest `keep_entries` (None: the policy's). Where
+        several nodes share it, that is cut which all were asked to, or need no more, once they have told each other.
         Returns the position that it was cut before, now or earlier in this run; 0: nowhere. Raises as
         `Log.truncate_before`."""
         run = self._running()
@@ -341,6 +343,8 @@ class Node:
         if keep < 0:
             raise ConfigError(f"keep_entries = {keep}: expected 0 or more", key="keep_entries", value=keep)
         await run.trimmer.cut_behind(self._engine.durable(), keep)
+        if run.peers is not None:
+            run.peers.members.say_soon()
         return run.trimmer.cut
 
     def members(self) -> list[Member]:

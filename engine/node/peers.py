@@ -31,7 +31,7 @@ class Peers:
         shelf: Shelf | None = None,
     ) -> None:
         self._log = log
-        self._giver = Giver(directory, shelf)
+        self._giver = Giver(directory, engine.create_snapshot, shelf)
         self.comparing = Comparing(engine, compare_entries)
         self.members = Members(log, engine, self._giver, self.comparing, name)
         self.bootstrap = Bootstrap(engine, log, self.members, directory, shelf)

@@ -10,8 +10,8 @@ import msgspec
 
 from shardengine.engine.engine import Engine
 from shardengine.engine.errors import LogRegressedError, LogReplacedError, LogTruncatedError, disk_error
-from shardengine.engine.node.frames import Frame, decode_frame
-from shardengine.engine.node.log import Log, LogState
+from shardengine.engine.node.frames import decode_frame
+from shardengine.engine.node.log import Log, Logged, LogState
 from shardengine.engine.storage.files import read_checked, write_checked
 from shardengine.shards.types import LogId
 
@@ -99,13 +99,16 @@ def _check_ends(last: LogId, state: LogState) -> None:
 
 
 async def _compare(engine: Engine, log: Log, first: int) -> int:
-    """See `find_place`: the newest applied frame against what the log holds in its place."""
+    """See `find_place`: the newest applied frame against what the log holds in its place. A log that was set back, and
+    gone on with, may hold as many entries there; but they came later than all that was applied."""
     last = engine.last_applied()
     if last.index == 0 or first > last.term:
         return last.term
-    applied, frame = entries_of_last_frame(engine), await _frame_at(log, last.term)
-    if frame is None or not 0 < applied <= len(frame.datas):
-        holds = "no frame" if frame is None else f"a frame of {len(frame.datas)} entries"
+    applied, logged = entries_of_last_frame(engine), await _logged_at(log, last.term)
+    frame = None if logged is None else decode_frame(logged.frame, last.term)
+    late = logged is not None and 0 < engine.stats()["time_ms"] < logged.time_ms
+    if frame is None or late or not 0 < applied <= len(frame.datas):
+        holds = "no frame" if frame is None else f"a {'later ' if late else ''}frame of {len(frame.datas)} entries"
         raise LogReplacedError(
             f"{applied} entries were applied of the frame at position {last.term}, where the log holds {holds}",
             hint=_HINT,
@@ -115,8 +118,8 @@ async def _compare(engine: Engine, log: Log, first: int) -> int:
     return last.term if applied == len(frame.datas) else last.term - 1
 
 
-async def _frame_at(log: Log, position: int) -> Frame | None:
+async def _logged_at(log: Log, position: int) -> Logged | None:
     async with aclosing(log.read(position - 1)) as frames:
         async for logged in frames:
-            return decode_frame(logged.frame, position) if logged.position == position else None
+            return logged if logged.position == position else None
     return None

@@ -32,10 +32,10 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     durable: LogId
     snapshot: LogId
     needs: int
+    run: str
+    beat: int
     digest: bytes = b""
     digest_at: LogId = LogId(0, 0)
-    run: str = ""
-    beat: int = 0
 
 
 Answer = Callable[[bytes], Awaitable[bytes]]

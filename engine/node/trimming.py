@@ -77,6 +77,7 @@ class Trimmer:
         self._by_snapshots = by_snapshots
         self._others = others
         self._newest = self._older = LogId(0, 0)
+        self._given_up = 0
         durable = engine.durable()
         marks.note(durable.index, durable.term)
 
@@ -101,11 +102,13 @@ class Trimmer:
         if self._by_snapshots and durable != self._newest:
             self._newest, self._older = durable, _one_before(durable, self._engine.snapshots())
         safe = self._older if self._by_snapshots else durable
-        self.needs = self._before(safe, self._keep_entries)
+        self.needs = max(self._before(safe, self._keep_entries), self._given_up)
 
     async def cut_behind(self, last: LogId, keep_entries: int) -> None:
-        """Cut what lies before the newest `keep_entries` up to `last`. Raises as `Log.truncate_before`."""
-        await self._cut_before(self._before(last, keep_entries))
+        """Cut what lies before the newest `keep_entries` up to `last`, of which nothing is needed here any more. Raises
+        as `Log.truncate_before`."""
+        self._given_up = max(self._given_up, self._before(last, keep_entries))
+        await self._cut_before(self._given_up)
 
     def _before(self, last: LogId, keep_entries: int) -> int:
         first = last.index - keep_entries + 1

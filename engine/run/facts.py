@@ -18,6 +18,7 @@ def facts(runtime: Runtime, durable: LogId, *, waiting: int, views: int) -> dict
         "machine": runtime.fixed.machine,
         "puts": "compiled" if COMPILED else "python",
         "last_applied": {"index": applied.index, "term": applied.term},
+        "time_ms": coordinator.applied.clock,
         "durable": {"index": durable.index, "term": durable.term},
         "entries": runtime.reads.count(),
         "filesystem": runtime.filesystem,

@@ -3,7 +3,7 @@
     DIR/  LOCK  CURRENT  config  run-mark  hardstate  worker.log
           gen-000001/  GENERATION  decision  control  shard-000/{data.mdb lock.mdb owner ring}  shard-001/...
           snapshots/  snapshot-metadata
-          node  log/                 of a node: which log it applies, and that log if it is a local one
+          node  log/                 of a node: which log it applies, its name there, and that log if it is a local one
           loads                      what `shardengine load` took, and of what
           set-aside-gen-000001/      a generation that could not be trusted after a power loss; never deleted
 

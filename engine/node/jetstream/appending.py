@@ -101,6 +101,16 @@ class Appender:
         self._queue.clear()
         self._idle.set()
 
+    @property
+    def unsettled(self) -> tuple[str, int] | None:
+        """Where what is under way may still be added: a subject, behind that position."""
+        return (self._subject, self._last) if self._under_way and self._subject else None
+
+    async def settle(self, subject: str, last: int) -> None:
+        """What an earlier opening left `unsettled` there is in the log from here on, or never will be. Raises
+        LogFullError, LogError."""
+        await self._settle(subject, [self._no_op()], last)
+
     async def begin(self) -> int:
         """Append a frame without entries to a new subject; returns its position. Raises LogFullError, LogError."""
         subject = f"{self._stream.name}.{os.urandom(8).hex()}"
@@ -162,7 +172,7 @@ class Appender:
                     return None
             elif isinstance(outcome, Later):
                 if not unanswered:
-                    log.info("%d frames are not acknowledged yet, and sent again: %s", len(frames), outcome.why)
+                    log.warning("%d frames are not acknowledged yet, and sent again: %s", len(frames), outcome.why)
                 unanswered = True
             elif not unanswered:
                 raise _refusal(outcome, frames)
@@ -197,7 +207,7 @@ def _refusal(outcome: Outcome, frames: Sequence[bytes]) -> LogError:
     if isinstance(outcome, Full):
         return LogFullError(
             f"no room for {size} bytes in the log: {outcome.why}",
-            hint="take a snapshot, and have the log cut behind it; or raise the stream's max_bytes, or the servers' "
+            hint="on every node take a snapshot, and compact(0); or raise the stream's max_bytes, or the servers' "
             "max_file_store",
             size=size,
         )

@@ -7,8 +7,8 @@ ago. So of what looks like a loss only that is believed which the servers go on 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
+from time import monotonic
 
 from shardengine.engine.errors import LogError, LogRegressedError, LogReplacedError, LogUnreachableError
 from shardengine.engine.node.jetstream.settings import check_settings
@@ -35,7 +35,7 @@ class Doubt:
 
     def heard(self, error: LogError) -> None:
         """They say so. Raises `error` when it is certain, or they have said so for long enough."""
-        now = time.monotonic()
+        now = monotonic()
         if type(self.error) is type(error):
             self._lasted_s += min(now - self._heard_at, _COUNTED_S)
         else:
@@ -53,8 +53,8 @@ class Guard:
     """Looks at the stream now and then, and over each new connection; `failed` is called with what it finds.
 
     `first`: what lies before it is cut away. `newest`: something is there, or was said to be. `seen`: so far frames
-    were read or acknowledged. `trusted`: it was looked at since the connection was made, and is what it was; nothing is
-    appended, or given to who reads, before. Its other attributes are what it was given, and the doubt that there is.
+    were read or acknowledged. `trusted`: it was looked at since the connection was made, and is what it was; else
+    nothing is appended, and nothing read. Its other attributes are what it was given, and the doubt that there is.
     """
 
     def __init__(self, stream: Stream, replicas: int, info: Info, failed: Callable[[LogError], None]) -> None:
@@ -69,6 +69,8 @@ class Guard:
         self._known = info
         self._failed = failed
         self._doubt = Doubt()
+        self._compared = -1
+        """What was read was compared with the stream when this was its end."""
         self._wanted = asyncio.Event()
 
     @property
@@ -83,6 +85,7 @@ class Guard:
     def changed(self) -> None:
         """There is another connection, or none: who knows to whom the next one will be."""
         self.trusted.clear()
+        self._compared = -1
         self._wanted.set()
 
     def note(self, position: int) -> None:
@@ -124,10 +127,12 @@ class Guard:
         try:
             info = await self._stream.info()
         except RefusedError as error:
+            self.trusted.clear()
             self._doubt.heard(self._gone() if error.code == NOT_FOUND else error)
             return None
         wrong = self._replaced(info) or self._regressed(info) or await self._rewritten(info)
         if wrong is not None:
+            self.trusted.clear()
             self._doubt.heard(wrong)
             return None
         self._doubt.settled()
@@ -136,6 +141,7 @@ class Guard:
         self.newest = max(self.newest, info.state.last_seq)
         if link is self._stream.connection.link:
             self.trusted.set()
+            self._compared = info.state.last_seq
         return info
 
     def _gone(self) -> LogError:
@@ -164,7 +170,7 @@ class Guard:
 
     async def _rewritten(self, info: Info) -> LogError | None:
         read = self._read
-        if read is None or read.position < info.state.first_seq:
+        if read is None or read.position < info.state.first_seq or info.state.last_seq == self._compared:
             return None
         found = await self._stream.read_one(read.position)
         if found == read:

@@ -64,6 +64,7 @@ class JetStreamLog:
         self._member_timeout_s = member_timeout
         self._session: Session | None = None
         self._handler: Answer | None = None
+        self._unsettled: tuple[str, int] | None = None
         _check(stream, replicas, member_timeout)
 
     async def open(self) -> LogState:
@@ -80,6 +81,7 @@ class JetStreamLog:
             raise EngineStateError("the log is open already")
         session = self._session = Session(self._servers, self._options, self._stream, self._replicas)
         session.peers.handler = self._handler
+        session.unsettled = self._unsettled
         try:
             state = await session.begin(self._create)
         except BaseException:
@@ -143,16 +145,21 @@ class JetStreamLog:
 
     async def aclose(self) -> None:
         """See `Log.aclose`. What is under way has five seconds to end: whoever waits for an answer of servers that do
-        not give one gets LogFailedError."""
-        session, self._session = self._session, None
-        if session is not None:
+        not give one gets LogFailedError. What is not known then, the next `open` of this object settles."""
+        session = self._session
+        if session is None:
+            return
+        if not session.loop.is_closed():
             session.check_loop()
             await asyncio.shield(asyncio.ensure_future(session.close()))
+        if self._session is session:
+            self._session = None
+            self._unsettled = session.unsettled
 
     def _opened(self) -> Session:
         """Raises LogClosedError, WrongLoopError."""
         session = self._session
-        if session is None or not session.began:
+        if session is None or session.closing or not session.began:
             raise closed()
         session.check_loop()
         return session

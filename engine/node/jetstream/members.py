@@ -10,7 +10,7 @@ import msgspec
 
 from shardengine.engine.errors import LogUnreachableError
 from shardengine.engine.node.jetstream.link import Message, Outgoing
-from shardengine.engine.node.jetstream.stream import Stream
+from shardengine.engine.node.jetstream.stream import Stream, why_not
 from shardengine.engine.node.shared import Member
 
 _NODES_MAX = 1000
@@ -32,9 +32,9 @@ class Members:
         if message.status:
             await self._stream.make(self._config())
             message = await self._put(me)
-        if message.status or b'"error"' in message.data:
+        if refused := why_not(message):
             raise LogUnreachableError(
-                f"the stream {self._stream.name!r} does not take where this node stands: {message.data!r}",
+                f"the stream {self._stream.name!r} does not take where this node stands: {refused}",
                 hint="see the servers' log",
             )
         found = {(one.node, one.run): one for one in map(_member, await self._all()) if one is not None}

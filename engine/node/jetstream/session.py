@@ -49,6 +49,8 @@ class Session:
         self.peers = Peers(stream, self.connection)
         self.frame_bytes_max = 0
         self.failure: EngineError | None = None
+        self.unsettled: tuple[str, int] | None = None
+        """What an earlier opening left behind, or this one does: see `Appender.unsettled`."""
         self.closing = False
         self._replicas = replicas
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,6 +117,9 @@ class Session:
     async def _proved(self, info: Info) -> int:
         """The position of a frame such that all that was acknowledged before is at it or before it."""
         try:
+            if self.unsettled is not None:
+                await self.appender.settle(*self.unsettled)
+                self.unsettled = None
             last = await self.appender.begin()
         except LogFullError as error:
             log.warning("the log can be read, and cut, and nothing can be appended: %s", error)
@@ -148,6 +153,7 @@ class Session:
             log.error("the log %s is of no use any more: %s", self.stream.name, error)
             self.failure = error
             self.arrivals.fail(error)
+            self.unsettled = self.appender.unsettled
             self.appender.end(error, error)
             for task in self._tasks:
                 if task is not asyncio.current_task():
@@ -211,6 +217,7 @@ class Session:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+            self.unsettled = self.appender.unsettled or self.unsettled
             self.appender.end(closed(), _unknown(self.stream.name))
         self.arrivals.close()
         if tasks:

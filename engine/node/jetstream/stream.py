@@ -236,9 +236,17 @@ def _milliseconds(stamp: str) -> int:
     return (datetime.fromisoformat(stamp) - _EPOCH) // _MILLISECOND
 
 
+def why_not(message: Message) -> str:
+    """Why what was sent is not in the stream, by its answer; empty: it is."""
+    if message.status:
+        return f"nobody takes messages for it now (status {message.status})"
+    problem = _answer(message.data).error
+    return "" if problem is None else problem.description
+
+
 def _outcome(message: Message) -> Outcome:
     if message.status:
-        return Later(f"nobody takes messages for it now (status {message.status})")
+        return Later(why_not(message))
     answer = _answer(message.data)
     problem = answer.error
     if problem is None:
