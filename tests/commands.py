@@ -1,4 +1,8 @@
-"""The command line as real processes, for tests: run to the end, or fed through a pipe and signalled."""
+"""The command line as real processes, for tests: run to the end, or fed through a pipe and signalled.
+
+What runs to its end is forked from a process that has its modules (tests/forking.py); `started`, an interpreter of its
+own, shows besides that they are found. What is `running` is always started.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tests.forking import forked
 
 ROOT = Path(__file__).resolve().parent.parent
 WATCHDOG_S = 120
@@ -37,6 +43,11 @@ def command(*args: object) -> list[str]:
 
 def cli(*args: object, stdin: str = "", **env: str) -> Ran:
     """Run a command to its end, with a watchdog."""
+    return _ran(*forked("tests.command_child", [str(arg) for arg in args], environment(**env), stdin.encode()))
+
+
+def started(*args: object, stdin: str = "", **env: str) -> Ran:
+    """`cli`, by an interpreter that has imported nothing."""
     done = subprocess.run(
         command(*args),
         input=stdin.encode(),
@@ -45,7 +56,11 @@ def cli(*args: object, stdin: str = "", **env: str) -> Ran:
         env=environment(**env),
         check=False,
     )
-    ran = Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return _ran(done.returncode, done.stdout, done.stderr)
+
+
+def _ran(code: int, out: bytes, err: bytes) -> Ran:
+    ran = Ran(code, out.decode(), err.decode())
     assert "Traceback" not in ran.err, ran.err
     return ran
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import logging
 import os
 import select
 import shutil
@@ -30,9 +31,9 @@ from hypothesis import HealthCheck, settings
 from shardengine import run
 from shardengine.engine.cluster.servers import Servers
 from shardengine.engine.run.shell import shells
-from tests.forking import source
+from tests.forking import STANDING, source
 from tests.killing import environment
-from tests.servers import STANDING, standing
+from tests.servers import standing
 from tests.syncs import Syncs
 
 LEAVING_S = 20.0  # how long a process that is ending already may take; nothing waits that long when all is well
@@ -101,10 +102,12 @@ def forks(temporary_directory: Path) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind(request: pytest.FixtureRequest, temporary_directory: Path) -> Iterator[None]:
+def nothing_is_left_behind(request: pytest.FixtureRequest, temporary_directory: Path, forks: None) -> Iterator[None]:
     gc.collect(1)
-    descriptors, processes = open_descriptors(), descendants()
+    logger, descriptors, processes = logging.getLogger("shardengine"), open_descriptors(), descendants()
+    level = logger.level
     yield
+    logger.setLevel(level)  # a program that a test runs in this process may be a quiet one
     running, failed = kill_engines(), request.node.stash.get(_FAILED, False)
     if failed:
         for process in descendants() - processes - STANDING:

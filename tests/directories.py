@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from shardengine import Engine, EngineConfig, EngineError, Entry, LogId, Put, StartReport, encode, run
 from shardengine.engine.storage.files import read_checked, write_checked
 from shardengine.engine.storage.runmark import NAME, Boot, Mark
+from tests.forking import forked
 from tests.model import Model, log_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,17 +38,10 @@ def folder_in(monkeypatch: pytest.MonkeyPatch, variable: str, path: Path) -> Pat
 
 def in_another_process(program: str, *args: object) -> str:
     """Run a program that may use everything that is here. Returns what it prints."""
-    prelude = "import os, sys; from pathlib import Path; from shardengine import *; from tests.directories import *\n"
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + textwrap.dedent(program), *map(str, args)],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout
+    lines = [textwrap.dedent(program), *map(str, args)]
+    done = forked("tests.program_child", lines, {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
+    assert b"Traceback" not in done.errors, done.errors.decode()
+    return done.out.decode()
 
 
 def die_in_mid_run(path: Path, entries: int = 10, durability: str = "process") -> None:

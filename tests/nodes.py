@@ -13,6 +13,7 @@ from shardengine.shards.kv import KeyValue
 
 CONFIG = EngineConfig(map_bytes=16 << 20, ring_bytes=1 << 20, value_bytes_max=64 << 10)
 WAIT_S = 60.0
+TURNS, LATER_S = 100, 0.002
 
 
 class ToldLog:
@@ -107,7 +108,10 @@ def node_at(
 
 
 async def soon(condition: Callable[[], bool]) -> None:
-    """Let the loop go on until `condition` holds; the watchdog is `WAIT_S`."""
+    """Let the loop go on until `condition` holds; the watchdog is `WAIT_S`. It is looked at in every turn of the loop,
+    and later not so often: what takes that long is done by processes that want the core."""
+    turns = 0
     async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110, it is looked at in every turn of the loop
-            await asyncio.sleep(0)
+        while not condition():
+            turns += 1
+            await asyncio.sleep(LATER_S if turns > TURNS else 0)

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shardengine.engine.cluster.servers import Servers
+from tests.forking import STANDING
 
 PAYLOAD_BYTES_MAX = 256 << 10
 """The longest message that they take: tests send nine of the longest."""
-STANDING: set[int] = set()
-"""The processes of the cluster that all tests share, which no single one has to end."""
 
 
 @contextmanager

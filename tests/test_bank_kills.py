@@ -22,9 +22,13 @@ from tests.logs import Oracle
 from tests.taking import restarts
 from tests.test_kill_everything import START_S, STARTS_KILLED, spin
 
-pytestmark = pytest.mark.usefixtures("forks")
 CONFIG = EngineConfig(map_bytes=64 << 20)
 PERCENTS = pytest.mark.parametrize("percent", [0, 10, 100])
+
+
+def with_percents(counts: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """With each percentage of transfers over two shards; one shard has none."""
+    return [(*count, percent) for count in counts for percent in (0, 10, 100) if count[0] > 1 or not percent]
 
 
 class Looker:
@@ -50,9 +54,9 @@ class Looker:
         await asyncio.sleep(self._rng.random() * LOOK_EVERY_S)
 
 
-@PERCENTS
 @pytest.mark.parametrize(
-    ("shards", "kills"), [(1, 15), (2, 19), (3, 18), (8, 15)] if DEEP else [(1, 8), (2, 12), (3, 12), (8, 10)]
+    ("shards", "kills", "percent"),
+    with_percents([(1, 15), (2, 19), (3, 18), (8, 15)] if DEEP else [(1, 8), (2, 12), (3, 12), (8, 10)]),
 )
 async def test_workers_of_a_bank_are_killed_at_random_moments_and_no_money_is_lost(
     tmp_path: Path, shards: int, kills: int, percent: int
@@ -61,8 +65,8 @@ async def test_workers_of_a_bank_are_killed_at_random_moments_and_no_money_is_lo
     log = Banking(rng.randrange(1, 1 << 30), shards, percent)
     async with Engine(tmp_path / "data", shards=shards, machine=Bank, config=CONFIG) as db:
         feeder = Feeder(db, log, Oracle(log), log.seed)
-        orders: list[type[wire.Order]] = [wire.Part, wire.Commit]
-        if percent and shards > 1:
+        orders: list[type[wire.Order]] = [wire.Part, wire.Commit] if shards > 1 else [wire.Solo]
+        if percent:
             orders.append(wire.Writes)
         killer, looker = Killer(db, feeder, rng, orders), Looker(db, random.Random(log.seed))
         looking = asyncio.create_task(looker.run())
@@ -76,10 +80,9 @@ async def test_workers_of_a_bank_are_killed_at_random_moments_and_no_money_is_lo
         assert restarts(db) == killer.kills >= kills
 
 
-@PERCENTS
 @pytest.mark.parametrize(
-    ("shards", "rounds"),
-    [(1, 20), (2, 12), (2, 13), (3, 9), (3, 8), (8, 6)] if DEEP else [(1, 10), (2, 12), (3, 9), (8, 4)],
+    ("shards", "rounds", "percent"),
+    with_percents([(1, 20), (2, 12), (2, 13), (3, 9), (3, 8), (8, 6)] if DEEP else [(1, 10), (2, 12), (3, 9), (8, 4)]),
 )
 def test_a_bank_is_killed_as_a_whole_at_random_moments_and_no_money_is_lost(
     tmp_path: Path, shards: int, rounds: int, percent: int

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import WATCHDOG_S, cli, command, environment, records, running
+from tests.commands import WATCHDOG_S, cli, command, environment, records, running, started
 
 COMMANDS = ["demo", "load", "get", "scan", "digest", "stats", "verify"]
 
@@ -39,10 +39,10 @@ def test_every_command_has_help_with_examples(name: str) -> None:
 
 
 def test_the_manual_of_the_command_line_lists_its_exit_codes() -> None:
-    ran = cli("--help")
+    ran = started("--help")
     assert ran.code == 0
     assert "0 done, 1 the data says no, 2 wrong use, 3 the engine could not" in ran.out
-    assert cli("--version").out.startswith("shardengine ")
+    assert started("--version").out.startswith("shardengine ")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_without_the_extra_the_command_says_how_to_get_it_and_the_engine_imports
 
 
 def test_get_prints_the_value_and_exits_1_for_a_key_that_is_not_there(loaded: Path) -> None:
-    assert cli("get", "key-0000042", "--data", loaded).out == "value of 42\n"
+    assert started("get", "key-0000042", "--data", loaded).out == "value of 42\n"
     absent = cli("get", "key-x", "--data", loaded)
     assert (absent.code, absent.out) == (1, "")
     assert "no key key-x at index 3000" in absent.err
@@ -127,7 +127,7 @@ def test_scan_prints_a_prefix_in_key_order_across_shards(loaded: Path) -> None:
     ran = cli("scan", "key-000001", "--data", loaded)
     assert ran.out.encode() == records(10, 19)
     assert ran.err == ""
-    assert cli("scan", "--data", loaded).out.encode() == records(1, 3000)
+    assert started("scan", "--data", loaded).out.encode() == records(1, 3000)
 
 
 def test_scan_says_where_to_go_on_when_the_limit_left_records_out(loaded: Path) -> None:
@@ -155,7 +155,7 @@ def test_what_scan_prints_loads_into_an_equal_engine_in_both_formats(loaded: Pat
 
 
 def test_digest_stats_and_verify_as_json(loaded: Path) -> None:
-    digest = cli("digest", "--data", loaded, "--json").facts
+    digest = started("digest", "--data", loaded, "--json").facts
     assert (digest["index"], digest["term"], digest["entries"]) == (3000, 1, 3000)
     assert re.fullmatch("[0-9a-f]{32}", digest["digest"])
     stats = cli("stats", "--data", loaded, "--json").facts
@@ -210,7 +210,7 @@ def test_verify_finds_overwritten_pages_and_names_the_shard(tmp_path: Path) -> N
 
 
 def test_the_demo_kills_a_worker_goes_on_and_agrees_with_one_shard(tmp_path: Path) -> None:
-    ran = cli("demo", "--limit", 60_000, "--shards", 2, "--chunk", 1000, "--json", TMPDIR=str(tmp_path))
+    ran = started("demo", "--limit", 60_000, "--shards", 2, "--chunk", 1000, "--json", TMPDIR=str(tmp_path))
     assert ran.code == 0, ran.err
     facts = ran.facts
     assert list(facts) == [

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from shardengine import Delete, Put, Reader, encode
 from shardengine.engine.cli.progress import clock
 from shardengine.engine.cli.records import format_tsv, parse_jsonl, parse_tsv
-from tests.commands import WATCHDOG_S, cli, command, environment, records, running
+from tests.commands import WATCHDOG_S, cli, command, environment, records, running, started
 from tests.killing import note
 
 
@@ -50,7 +50,7 @@ def test_the_same_command_again_loads_nothing_twice(tmp_path: Path) -> None:
 
 
 def test_empty_lines_move_the_index_and_hold_nothing(tmp_path: Path) -> None:
-    ran = cli("load", "-", "--data", tmp_path / "data", "--shards", 2, "--json", stdin="\n\na\t1\n\r\nb\t\n\n")
+    ran = started("load", "-", "--data", tmp_path / "data", "--shards", 2, "--json", stdin="\n\na\t1\n\r\nb\t\n\n")
     assert (ran.facts["index"], ran.facts["entries"]) == (6, 2)
     assert cli("scan", "--data", tmp_path / "data").out == "a\t1\nb\t\n"
 

@@ -16,7 +16,7 @@ from shardengine import run
 from shardengine.engine.node.frames import Frame, FrameIds, encode_frame
 from shardengine.engine.node.local.looking import overview, walk
 from shardengine.engine.node.local.segments import LOCK
-from tests.commands import cli
+from tests.commands import cli, started
 from tests.local_logs import SEGMENT, content, copied, opened, records, small
 
 DATAS = [[b"%d of %d" % (number, count) + bytes(150) for number in range(count)] for count in range(1, 6)] * 4
@@ -47,7 +47,7 @@ def lines(out: str) -> list[dict[str, Any]]:
 def test_a_log_is_described_by_its_directory_or_its_nodes_and_nothing_is_changed(node: Path) -> None:
     before = content(node / "log")
     ran = cli("log", node, "--json")
-    assert ran == cli("log", node / "log", "--json") and (ran.code, ran.err) == (0, "")
+    assert ran == started("log", node / "log", "--json") and (ran.code, ran.err) == (0, "")
     facts = ran.facts
     segments = len(list((node / "log").glob("*.log")))
     assert (facts["segments"], facts["bytes"]) == (segments, segments * SEGMENT) and segments > 2

@@ -17,18 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def shardengine(*arguments: object, input: str = "", code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "shardengine", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        input=input,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stdout + done.stderr
+    done = cli(*arguments, stdin=input)
+    assert done.code == code, done.out + done.err
+    return done.out if code == 0 else done.out + done.err
 
 
 def facts(*arguments: object) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shardengine.engine.cli.hints import in_command_words
-from tests.commands import ROOT, WATCHDOG_S, cli, command, environment, records
+from tests.commands import ROOT, WATCHDOG_S, cli, command, environment, records, started
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_every_json_is_one_object_on_one_line(loaded: Path, tmp_path: Path) -> N
         ["reshard", tmp_path / "new", "--shards", 3],
     ]
     for line in commands:
-        ran = cli(*line, "--json")
+        ran = started(*line, "--json")
         assert ran.code == 0, ran.err
         assert ran.out.count("\n") == 1
         assert isinstance(ran.facts, dict), line

@@ -12,11 +12,11 @@ import pytest
 
 from shardengine import ClusterError
 from shardengine.engine.cluster.servers import Servers
-from tests.commands import cli, running
+from tests.commands import cli, running, started
 
 
 def test_the_demo_loses_nothing_though_a_server_and_a_node_are_killed_and_the_log_is_cut(tmp_path: Path) -> None:
-    ran = cli("cluster", "demo", "--limit", 9_000, "--shards", 1, "--json", TMPDIR=str(tmp_path))
+    ran = started("cluster", "demo", "--limit", 9_000, "--shards", 1, "--json", TMPDIR=str(tmp_path))
     assert ran.code == 0, ran.err
     facts = ran.facts
     assert (facts["lines"], facts["acknowledged"], facts["lost"]) == (9_000, 9_000, 0)

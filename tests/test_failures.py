@@ -27,10 +27,11 @@ from shardengine import (
     UndeclaredKeyError,
     encode,
 )
+from tests.killing import DEEP
 from tests.machines import Add, Bloat, Fail, Faulty, Ledger, Move, Reject, Stamp, Trespass, Unhappy
 from tests.model import chunks_of, log_of
 
-SHARDS = pytest.mark.parametrize("shards", [1, 2, 3, 8])
+SHARDS = pytest.mark.parametrize("shards", [1, 2, 3, 8] if DEEP else [1, 2, 3])
 
 
 def adds(first: int, count: int) -> list[Entry]:

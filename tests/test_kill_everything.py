@@ -16,7 +16,6 @@ import pytest
 from tests.kill_child import Acknowledged, Opened, Orders
 from tests.killing import DEEP, WATCHDOG_S, Judge, Prey, seeded
 
-pytestmark = pytest.mark.usefixtures("forks")
 STARTS_KILLED = 0.15
 START_S = 0.3
 SPINS_MAX = 30_000

@@ -13,7 +13,6 @@ import pytest
 from tests.killing import Judge, chosen, note
 from tests.test_kill_points import SCOPES, count_points, run_to_death
 
-pytestmark = pytest.mark.usefixtures("forks")
 STEPS = {
     "before sending asking Part to shard 0",
     "before taking Values of 1",

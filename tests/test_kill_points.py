@@ -18,7 +18,6 @@ from shardengine import Engine
 from tests.kill_child import CONFIG, Acknowledged, Frame, Opened, Orders
 from tests.killing import WATCHDOG_S, Judge, chosen, note, points_of
 
-pytestmark = pytest.mark.usefixtures("forks")
 SCOPES = pytest.mark.parametrize("group", [False, True], ids=["the coordinator", "everything"])
 
 

@@ -18,7 +18,6 @@ from tests.forking import fork
 from tests.kill_node import ANOTHER_BOOT
 from tests.killing import DEEP, WATCHDOG_S, environment, note, seeded
 
-pytestmark = pytest.mark.usefixtures("forks")
 ROUNDS = 100 if DEEP else 16
 LATEST_S = {False: 0.08, True: 0.3}
 

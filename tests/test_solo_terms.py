@@ -21,7 +21,6 @@ from tests.logs import Framed
 from tests.test_kill_points import count_points, run_to_death
 
 
-@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("shards", [1, 2])
 def test_death_of_everything_at_any_step_of_such_a_log_leaves_the_terms_of_all_that_is_applied(
     tmp_path: Path, shards: int

@@ -68,7 +68,8 @@ def test_signals_that_come_while_a_worker_starts_do_not_end_it(tmp_path: Path, m
 
 
 HOST_THAT_DIES = """
-import signal
+import resource, signal
+resource.setrlimit(resource.RLIMIT_NOFILE, (2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 PREPARE
 
 async def main():
@@ -95,14 +96,10 @@ run(main)
     ids=["more than 1024 descriptors", "no pidfd"],
 )
 def test_workers_end_with_their_host_though_a_child_of_it_holds_the_links(tmp_path: Path, prepare: str) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 2048:
         pytest.skip(f"the hard limit for open files is {hard}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
-    try:
-        told = in_another_process(HOST_THAT_DIES.replace("PREPARE", prepare), tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    told = in_another_process(HOST_THAT_DIES.replace("PREPARE", prepare), tmp_path)
     child, *workers = map(int, told.split())
     try:
         assert len(workers) == 2 and all(map(ends, workers))
