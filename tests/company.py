@@ -164,12 +164,12 @@ async def call(node: Any, rng: random.Random, value: bytes) -> None:
 
 
 class Scribe:
-    """Takes down all that a log ever held, which may be cut behind it."""
+    """Takes down all that a log ever held, which may be cut behind it: behind `position`."""
 
     def __init__(self, log: JetStreamLog) -> None:
         self.log = log
         self._entries: list[Entry] = []
-        self._position = 0
+        self.position = 0
         self._written = asyncio.Event()
         self._task = asyncio.create_task(self._write())
 
@@ -178,13 +178,13 @@ class Scribe:
             async for logged in frames:
                 frame = decode_frame(logged.frame, logged.position)
                 self._entries += entries_in(frame, logged, len(self._entries) + 1)
-                self._position = logged.position
+                self.position = logged.position
                 self._written.set()
 
     async def up_to(self, last: int) -> list[Entry]:
         """All up to that position, and perhaps more."""
         async with asyncio.timeout(WATCHDOG_S):
-            while self._position < last:
+            while self.position < last:
                 assert not self._task.done(), self._task
                 self._written.clear()
                 await self._written.wait()

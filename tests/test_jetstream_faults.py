@@ -196,3 +196,20 @@ async def test_a_log_that_is_closed_while_nobody_answers_says_what_is_not_known(
             await calls[1]
         with pytest.raises(LogClosedError):
             await waiting
+
+
+async def test_a_connection_whose_end_fails_half_way_leaves_no_task_behind(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = asyncio.all_tasks()
+    ended = link.Link()
+    await ended.connect(servers.all[0].url, {})
+    await ended.listen("anything", lambda message: None)
+    client = ended._client
+    monkeypatch.setattr(client, "_pending_data_size", 1)
+    monkeypatch.setattr(client._transport, "writelines", None)
+    with pytest.raises(TypeError):
+        await client._close(client.CLOSED, True)
+    await ended.close()
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() <= before

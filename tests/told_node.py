@@ -86,6 +86,7 @@ class FarStation(Station):
         """It and its workers die, in the middle of whatever they do, and whoever uses it is told."""
         await self.node.process.kill()
         await self.told()
+        await self.rest()
         self.node = None
 
     async def state(self) -> dict[str, Any]:

@@ -93,7 +93,11 @@ class NodeProcess:
             raise self._ended()
         number = next(self._numbers)
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        process.stdin.write(message(Request(number, verb, list(datas))))
+        try:
+            process.stdin.write(message(Request(number, verb, list(datas))))
+        except RuntimeError as error:  # uvloop's word for a pipe that is closed
+            self._waiting.pop(number, None)
+            raise self._ended() from error
         return await future
 
     async def kill(self) -> None:

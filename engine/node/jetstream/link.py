@@ -137,6 +137,15 @@ class Link:
             await asyncio.wait(self._tasks, timeout=_END_S)
         with suppress(Exception):
             await asyncio.wait_for(self._client.close(), _END_S)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """End what is left where the library's own end failed: it does not begin that again."""
+        for subscription in self._client._subs.values():
+            subscription._stop_processing()
+        reading = self._client._reading_task
+        if reading is not None and reading.done() and not reading.cancelled():
+            reading.exception()  # nobody else asks for it
 
     def _abort(self) -> None:
         """Close the socket at once: to a server that has stopped, what is buffered would be waited for for ever."""
