@@ -153,7 +153,7 @@ def run_model(plan: Plan, asked: Asked, *, parent: Path | None, output: Path | N
 
 
 _ROW = "{:>5}{:>8}{:>14}   {}"
-_CHECK = "{:>5}{:>8}{:>13}{:>13}{:>23}{:>12}{:>12}   {}"
+_CHECK = "{:>5}{:>8}{:>13}{:>13}{:>23} {:>11}{:>12}   {}"
 
 
 def show(facts: dict[str, Any], *, check: bool) -> None:
