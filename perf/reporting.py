@@ -82,7 +82,7 @@ def size_of(form: str) -> Size:
         proposals=5_000,
         snapshot_entries=10_000,
         default_entries=60_000,
-        default_rounds=3,
+        default_rounds=4,
         check=False,
     )
     return {"full": _full(quick), "quick": quick, "tiny": _tiny(quick)}[form]
