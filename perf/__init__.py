@@ -79,11 +79,12 @@ figure is the median over batches. `SyncNode.get` is given an index that is appl
 process of its own, beside an engine that runs.
 
 `sweep` measures every combination of what it is given: shards, chunk, window, value bytes, order of keys, kind of
-commands, durability, and whether processes are bound to cores; see `streams.py` for the orders and kinds. Rounds go
-through all combinations, every other one from the last to the first. Beside each engine stand py-lmdb alone and the
-limit, under the same stream: they are given what its commands write, chunk by chunk, without commands, reads and
-answers, and keep one chunk in flight. A tenth of every run comes before its clock starts. No number is printed before
-each run's index, record count and digest are the stream's, and what the others hold has that digest.
+commands, durability, whether processes are bound to cores, and the sizes of groups and rings; see `streams.py` for the
+orders and kinds. Rounds go through all combinations, every other one from the last to the first. Beside each engine
+stand py-lmdb alone and the limit, under the same stream: they are given what its commands write, chunk by chunk,
+without commands, reads and answers, and keep one chunk in flight. A tenth of every run comes before its clock starts.
+No number is printed before each run's index, record count and digest are the stream's, and what the others hold has
+that digest.
 
 `stages` measures each engine with and without clocks at the stages' ends; see `clocks.py` and `counters.py`. A stage's
 time is its own, without that of stages within it. The wall's time of a process that wants a core and has none counts
@@ -142,6 +143,7 @@ Files, lowest first:
     rounds.py       rounds of many cells
     sweep.py        `python -m perf sweep`
     quick.py        `python -m perf sweep --quick`
+    defaults.py     the engine's defaults, and settings around them
     clocks.py       what the time of a thread goes to, counted from outside; in a worker
     counters.py     the same in the coordinator, and of all processes in a stretch
     stages.py       `python -m perf stages`

@@ -14,10 +14,10 @@ import msgspec
 
 from perf import peers
 from perf.load import KEY_BYTES
-from perf.report import CheckError
+from perf.report import CheckError, RefusedError
 from perf.sides import Spent, Stretch, feed, nothing, timed
 from perf.streams import Made, Pieces, Stream
-from shardengine import Engine, load_config
+from shardengine import ChunkTooLargeError, ConfigError, Engine, EngineConfig, load_config
 
 Side = Literal["engine", "counted", "py-lmdb", "limit"]
 """`counted` is an engine whose stages are counted: see counters.py."""
@@ -26,7 +26,7 @@ _WARM = 0.1  # of all chunks come before the clock starts
 
 class Cell(msgspec.Struct, frozen=True):
     """What is measured. pin: "none"; "cores", the coordinator on the first core and each worker on the next one, in
-    turn; "one", all on the first."""
+    turn; "one", all on the first. group_bytes, ring_bytes: the most of a group, and a ring; 0: as by default."""
 
     side: Side
     shards: int
@@ -37,11 +37,13 @@ class Cell(msgspec.Struct, frozen=True):
     command: str
     durability: Literal["process", "power"]
     pin: str
+    group_bytes: int = 0
+    ring_bytes: int = 0
 
     def beside(self, side: Side) -> Cell:
         """What `side` has to be set to so that it stands beside this one: it keeps one chunk in flight."""
         shards = 1 if side == "py-lmdb" else self.shards
-        return msgspec.structs.replace(self, side=side, shards=shards, window=1)
+        return msgspec.structs.replace(self, side=side, shards=shards, window=1, group_bytes=0, ring_bytes=0)
 
     def uncounted(self) -> Cell:
         """The same engine, with nothing wrapped."""
@@ -49,6 +51,11 @@ class Cell(msgspec.Struct, frozen=True):
 
     def stream(self, entries: int, seed: int) -> Stream:
         return Stream(entries, self.value_bytes, self.keys, self.command, seed)
+
+    def config(self) -> EngineConfig:
+        """Raises ConfigError when it cannot be."""
+        group, ring = self.group_bytes or None, self.ring_bytes or None
+        return load_config(durability=self.durability, group_bytes_max=group, ring_bytes=ring)
 
     @property
     def load(self) -> tuple[object, ...]:
@@ -59,10 +66,14 @@ class Cell(msgspec.Struct, frozen=True):
         of = "" if self.side == "py-lmdb" else f", {self.shards} shard{'s' * (self.shards > 1)}"
         pin = "" if self.pin == "none" else f", pinned: {self.pin}"
         load = f"{self.command}, {self.keys} keys, {KEY_BYTES} + {self.value_bytes} bytes"
-        return f"{self.side}{of}: {load}, chunks of {self.chunk:,}, {self.window} in flight, {self.durability}{pin}"
+        sizes = "".join(f", {name} {size:,}" for name in SIZES if (size := getattr(self, name)))
+        return (
+            f"{self.side}{of}: {load}, chunks of {self.chunk:,}, {self.window} in flight, {self.durability}{pin}{sizes}"
+        )
 
 
-AXES = ("shards", "chunk", "window", "value_bytes", "keys", "command", "durability", "pin")
+SIZES = ("group_bytes", "ring_bytes")
+AXES = ("shards", "chunk", "window", "value_bytes", "keys", "command", "durability", "pin", *SIZES)
 """The fields of a cell that can be asked for, in the order of a row."""
 
 
@@ -80,6 +91,8 @@ class Plan(msgspec.Struct, frozen=True):
     entries: int
     rounds: int
     seed: int
+    group_bytes: list[int] = msgspec.field(default_factory=lambda: [0])
+    ring_bytes: list[int] = msgspec.field(default_factory=lambda: [0])
 
     def cells(self, side: Side) -> list[Cell]:
         """One for each combination, those of one load together."""
@@ -128,17 +141,28 @@ def warm_of(chunks: int) -> int:
 
 
 async def applied(directory: Path, cell: Cell, made: Made, stretch: Stretch = nothing) -> Ran:
-    """By an engine of its own. Raises CheckError unless it ends where the stream leads."""
-    config, chunks = load_config(durability=cell.durability), made.chunks(cell.chunk)
+    """By an engine of its own. Raises CheckError unless it ends where the stream leads, RefusedError when the engine
+    cannot be set so, or takes no such chunk then."""
+    chunks = made.chunks(cell.chunk)
     warm = warm_of(len(chunks))
-    async with Engine(directory, shards=cell.shards, machine=made.stream.machine, config=config) as db:
-        with pinned(cell.pin, [worker["pid"] for worker in db.stats()["workers"]]):
-            await feed(db, chunks[:warm], cell.window)
-            groups = db.stats()["groups"]
-            spent = await timed(db, chunks[warm:], cell.window, stretch)
-            groups = db.stats()["groups"] - groups
-        await check(cell.told(), db, made)
+    with naming(cell):
+        async with Engine(directory, shards=cell.shards, machine=made.stream.machine, config=cell.config()) as db:
+            with pinned(cell.pin, [worker["pid"] for worker in db.stats()["workers"]]):
+                await feed(db, chunks[:warm], cell.window)
+                groups = db.stats()["groups"]
+                spent = await timed(db, chunks[warm:], cell.window, stretch)
+                groups = db.stats()["groups"] - groups
+            await check(cell.told(), db, made)
     return ran(spent, sum(map(len, chunks[warm:])), groups)
+
+
+@contextmanager
+def naming(cell: Cell) -> Iterator[None]:
+    """What an engine that is set like `cell` refuses is a RefusedError that names it."""
+    try:
+        yield
+    except (ConfigError, ChunkTooLargeError) as error:
+        raise RefusedError(f"{cell.told()}: {error}") from error
 
 
 def ran(spent: Spent, entries: int, groups: int) -> Ran:

@@ -20,6 +20,8 @@ FORMAT = 1
 _UNITS = ("_per_s", "_us", "_ns", "_ms", "_s", "_mb", "_percent")
 _GIVEN = ("value_bytes", "spin_us", "offered_percent", "skew", "spanning_percent")
 """Keys that look like figures, and are what was asked for."""
+_SINCE = ("group_bytes", "ring_bytes")
+"""Keys that older files lack; 0 says what their absence does."""
 
 Document = dict[str, Any]
 
@@ -41,7 +43,8 @@ def is_figure(key: str, row: Row) -> bool:
 
 def subject(row: Row) -> tuple[tuple[str, Any], ...]:
     """What was measured: the same in two documents, if they say something about the same."""
-    return tuple(sorted((key, value) for key, value in row.items() if not is_figure(key, row)))
+    said = ((key, value) for key, value in row.items() if not is_figure(key, row))
+    return tuple(sorted((key, value) for key, value in said if key not in _SINCE or value))
 
 
 def sampled(row: Row) -> dict[str, list[float]]:

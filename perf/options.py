@@ -54,6 +54,13 @@ def positive(text: str) -> int:
     return number
 
 
+def not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number
+
+
 def positive_float(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
@@ -81,6 +88,8 @@ OPTIONS: dict[str, tuple[Callable[[str], object], int | str | None, str]] = {
     "chunk": (positive, 5000, "entries a chunk"),
     "shards": (positive, 2, "worker processes"),
     "window": (positive, 4, "chunks in flight"),
+    "group_bytes": (not_negative, 0, "data that goes through one commit together at most, bytes; 0: by default"),
+    "ring_bytes": (not_negative, 0, "size of a shard's ring, bytes, a multiple of 4096; 0: by default"),
     "seed": (int, 1, "of the records"),
     "rounds": (positive, 5, "rounds"),
     "busy": (positive, 2, "busy processes beside the second table"),

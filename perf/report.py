@@ -17,6 +17,10 @@ class CheckError(Exception):
     """An answer was wrong, so there are no figures."""
 
 
+class RefusedError(Exception):
+    """An engine cannot be set as it was asked for, so there are no figures."""
+
+
 def show_machine(facts: dict[str, Any]) -> None:
     show_facts(facts["machine"])
 
@@ -70,6 +74,9 @@ def carry_out(
         except CheckError as error:
             print(f"check failed: {error}", file=sys.stderr)
             return 1
+        except RefusedError as error:
+            print(error, file=sys.stderr)
+            return 2
     show(facts)
     save(facts, output)
     return 0

@@ -15,13 +15,14 @@ from typing import Any
 
 import msgspec
 
-from perf import cells, latency, node, offered, predicting, reads, snapshot, stages, sweep
+from perf import cells, defaults, latency, node, offered, predicting, reads, snapshot, stages, sweep
 from perf.documents import FORMAT, Document, DocumentError, document, from_older, parts_of
 from perf.facts import machine, memory_bytes
 from perf.load import Load
 from perf.page import render
-from perf.report import CheckError
+from perf.report import CheckError, RefusedError
 from perf.sections import SECTIONS
+from shardengine.engine.run.resources import default_shards
 from shardengine.engine.storage.files import filesystem_of
 
 EXAMPLES = """examples:
@@ -53,6 +54,8 @@ class Size(msgspec.Struct, frozen=True):
     callers: list[int]
     proposals: int
     snapshot_entries: int
+    default_entries: int
+    default_rounds: int
     check: bool
 
 
@@ -60,14 +63,14 @@ def _shard_counts() -> list[int]:
     """Powers of two up to twice the usable cores, and the counts next to those."""
     cores = len(os.sched_getaffinity(0))
     powers = [1 << power for power in range(8) if 1 << power <= 2 * cores]
-    return sorted({1, 2, 3, cores, *powers})
+    return sorted({1, 2, 3, cores, default_shards(), *powers})
 
 
 def size_of(form: str) -> Size:
     """How much a report of that form measures; `tiny` is for whether it runs at all."""
     cores = len(os.sched_getaffinity(0))
     quick = Size(
-        shards=sorted({1, 2, 3, max(3, cores)}),
+        shards=sorted({1, 2, 3, max(3, cores), default_shards()}),
         entries=100_000,
         rounds=4,
         seconds=0.5,
@@ -78,6 +81,8 @@ def size_of(form: str) -> Size:
         callers=[1, 16, 256],
         proposals=5_000,
         snapshot_entries=10_000,
+        default_entries=60_000,
+        default_rounds=4,
         check=False,
     )
     return {"full": _full(quick), "quick": quick, "tiny": _tiny(quick)}[form]
@@ -86,13 +91,15 @@ def size_of(form: str) -> Size:
 def _full(quick: Size) -> Size:
     more = {"entries": 400_000, "rounds": 7, "seconds": 3.0, "keys": 200_000, "gets": 2_000, "batches": 100}
     many = {"shards": _shard_counts(), "proposals": 100_000, "snapshot_entries": 50_000}
-    return msgspec.structs.replace(quick, check=True, **more, **many)
+    around = {"default_entries": 200_000, "default_rounds": 5}
+    return msgspec.structs.replace(quick, check=True, **more, **many, **around)
 
 
 def _tiny(quick: Size) -> Size:
     less = {"entries": 1_000, "rounds": 1, "seconds": 0.02, "keys": 500, "gets": 50, "batches": 2}
     few = {"shards": [1, 2], "threads": [4], "callers": [1], "proposals": 20, "snapshot_entries": 500}
-    return msgspec.structs.replace(quick, **less, **few)
+    around = {"default_entries": 500, "default_rounds": 1}
+    return msgspec.structs.replace(quick, **less, **few, **around)
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------
@@ -105,7 +112,12 @@ def _axes(size: Size, shards: list[int]) -> cells.Plan:
 
 
 def _throughput(directory: Path, size: Size) -> Document:
-    return sweep.measured(directory, _axes(size, size.shards))
+    found = sweep.measured(directory, _axes(size, size.shards))
+    return found | {"settings": found["settings"] | {"default_shards": default_shards()}}
+
+
+def _defaults(directory: Path, size: Size) -> Document:
+    return defaults.measured(directory, defaults.plan_of(size.default_entries, size.default_rounds, _SEED))
 
 
 def _stages(directory: Path, size: Size) -> Document:
@@ -155,6 +167,7 @@ def _node(directory: Path, size: Size) -> Document:
 
 PARTS: dict[str, Callable[[Path, Size], Document]] = {
     "throughput": _throughput,
+    "defaults": _defaults,
     "offered": _offered,
     "latency": _latency,
     "peers": _peers,
@@ -201,7 +214,7 @@ def run_report(args: argparse.Namespace) -> int:
     except CheckError as error:
         print(f"check failed: {error}", file=sys.stderr)
         return 1
-    except DocumentError as error:
+    except (DocumentError, RefusedError) as error:
         print(error, file=sys.stderr)
         return 2
     return _write(report, args.out, args.plot)

@@ -35,6 +35,13 @@ SECTIONS = {
         told_writes.throughput_says,
         told_writes.throughput_drawn,
     ),
+    "defaults": Section(
+        "Whether the defaults are right",
+        "Engines that differ from the default in one setting each, in turn under the same random puts, with the "
+        "default shard count. A group holds no more than a quarter of a ring, whatever its limit.",
+        told_writes.defaults_say,
+        told_writes.defaults_drawn,
+    ),
     "offered": Section(
         "Latency against offered load",
         "Entries are due on a fixed schedule, at a share of what the same feeder can do at most; those that are due go "

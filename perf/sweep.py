@@ -108,13 +108,13 @@ _MEANS = ("entries/s", "min..max", "/ py-lmdb", "/ limit", "coordinator, ns", "w
 
 def varying(settings: dict[str, Any]) -> list[str]:
     """The axes of which more than one value was asked for; the shards always."""
-    return [axis for axis in AXES if axis == "shards" or len(settings[axis]) > 1]
+    return [axis for axis in AXES if axis == "shards" or len(settings.get(axis, ())) > 1]
 
 
 def show_settings(settings: dict[str, Any], last: str) -> None:
-    """What all rows of a table have in common, and `last`."""
-    fixed = {axis: settings[axis][0] for axis in AXES if axis not in varying(settings)}
-    told = ", ".join(f"{name} {value}" for name, value in fixed.items())
+    """What all rows of a table have in common, and `last`. A size that is 0 was not asked for."""
+    fixed = {axis: settings[axis][0] for axis in AXES if axis in settings and axis not in varying(settings)}
+    told = ", ".join(f"{name} {value}" for name, value in fixed.items() if value)
     print(f"{settings['entries']:,} entries, a tenth of them warm-up; {told}; {last}\n")
 
 

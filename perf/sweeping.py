@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perf.cells import Plan, cores
-from perf.options import add, list_of, one_of, only, positive, positive_float
+from perf.options import add, list_of, not_negative, one_of, only, positive, positive_float
 from perf.predicting import COUNTED, Asked, run_model
 from perf.quick import candidates, run_quick
 from perf.stages import run_stages
@@ -20,10 +20,12 @@ SWEEP = f"""examples:
   python -m perf sweep --quick --keys random,ordered --value-bytes 16,256
   python -m perf sweep --shards 1,2,3,4 --keys random,ordered,zipfian,hot --csv sweep.csv --json sweep.json
   python -m perf sweep --shards 2 --command put,cas,spanning,mixed --durability process,power --pin none,cores
+  python -m perf sweep --shards 2 --group-bytes 1048576,0,16777216 --ring-bytes 8388608,0,134217728
   python -m perf sweep --entries 1000 --chunk 200 --rounds 1      # does it run at all?
 
 Each option that takes a list is an axis: every combination is measured, beside py-lmdb in one process and beside the
-limit, in rounds. More than {RUNS_MAX} runs need --yes. Exit code 1: a final state was wrong; there are no figures then.
+limit, in rounds. More than {RUNS_MAX} runs need --yes. Exit code 1: a final state was wrong; 2: an engine cannot be set
+so, or a chunk is too large for its rings. There are no figures then.
 """
 STAGES = """examples:
   python -m perf stages
@@ -56,6 +58,7 @@ def add_axes(
     numbers: Any = many(positive)
     add(command, "chunk", text="entries a chunk", kind=numbers, chunk="5000")
     add(command, "window", text="chunks in flight", kind=numbers, window="4")
+    add(command, "group_bytes", "ring_bytes", kind=many(not_negative), group_bytes="0", ring_bytes="0")
     add(command, "value_bytes", text="length of a value", kind=numbers, value_bytes="256")
     add(command, "entries", text="entries a run, a tenth of them warm-up", entries=entries)
     add(command, "rounds", rounds=rounds)

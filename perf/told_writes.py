@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 from perf.bars import bars
@@ -15,6 +15,8 @@ from perf.telling import bar, count, heading, is_noise, load_of, point, times, w
 # ---- throughput ------------------------------------------------------------------------------------------------------
 
 _LOADS = ("value_bytes", "keys", "command", "chunk", "durability", "pin")
+_CLOSE_COUNT = 0.05  # to the fastest: a default that is so close is right
+_CLOSE = 0.03
 Sides = dict[str, dict[int, Row]]
 """By side and shard count."""
 
@@ -34,7 +36,28 @@ def throughput_says(document: Document) -> str:
     said = []
     for load, sides in _loads(document).items():
         said.append(f"With {load}: {_sides_say(sides)}" if load else _sides_say(sides))
+        said += _count_says(sides["engine"], document["settings"].get("default_shards"))
     return " ".join(said)
+
+
+def _count_says(engine: dict[int, Row], default: int | None) -> list[str]:
+    """Whether the default shard count is right, if it was measured beside others."""
+    if default not in engine or len(engine) == 1:
+        return []
+    return [_default_says("shard count", str, engine, default, _CLOSE_COUNT)]
+
+
+def _default_says(name: str, named: Callable[[int], str], rows: dict[int, Row], default: int, close: float) -> str:
+    """Of rows by value: the default is the fastest, or within a share `close` of it, or how much faster that is."""
+    best = max(rows, key=lambda value: float(rows[value]["entries_per_s"]))
+    gain = rows[best]["entries_per_s"] / rows[default]["entries_per_s"] - 1
+    said = f"The default {name}, {named(default)}, is"
+    if best == default:
+        return f"{said} the fastest of {len(rows)}."
+    if gain <= close:
+        return f"{said} within {close * 100:.0f} % of the fastest ({named(best)})."
+    noise = is_noise(rows[best], rows[default], "entries_per_s")
+    return f"{said} not the fastest: {named(best)} would be {gain * 100:.0f} % faster here{noise}."
 
 
 def _sides_say(sides: Sides) -> str:
@@ -69,6 +92,43 @@ def throughput_drawn(document: Document) -> str:
             series.append(Line(f"{side}, {load}" if load else side, points))
     note = f"{load_of(document)}, {where(document)}; shaded: lowest to highest round"
     return lines("Throughput against shards", note, ("shards", "entries/s"), series)
+
+
+# ---- defaults --------------------------------------------------------------------------------------------------------
+
+_SETTINGS: dict[str, tuple[str, Callable[[int], str]]] = {
+    "window": ("window", str),
+    "group_bytes": ("group_bytes_max", lambda size: f"{size / 2**20:g} MiB"),
+    "ring_bytes": ("ring_bytes", lambda size: f"{size / 2**20:g} MiB"),
+}
+"""What each is called, and its values."""
+
+
+def _tried(document: Document) -> dict[str, dict[int, Row]]:
+    """By setting and value."""
+    return {
+        name: {int(row[name]): row for row in document["rows"] if row["setting"] == name}
+        for name in document["settings"]["defaults"]
+    }
+
+
+def defaults_say(document: Document) -> str:
+    usual = document["settings"]["defaults"]
+    return " ".join(
+        _default_says(*_SETTINGS[name], rows, usual[name], _CLOSE) for name, rows in _tried(document).items()
+    )
+
+
+def defaults_drawn(document: Document) -> str:
+    series = []
+    for name, rows in _tried(document).items():
+        default = document["settings"]["defaults"][name]
+        rate = rows[default]["entries_per_s"]
+        points = [point(value / default, row, "entries_per_s", rate) for value, row in rows.items()]
+        series.append(Line(f"{_SETTINGS[name][0]}, {_SETTINGS[name][1](default)}", points))
+    note = f"{load_of(document)}, {where(document)}; shaded: lowest to highest round"
+    axes = ("the setting, over its default", "entries/s, over those of the default")
+    return lines("Throughput around the defaults", note, axes, series)
 
 
 # ---- offered load ----------------------------------------------------------------------------------------------------

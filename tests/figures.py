@@ -120,6 +120,23 @@ def _model() -> list[Row]:
     return model
 
 
+def defaults(**rates: dict[int, float]) -> Document:
+    """By setting: entries/s by value."""
+    usual = {"window": 4, "group_bytes": 4 << 20, "ring_bytes": 32 << 20}
+    rows = [
+        {"setting": name, **usual, name: value, **around("entries_per_s", rate)}
+        for name, found in rates.items()
+        for value, rate in found.items()
+    ]
+    settings = {"entries": 1000, "defaults": {name: usual[name] for name in rates}}
+    return document("defaults", FACTS, settings, rows)
+
+
+AROUND = defaults(
+    window={1: 60, 4: 100, 8: 102}, group_bytes={2 << 20: 90, 4 << 20: 100}, ring_bytes={8 << 20: 112, 32 << 20: 100}
+)
+
+
 def _node() -> list[Row]:
     return [
         {"callers": callers, "side": side, **around("proposals_per_s", rate), "p50_us": 1.0}
@@ -131,6 +148,7 @@ def made_up() -> dict[str, Document]:
     """A document for every part."""
     return {
         "throughput": USUAL,
+        "defaults": AROUND,
         "offered": open_loop((10, 1), (90, 1)),
         "latency": document("latency", FACTS, {}, _trips()),
         "peers": document("peers", FACTS, {"entries": 10}, _peers()),

@@ -64,6 +64,12 @@ def test_what_was_measured_is_told_from_what_was_found() -> None:
     assert all(is_figure(name, found) for name in found)
 
 
+def test_files_from_before_there_were_sizes_are_of_the_default_ones() -> None:
+    row = {"side": "engine", "shards": 2}
+    assert subject({**row, "group_bytes": 0, "ring_bytes": 0}) == subject(row)
+    assert subject({**row, "group_bytes": 1 << 20, "ring_bytes": 0}) != subject(row)
+
+
 # ---- the commands ----------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,20 @@ from perf.page import render
 from perf.reporting import PARTS
 from perf.sections import SECTIONS
 from perf.svg import width_of
-from tests.figures import FACTS, SVG, USUAL, Looked, made_up, open_loop, plots_of, report_of, staged, throughput
+from tests.figures import (
+    AROUND,
+    FACTS,
+    SVG,
+    USUAL,
+    Looked,
+    defaults,
+    made_up,
+    open_loop,
+    plots_of,
+    report_of,
+    staged,
+    throughput,
+)
 
 # ---- the page --------------------------------------------------------------------------------------------------------
 
@@ -120,6 +133,48 @@ def test_text_in_documents_is_text_on_the_page() -> None:
 )
 def test_the_sentence_on_throughput_is_what_the_figures_say(document: Document, said: str) -> None:
     assert said in SECTIONS["throughput"].says(document)
+
+
+@pytest.mark.parametrize(
+    ("default", "said"),
+    [
+        (2, "The default shard count, 2, is the fastest of 3."),
+        (3, "The default shard count, 3, is within 5 % of the fastest (2)."),
+        (1, "The default shard count, 1, is not the fastest: 2 would be 60 % faster here."),
+    ],
+)
+def test_the_sentence_on_throughput_says_whether_the_default_count_is_right(default: int, said: str) -> None:
+    found = throughput(("engine", 1, 100), ("engine", 2, 160), ("engine", 3, 153))
+    assert "default" not in SECTIONS["throughput"].says(found)
+    for known, ends in ((default, True), (9, False)):
+        settings = {**found["settings"], "default_shards": known}
+        assert SECTIONS["throughput"].says({**found, "settings": settings}).endswith(said) is ends
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (
+            AROUND,
+            "The default window, 4, is within 3 % of the fastest (8). The default group_bytes_max, 4 MiB, is the "
+            "fastest of 2. The default ring_bytes, 32 MiB, is not the fastest: 8 MiB would be 12 % faster here.",
+        ),
+        (
+            defaults(window={4: 100, 8: 104}),
+            "The default window, 4, is not the fastest: 8 would be 4 % faster here.",
+        ),
+        (defaults(window={4: 100, 8: 102.9}), "The default window, 4, is within 3 % of the fastest (8)."),
+    ],
+)
+def test_the_sentences_on_defaults_are_what_the_figures_say(document: Document, said: str) -> None:
+    assert SECTIONS["defaults"].says(document) == said
+
+
+def test_every_setting_has_a_line_over_its_default() -> None:
+    (plot,) = plots_of(SECTIONS["defaults"].drawn(AROUND))
+    assert len(list(plot.iter(f"{{{SVG}}}polyline"))) == 3
+    places = {one.text for one in plot.iter(f"{{{SVG}}}text")}
+    assert {"0.25", "0.5", "1", "2"} <= places and "ring_bytes, 32 MiB" in places
 
 
 def test_several_loads_are_told_apart() -> None:

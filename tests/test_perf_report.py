@@ -48,7 +48,7 @@ def test_report_writes_a_page_and_the_figures_and_draws_both_again_from_those(
     assert (tmp_path / "two" / "report.html").read_text() == page
 
 
-@pytest.mark.parametrize("parts", ["stages,model", "peers,snapshot", "reads,node"])
+@pytest.mark.parametrize("parts", ["defaults", "stages,model", "peers,snapshot", "reads,node"])
 @helper_ends()
 def test_every_other_part_is_measured_and_told_of(
     parts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

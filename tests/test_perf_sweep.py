@@ -25,10 +25,11 @@ from perf.counters import counting
 from perf.report import CheckError
 from perf.shifting import Shift
 from perf.streams import COMMANDS, KEYS, SPANNED_MAX, Pieces, Stream, largest_share, made
-from shardengine import CompareAndSwap, Engine, Entry, Put
+from shardengine import CompareAndSwap, Engine, Entry, Put, load_config
 from shardengine.adaptors import MemoryStateMachine
 from shardengine.engine.commit.packing import Packing
 from shardengine.shards.placement import shard_of, slot_of
+from tests.figures import helper_ends
 from tests.killing import ROOT, WATCHDOG_S, environment
 
 TINY = ["--entries", "200", "--chunk", "50", "--value-bytes", "20", "--rounds", "1"]
@@ -229,6 +230,39 @@ def test_stages_add_up_to_what_the_processes_took(tmp_path: Path, capsys: pytest
     assert rows["workers", "run"]["cpu_ns_per_entry"] > 0 and rows["coordinator", "run"]["cpu_ns_per_entry"] > 0
     assert rows["engine", "all"]["entries_per_group"] >= 50
     assert "a worker, mean of all" in told and "elsewhere (unexplained)" in told and "the stages add up to" in told
+
+
+@helper_ends()
+def test_sizes_are_the_engine_s_and_in_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"group_bytes": 1 << 20, "ring_bytes": 1 << 22}
+    cell = Cell("engine", 2, 50, 4, 20, "random", "put", "process", "none", **sizes)
+    assert (cell.config().group_bytes_max, cell.config().ring_bytes) == tuple(sizes.values())
+    assert cell.beside("limit").config() == load_config()
+    asked = [f"--{name.replace('_', '-')}={size},0" for name, size in sizes.items()]
+    assert main([*SWEEP, *asked, "--json", str(tmp_path / "out")]) == 0
+    rows = json.loads((tmp_path / "out").read_text())["rows"]
+    found = [(row["group_bytes"], row["ring_bytes"]) for row in rows if row["side"] == "engine"]
+    assert found == [(1 << 20, 1 << 22), (1 << 20, 0), (0, 1 << 22), (0, 0)] and len(rows) == 6
+    assert " group_bytes  ring_bytes " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [SWEEP, ["sweep", "--quick", *TINY], STAGES], ids=" ".join)
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--ring-bytes", "5000"], ", ring_bytes 5,000: ring_bytes = 5000 (argument ring_bytes): expected "),
+        (["--ring-bytes", "65536", "--value-bytes", "4000"], ", ring_bytes 65,536: "),
+    ],
+)
+def test_what_an_engine_refuses_is_refused_by_name(
+    command: list[str], asked: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, work = tmp_path / "out", tmp_path / "work"
+    work.mkdir()
+    assert main([*command, *asked, "--json", str(output), "--dir", str(work)]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and not output.exists() and list(work.iterdir()) == []
+    assert said in told.err.splitlines()[-1]
 
 
 def test_more_runs_than_meant_are_refused_before_the_first(capsys: pytest.CaptureFixture[str]) -> None:
