@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import msgspec
 
 from shardengine.engine.errors import LogUnreachableError
+from shardengine.engine.node.jetstream.connection import pauses
 from shardengine.engine.node.jetstream.link import Message, Outgoing
 from shardengine.engine.node.jetstream.stream import Stream, why_not
 from shardengine.engine.node.shared import Member
 
 _NODES_MAX = 1000
+_TRIES = 8
 log = logging.getLogger("shardengine")
 
 
@@ -39,6 +42,17 @@ class Members:
             )
         found = {(one.node, one.run): one for one in map(_member, await self._all()) if one is not None}
         return [member for _, member in sorted((found | {(me.node, me.run): me}).items())]
+
+    async def _put_anew(self, me: Member) -> Message:
+        """Make the bucket; it may have no leader at first, who takes anything."""
+        await self._stream.make(self._config())
+        message, waits = await self._put(me), pauses()
+        for _ in range(_TRIES):
+            if not message.status:
+                break
+            await asyncio.sleep(next(waits))
+            message = await self._put(me)
+        return message
 
     async def _put(self, me: Member) -> Message:
         return await self._stream.connection.ask(Outgoing(f"{self._keys}.{me.run}", msgspec.json.encode(me)))
