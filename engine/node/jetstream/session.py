@@ -23,7 +23,7 @@ from shardengine.engine.node.jetstream.connection import Connection, pauses
 from shardengine.engine.node.jetstream.guarding import Guard
 from shardengine.engine.node.jetstream.link import Message
 from shardengine.engine.node.jetstream.reading import HEARD_S, Reader
-from shardengine.engine.node.jetstream.settings import HEADERS_BYTES, check_settings, news_of
+from shardengine.engine.node.jetstream.settings import HEADERS_BYTES, check_payload, check_settings, news_of
 from shardengine.engine.node.jetstream.stream import NOT_FOUND, Info, RefusedError, Stream, logged_in
 from shardengine.engine.node.log import LogState
 from shardengine.engine.node.refusals import FRAME_BYTES_MAX, closed
@@ -96,7 +96,7 @@ class Session:
         if link is None:
             raise LogUnreachableError("the connection has ended", hint="see the servers' log")
         check_settings(self.stream.name, self._replicas, info.config, min(info.server, link.version, key=_numbers))
-        payload = link.payload_bytes_max
+        check_payload(self.stream.name, payload := link.payload_bytes_max)
         if (most := info.config.get("max_msg_size") or 0) > 0:
             payload = min(payload, most)
         self.frame_bytes_max = min(payload - HEADERS_BYTES, FRAME_BYTES_MAX)
