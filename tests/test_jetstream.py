@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from shardengine import (
     run,
 )
 from shardengine.engine.cluster.servers import Servers
+from shardengine.engine.node.arrivals import Arrivals
 from shardengine.engine.node.jetstream import guarding, reading, session
 from shardengine.node import JetStreamLog, Logged, SharedLog
 from tests.jetstream import config, frames_up_to, make, new_name, opened, stream_of
@@ -71,19 +73,47 @@ def test_servers_are_named_in_one_line_or_several(servers: Any, each: list[str])
         ("a" * 65, {}, "stream is"),
         ("orders", {"replicas": 0}, "replicas is 0"),
         ("orders", {"replicas": True}, "replicas is True"),
+        (7, {}, "stream is 7"),
         ("orders", {"member_timeout": 0.5}, "member_timeout is 0.5"),
+        ("orders", {"member_timeout": "30"}, "member_timeout is '30'"),
         ("orders", {"connect": {"usr": "me"}}, "no option 'usr'"),
         ("orders", {"connect": {"allow_reconnect": True}}, "no option 'allow_reconnect'"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(stream: str, more: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_is_refused_by_name(stream: Any, more: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         JetStreamLog("nats://a", stream, **more)
 
 
-def test_no_servers_are_refused() -> None:
+@pytest.mark.parametrize("servers", [" ", "nats://", [], None, b"nats://a", ["nats://a", 1]])
+def test_what_names_no_servers_is_refused(servers: Any) -> None:
     with pytest.raises(ConfigError, match="servers"):
-        JetStreamLog(" ", "orders")
+        JetStreamLog(servers, "orders")
+
+
+async def test_what_was_heard_takes_no_more_memory_than_it_may_however_short_the_frames_are() -> None:
+    nothing: Any = None
+    reader = reading.Reader(nothing, nothing, Arrivals())
+    tracemalloc.start()
+    try:
+        for position in range(1, 80_000):
+            reader.heard(Logged(1 << 40 | position, 1 << 40 | position, position.to_bytes(4)))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert reading.HEARD_BYTES / 2 < kept < reading.HEARD_BYTES
+
+
+async def test_no_message_holds_what_one_signs_in_with(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session, "OPEN_S", 0.3)
+    log = JetStreamLog("nats://me:a/s@cret@127.0.0.1:1,tok%40en@127.0.0.1:2", "orders")
+    with pytest.raises(LogUnreachableError) as refused:
+        await log.open()
+    assert sorted(refused.value.servers) == ["nats://127.0.0.1:1", "nats://127.0.0.1:2"]
+    for secret in ("me:", "cret", "tok"):
+        assert secret not in str(refused.value) + caplog.text
 
 
 # ---- its life --------------------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import pytest
 
 from shardengine import LogClosedError, LogFailedError
 from shardengine.engine.cluster.servers import Servers
-from shardengine.engine.node.jetstream import connection, link, session
+from shardengine.engine.node.jetstream import connection, link, session, stream
 from shardengine.engine.node.jetstream.stream import Stream
 from shardengine.node import JetStreamLog, Logged
-from tests.jetstream import frames_up_to, new_name, opened
+from tests.jetstream import frames_up_to, new_name, opened, stream_of
 from tests.killing import WATCHDOG_S, seeded
 from tests.proxy import Proxy
 
@@ -213,3 +213,22 @@ async def test_a_connection_whose_end_fails_half_way_leaves_no_task_behind(
     await ended.close()
     await asyncio.sleep(0)
     assert asyncio.all_tasks() <= before
+
+
+async def test_a_cut_that_no_server_took_is_made_when_there_is_one_again(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_API_S", 0.2)
+    monkeypatch.setattr(session, "CUT_AGAIN_S", 0.05)
+    name = new_name()
+    async with Proxy(servers.all[0].port) as proxy, opened(proxy.url, name) as log:
+        positions = await log.append([b"frame"] * 5)
+        proxy.shut = True
+        proxy.cut()
+        await log.truncate_before(positions[1])
+        await log.truncate_before(positions[3])
+        await log.truncate_before(positions[2])
+        proxy.shut = False
+        async with asyncio.timeout(WATCHDOG_S), stream_of(servers.urls, name) as asked:
+            while (await asked.info()).state.first_seq != positions[3]:
+                pass

@@ -6,16 +6,17 @@ import asyncio
 import json
 import os
 import random
+from typing import Any
 
 import pytest
 
 from shardengine import LogClosedError, LogUnreachableError, PeerError, StoreFullError
 from shardengine.engine.cluster.servers import Servers
-from shardengine.engine.node.jetstream import asking, connection
-from shardengine.engine.node.jetstream.link import Outgoing
+from shardengine.engine.node.jetstream import asking, connection, members
+from shardengine.engine.node.jetstream.link import Message, Outgoing
 from shardengine.node import JetStreamLog, Member
 from shardengine.shards.types import LogId
-from tests.jetstream import new_name, opened, stream_of
+from tests.jetstream import config, make, new_name, opened, stream_of
 from tests.killing import WATCHDOG_S
 from tests.proxy import Proxy
 
@@ -61,6 +62,47 @@ async def test_who_says_nothing_any_more_is_forgotten(servers: Servers) -> None:
         async with stream_of(servers.urls, f"KV_{name}-nodes") as bucket:
             found = (await bucket.info()).config
         assert (found["num_replicas"], found["max_age"], found["max_msgs_per_subject"]) == (3, 1_000_000_000, 1)
+
+
+async def test_who_does_not_hear_all_is_told_so_and_not_that_it_is_alone(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "PAUSES_S", (0.0,))
+    name = new_name()
+    async with opened(servers.urls, name) as log, stream_of(servers.urls, f"KV_{name}-nodes") as bucket:
+        subjects = [f"$KV.{name}-nodes.>"]
+        await make(bucket, config(bucket.name, 3, subjects=subjects, max_msgs_per_subject=1, allow_direct=False))
+        async with asyncio.timeout(WATCHDOG_S):
+            while not (await bucket.info()).state.last_seq:
+                with pytest.raises(LogUnreachableError, match=r"allow_direct|where this node stands"):
+                    await log.meet(member(1))
+        with pytest.raises(LogUnreachableError, match="allow_direct"):
+            await log.meet(member(1, 1))
+
+
+@pytest.mark.parametrize("lacking", ["nothing that was said", "the end", "the newest word"])
+async def test_an_answer_that_is_not_whole_is_asked_for_again(
+    lacking: str, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = new_name()
+    async with opened(servers.urls, name) as one, opened(servers.urls, name) as other:
+        await one.meet(member(2))
+        await one.meet(member(1))
+        asked, spoilt = connection.Connection.ask_for_many, 0
+
+        async def ask_for_many(self: connection.Connection, *messages: Outgoing, **more: Any) -> list[Message]:
+            nonlocal spoilt
+            answers = await asked(self, *messages, **more)
+            if messages[0].subject != f"$JS.API.DIRECT.GET.KV_{name}-nodes" or spoilt:
+                return answers
+            spoilt += 1
+            newest = [answer for answer in answers if b'"beat":7' in answer.data]
+            older = [answer for answer in answers if answer not in newest]
+            return {"the end": newest, "the newest word": older}.get(lacking, [])
+
+        monkeypatch.setattr(connection.Connection, "ask_for_many", ask_for_many)
+        assert await other.meet(member(3, 7)) == [member(1), member(2), member(3, 7)]
+        assert spoilt == 1
 
 
 async def test_what_another_version_says_of_itself_is_passed_over(servers: Servers) -> None:

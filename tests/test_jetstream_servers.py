@@ -18,6 +18,7 @@ from tests.conftest import halt
 from tests.jetstream import frames_up_to, is_own, opened, stream_of
 from tests.killing import WATCHDOG_S
 from tests.proxy import Proxy
+from tests.test_jetstream_peers import member
 
 
 @pytest.fixture
@@ -169,3 +170,20 @@ async def test_servers_that_are_set_back_are_told_from_servers_that_lag(
         with pytest.raises(LogReplacedError) as replaced:
             await asyncio.wait_for(cut_off.last(), WATCHDOG_S)
         assert replaced.value.position == given[-1]
+
+
+async def test_a_right_that_a_node_lacks_is_told_once_though_it_can_go_on_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers = Servers(tmp_path / "servers")
+    rights = '{publish: ">", subscribe: {deny: "_shardengine.orders.ask.>"}}'
+    for server in servers.all:
+        with server.config.open("a") as file:
+            file.write(f"authorization {{users: [{{user: me, password: x, permissions: {rights}}}]}}\n")
+    with servers:
+        async with opened(servers.urls, "orders", connect={"user": "me", "password": "x"}) as log:
+            for beat in range(2):
+                await log.meet(member(1, beat))
+                await log.last()
+    said = [text for text in caplog.messages if "permissions violation" in text]
+    assert len(said) == 1 and f"_shardengine.orders.ask.{member(1).node}" in said[0]

@@ -9,8 +9,10 @@ import pytest
 
 from shardengine import LogError, LogSettingsError
 from shardengine.engine.cluster.servers import Servers
-from shardengine.engine.node.jetstream import guarding
-from shardengine.engine.node.jetstream.settings import Setting, check_settings
+from shardengine.engine.node.giving import GIVEN_BYTES
+from shardengine.engine.node.jetstream import guarding, settings
+from shardengine.engine.node.jetstream.settings import HEADERS_BYTES, PAYLOAD_BYTES_MIN, Setting, check_settings
+from shardengine.engine.snapshot.transfer import Piece, encode_piece
 from shardengine.node import JetStreamLog
 from tests.jetstream import config, frames_up_to, make, new_name, opened, stream_of
 from tests.killing import WATCHDOG_S
@@ -117,3 +119,16 @@ async def test_a_setting_that_is_changed_while_the_log_is_open_ends_its_use_by_n
             await asyncio.wait_for(waiting, WATCHDOG_S)
         with pytest.raises(LogSettingsError, match="max_age"):
             await log.append([b"one"])
+
+
+async def test_servers_that_cannot_pass_on_a_piece_of_a_snapshot_are_refused_by_name(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piece = Piece(b"x" * 16, 1 << 40, 1 << 40, 1 << 60, bytes(GIVEN_BYTES), b"", True, b"x" * 16)
+    assert len(encode_piece(piece)) + HEADERS_BYTES <= PAYLOAD_BYTES_MIN <= servers.payload_bytes_max
+    monkeypatch.setattr(settings, "PAYLOAD_BYTES_MIN", servers.payload_bytes_max + 1)
+    log = JetStreamLog(servers.urls, new_name())
+    with pytest.raises(LogSettingsError, match=f"messages of {servers.payload_bytes_max} bytes") as refused:
+        await log.open()
+    assert [setting.name for setting in refused.value.wrong] == ["max_payload"]
+    await log.aclose()

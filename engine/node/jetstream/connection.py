@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -19,6 +20,14 @@ ANSWER_S = 5.0
 PAUSES_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 """From one try to the next."""
 log = logging.getLogger("shardengine")
+
+
+_SECRET = re.compile(r"(?<=://).*@")
+
+
+def shown(server: str) -> str:
+    """As messages name it: without user, password and token."""
+    return _SECRET.sub("", server)
 
 
 def pauses() -> Iterator[float]:
@@ -137,10 +146,11 @@ class Connection:
     def unreachable(self, what: str) -> LogUnreachableError:
         """An error that says so, and what the servers said last."""
         said = self._said if self._link is None else self._link.said
+        servers = [shown(server) for server in self._servers]
         return LogUnreachableError(
-            f"{what}, of {', '.join(self._servers)}" + (f": {said}" if said else ""),
+            f"{what}, of {', '.join(servers)}" + (f": {said}" if said else ""),
             hint="see whether the servers run, most of them reach each other, and this machine reaches one of them",
-            servers=self._servers,
+            servers=servers,
         )
 
     # ---- one link after the other --------------------------------------------------------------------------------
@@ -168,7 +178,7 @@ class Connection:
             for subject, hear in list(self._listening.items()):
                 await link.listen(subject, hear)
         except Exception as error:
-            self._said = f"{server}: {link.said or error!r}"
+            self._said = f"{shown(server)}: {link.said or error!r}"
             await link.close()
             return False
         except asyncio.CancelledError:
@@ -179,8 +189,8 @@ class Connection:
             self._arrived.set()
             self._changed()
             await link.over.wait()
-            log.info("the connection to %s has ended: %s", server, link.said or "it said nothing")
-            self._said = f"{server}: {link.said or 'the connection has ended'}"
+            log.info("the connection to %s has ended: %s", shown(server), link.said or "it said nothing")
+            self._said = f"{shown(server)}: {link.said or 'the connection has ended'}"
         finally:
             self._link = None
             self._arrived.clear()

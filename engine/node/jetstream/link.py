@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ PONG_S = 5.0
 _END_S = 1.0
 _PENDING_BYTES = 64 << 20
 _OURS = {"servers", "allow_reconnect", "error_cb", "closed_cb", "disconnected_cb", "reconnected_cb"}
+log = logging.getLogger("shardengine")
 
 
 class Message(NamedTuple):
@@ -176,9 +178,11 @@ class Link:
     async def _on_error(self, error: Exception) -> None:
         from nats.errors import UnexpectedEOF
 
-        self.said = str(error) or repr(error)
+        before, self.said = self.said, str(error) or repr(error)
         if isinstance(error, (UnexpectedEOF, OSError)):
             self.over.set()
+        elif self._tasks and self.said != before:
+            log.warning("a server says: %s", self.said)
 
     async def _on_end(self) -> None:
         self.over.set()

@@ -125,7 +125,7 @@ class JetStreamLog:
 
     async def truncate_before(self, position: int) -> None:
         """See `Log.truncate_before`. The newest frame that was read or appended here stays; while the servers do not
-        answer, nothing is cut. Raises LogError when they refuse."""
+        answer, nothing is cut; once they do, it is. Raises LogError when they refuse."""
         await asyncio.shield(self._usable().cut(position))
 
     async def meet(self, me: Member) -> Sequence[Member]:
@@ -178,6 +178,8 @@ class JetStreamLog:
 def _split(servers: Sequence[str]) -> list[str]:
     """Each by itself; one without a scheme has that of the one before it."""
     found, scheme = list[str](), "nats"
+    if not isinstance(servers, Sequence) or not all(isinstance(server, str) for server in servers):
+        raise ConfigError(f"servers is {servers!r}; it must be a string, or a sequence of such", hint="nats://a,b,c")
     for server in ",".join(servers).split(","):
         before, separator, rest = server.strip().rpartition("://")
         scheme = before if separator else scheme
@@ -187,7 +189,7 @@ def _split(servers: Sequence[str]) -> list[str]:
 
 
 def _check(stream: str, replicas: int, first_position: int, member_timeout: float) -> None:
-    if _NAME.fullmatch(stream) is None:
+    if not isinstance(stream, str) or _NAME.fullmatch(stream) is None:
         raise ConfigError(
             f"stream is {stream!r}; a log's name has 1 to 64 letters, digits, '_' and '-', and begins with neither of "
             "the latter",
@@ -200,5 +202,5 @@ def _check(stream: str, replicas: int, first_position: int, member_timeout: floa
             f"first_position is {first_position!r}; it must be a whole number from 1 on",
             hint="leave it out, unless the stream is to follow a snapshot",
         )
-    if not 1 <= member_timeout <= 86_400:
+    if type(member_timeout) not in (int, float) or not 1 <= member_timeout <= 86_400:
         raise ConfigError(f"member_timeout is {member_timeout!r} seconds; it must be 1 to 86400", hint="30 suit most")

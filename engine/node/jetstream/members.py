@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 
 from shardengine.engine.errors import LogUnreachableError
-from shardengine.engine.node.jetstream.connection import pauses
+from shardengine.engine.node.jetstream.connection import PAUSES_S
 from shardengine.engine.node.jetstream.link import Message, Outgoing
 from shardengine.engine.node.jetstream.stream import Stream, why_not
 from shardengine.engine.node.shared import Member
 
 _NODES_MAX = 1000
-_TRIES = 8
+_NO_MORE = "204"
+"""The status of what ends an answer that is whole."""
 log = logging.getLogger("shardengine")
 
 
@@ -30,39 +31,42 @@ class Members:
         self._timeout_s = timeout_s
 
     async def meet(self, me: Member) -> Sequence[Member]:
-        """See `SharedLog.meet`. Raises LogUnreachableError, RefusedError."""
-        message = await self._put(me)
-        if message.status:
-            await self._stream.make(self._config())
-            message = await self._put(me)
+        """See `SharedLog.meet`. Raises LogUnreachableError: also when no server says of all; RefusedError."""
+        await self._say(me)
+        for pause in PAUSES_S:
+            if (found := await self._all(me)) is not None:
+                return found
+            await asyncio.sleep(pause)
+        raise LogUnreachableError(
+            f"no server says where all nodes stand that are in the stream {self._stream.name!r}",
+            hint="see whether it has allow_direct, and its replicas are current; if it is removed, it is made anew",
+        )
+
+    async def _say(self, me: Member) -> None:
+        word = Outgoing(f"{self._keys}.{me.run}", msgspec.json.encode(me))
+        message = await self._stream.connection.ask(word)
+        for pause in PAUSES_S:
+            if not message.status:
+                break
+            await self._stream.make(self._config())  # where it is there already, it has no leader yet
+            await asyncio.sleep(pause)
+            message = await self._stream.connection.ask(word)
         if refused := why_not(message):
             raise LogUnreachableError(
                 f"the stream {self._stream.name!r} does not take where this node stands: {refused}",
                 hint="see the servers' log",
             )
-        found = {(one.node, one.run): one for one in map(_member, await self._all()) if one is not None}
-        return [member for _, member in sorted((found | {(me.node, me.run): me}).items())]
 
-    async def _put_anew(self, me: Member) -> Message:
-        """Make the bucket; it may have no leader at first, who takes anything."""
-        await self._stream.make(self._config())
-        message, waits = await self._put(me), pauses()
-        for _ in range(_TRIES):
-            if not message.status:
-                break
-            await asyncio.sleep(next(waits))
-            message = await self._put(me)
-        return message
-
-    async def _put(self, me: Member) -> Message:
-        return await self._stream.connection.ask(Outgoing(f"{self._keys}.{me.run}", msgspec.json.encode(me)))
-
-    async def _all(self) -> list[Message]:
-        """What a server has of everybody, which may be a little old."""
+    async def _all(self, me: Member) -> Sequence[Member] | None:
+        """What a server has of everybody. None: that is not all, since the answer is not whole, or the server has not
+        even what was put there just now: who is not in it may be there all the same."""
         request = msgspec.json.encode({"multi_last": [f"{self._keys}.>"], "batch": _NODES_MAX})
-        return await self._stream.connection.ask_for_many(
+        answers = await self._stream.connection.ask_for_many(
             Outgoing(f"$JS.API.DIRECT.GET.{self._stream.name}", request), last=lambda message: bool(message.status)
         )
+        found = {(one.node, one.run): one for one in map(_member, answers) if one is not None}
+        whole = bool(answers) and answers[-1].status == _NO_MORE and found.get((me.node, me.run)) == me
+        return [member for _, member in sorted(found.items())] if whole else None
 
     def _config(self) -> dict[str, Any]:
         return {

@@ -26,6 +26,8 @@ HEARD_S = 0.02
 """What was appended here, and is not sent on by then, is asked for."""
 HEARD_BYTES = 8 << 20
 """So much of what was sent on is kept for who reads on from there."""
+_KEPT_BYTES = 300
+"""More than a frame takes besides its own bytes."""
 HOLE_S = 5.0
 """A hole that is seen for so long is one."""
 
@@ -44,9 +46,9 @@ class Reader:
         """A server sends on what was just stored."""
         if logged.position not in self._heard:
             self._heard[logged.position] = logged
-            self._heard_bytes += len(logged.frame)
+            self._heard_bytes += len(logged.frame) + _KEPT_BYTES
         while self._heard_bytes > HEARD_BYTES:
-            self._heard_bytes -= len(self._heard.pop(next(iter(self._heard))).frame)
+            self._heard_bytes -= len(self._heard.pop(next(iter(self._heard))).frame) + _KEPT_BYTES
         self._arrivals.wake()
 
     def forget(self) -> None:

@@ -23,7 +23,7 @@ from shardengine.engine.node.jetstream.connection import Connection, pauses
 from shardengine.engine.node.jetstream.guarding import Guard
 from shardengine.engine.node.jetstream.link import Message
 from shardengine.engine.node.jetstream.reading import HEARD_S, Reader
-from shardengine.engine.node.jetstream.settings import HEADERS_BYTES, check_settings, news_of
+from shardengine.engine.node.jetstream.settings import HEADERS_BYTES, check_payload, check_settings, news_of
 from shardengine.engine.node.jetstream.stream import NOT_FOUND, Info, RefusedError, Stream, logged_in
 from shardengine.engine.node.log import LogState
 from shardengine.engine.node.refusals import FRAME_BYTES_MAX, closed
@@ -32,6 +32,8 @@ OPEN_S = 30.0
 """Servers that cannot be reached, or do not agree, for so long keep a log from being opened."""
 CLOSE_S = 5.0
 """For so long an end waits for what is under way."""
+CUT_AGAIN_S = 5.0
+"""After so long a cut is tried again that nobody took."""
 log = logging.getLogger("shardengine")
 
 
@@ -55,6 +57,8 @@ class Session:
         self._replicas = replicas
         self._tasks: list[asyncio.Task[None]] = []
         self._cuts: set[asyncio.Task[None]] = set()
+        self._uncut = 0
+        """Before that position is to be cut, soon; 0: nowhere."""
 
     @property
     def began(self) -> bool:
@@ -93,7 +97,7 @@ class Session:
         if link is None:
             raise LogUnreachableError("the connection has ended", hint="see the servers' log")
         check_settings(self.stream.name, self._replicas, info.config, min(info.server, link.version, key=_numbers))
-        payload = link.payload_bytes_max
+        check_payload(self.stream.name, payload := link.payload_bytes_max)
         if (most := info.config.get("max_msg_size") or 0) > 0:
             payload = min(payload, most)
         self.frame_bytes_max = min(payload - HEADERS_BYTES, FRAME_BYTES_MAX)
@@ -169,14 +173,24 @@ class Session:
         return task
 
     async def _cut(self, position: int) -> None:
-        if position <= self.guard.first or not self.guard.trusted.is_set():
+        if position <= self.guard.first:
             return
-        try:
-            await self.stream.purge(position)
-        except LogUnreachableError as error:
-            log.warning("the log is not cut at position %d now: %s", position, error)
-        else:
-            self.guard.first = max(self.guard.first, position)
+        if self.guard.trusted.is_set():
+            try:
+                await self.stream.purge(position)
+            except LogUnreachableError as error:
+                log.warning("the log is not cut at position %d now: %s", position, error)
+            else:
+                self.guard.first = max(self.guard.first, position)
+                return
+        if not self._uncut:
+            self.loop.call_later(CUT_AGAIN_S, self._cut_again)
+        self._uncut = max(self._uncut, position)
+
+    def _cut_again(self) -> None:
+        position, self._uncut = self._uncut, 0
+        if not self.closing and self.failure is None:
+            self.cut(position).add_done_callback(_tell)
 
     def _changed(self) -> None:
         if self._tasks:
@@ -229,6 +243,11 @@ class Session:
 
 def _numbers(version: str) -> list[int]:
     return [int(number) for number in version.split("-", maxsplit=1)[0].split(".") if number.isdigit()]
+
+
+def _tell(cut: asyncio.Task[None]) -> None:
+    if not cut.cancelled() and (error := cut.exception()) is not None:
+        log.warning("the log is not cut: %s", error)
 
 
 def _unknown(stream: str) -> LogFailedError:

@@ -15,6 +15,8 @@ IDENTITY_KEY = "shardengine"
 HEADERS_BYTES = 512
 """More than our headers take of a message."""
 _LEAST_MESSAGE_BYTES = 64 << 10
+PAYLOAD_BYTES_MIN = 264 << 10
+"""A piece of a snapshot is one message between nodes, and no longer than this."""
 
 
 class Setting(NamedTuple):
@@ -65,6 +67,18 @@ def check_settings(stream: str, replicas: int, config: Mapping[str, Any], server
             hint="set the stream up so (nats stream edit), or name one that is not there yet: it is made right",
             stream=stream,
             wrong=wrong,
+        )
+
+
+def check_payload(stream: str, payload: int) -> None:
+    """Raise LogSettingsError when a server takes no message as long as nodes send each other."""
+    if payload < PAYLOAD_BYTES_MIN:
+        raise LogSettingsError(
+            f"the servers of the stream {stream!r} take messages of {payload} bytes, and nodes give each other "
+            f"snapshots in messages of up to {PAYLOAD_BYTES_MIN}",
+            hint="set max_payload on every server: 8MB suits most",
+            stream=stream,
+            wrong=[Setting("max_payload", payload, f"at least {PAYLOAD_BYTES_MIN}")],
         )
 
 
