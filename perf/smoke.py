@@ -18,6 +18,7 @@ from perf.apply import Given, Throughput
 from perf.documents import FORMAT
 from perf.facts import machine
 from perf.load import Load
+from perf.options import folder, tolerated
 from perf.report import carry_out
 from shardengine import run
 
@@ -98,9 +99,9 @@ def record(facts: Mapping[str, Any], path: Path) -> None:
 
 def add_smoke(command: argparse.ArgumentParser) -> None:
     command.add_argument("--record", action="store_true", help="write the ratios instead of comparing them")
-    command.add_argument("--tolerance", type=float, default=25, help="percent (default: %(default)s)")
+    command.add_argument("--tolerance", type=tolerated, default=25, help="percent (default: %(default)s)")
     command.add_argument("--recorded", type=Path, default=RECORDED, help="where they are (default: %(default)s)")
-    command.add_argument("--dir", type=Path, help="where the temporary data goes")
+    command.add_argument("--dir", type=folder, help="where the temporary data goes")
 
 
 def run_smoke(args: argparse.Namespace) -> int:
