@@ -106,6 +106,15 @@ def add_smoke(command: argparse.ArgumentParser) -> None:
 
 def run_smoke(args: argparse.Namespace) -> int:
     """Measure, check, and compare or record. Returns the exit code."""
+    here = kind(machine())
+    try:
+        known = recorded_in(args.recorded).get(here)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        print(f"{args.recorded} cannot be read: {error!r}", file=sys.stderr)
+        return 2
+    if known is None and not args.record:
+        print(f"nothing is recorded for {here}: `python -m perf smoke --record` does", file=sys.stderr)
+        return 2
     found: list[dict[str, Any]] = []
     code = carry_out(partial(measured, plan=PLAN), found.append, parent=args.dir, output=None)
     if code:
@@ -113,14 +122,9 @@ def run_smoke(args: argparse.Namespace) -> int:
     (facts,) = found
     if args.record:
         record(facts, args.recorded)
-        print(f"recorded for {kind(facts['machine'])} in {args.recorded}")
+        print(f"recorded for {here} in {args.recorded}")
         return 0
-    known = recorded_in(args.recorded).get(kind(facts["machine"]))
-    if known is None:
-        print(
-            f"nothing is recorded for {kind(facts['machine'])}: `python -m perf smoke --record` does", file=sys.stderr
-        )
-        return 2
+    assert known is not None
     return 1 if show(facts, known["ratios"], args.tolerance) else 0
 
 

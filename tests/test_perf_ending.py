@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from perf import options
+from perf import options, peers
 from perf.__main__ import main
 from perf.report import ended
 from perf.sides import feed
 from shardengine import Engine, Entry, LogGapError, Put, encode
+from tests.figures import helper_ends
 from tests.killing import ROOT, WATCHDOG_S, environment
 
 SWEEP = ["sweep", "--entries", "400", "--chunk", "100", "--shards", "2"]
@@ -109,6 +113,27 @@ def test_what_the_engine_or_a_file_could_not_is_a_line(error: Exception, capsys:
     assert ended(_raiser(error)) == 3 and capsys.readouterr().err == f"{error}\n"
     with pytest.raises(KeyError):
         ended(_raiser(KeyError("a mistake of our own")))
+
+
+def _interrupting(host: Connection[Any, Any]) -> None:
+    """Interrupt who started this process, which is not interrupted with it, and wait for ever."""
+    assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    os.kill(os.getppid(), signal.SIGINT)
+    host.recv()
+
+
+@helper_ends()
+def test_writers_end_with_an_interrupt_that_is_not_theirs() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        peers._race(_interrupting, [()])
+    assert multiprocessing.active_children() == []
+
+
+def test_smoke_measures_nothing_where_nothing_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["smoke", "--dir", str(tmp_path), "--recorded", str(tmp_path / "it")]
+    assert main(asked) == 2 and "nothing is recorded for" in capsys.readouterr().err
+    (tmp_path / "it").write_text("{}")
+    assert main(asked) == 2 and "it cannot be read" in capsys.readouterr().err
 
 
 async def test_chunks_behind_one_that_failed_fail_silently(tmp_path: Path) -> None:
