@@ -251,14 +251,13 @@ def _run_node(args: argparse.Namespace) -> int:
 
 def _run_cluster(args: argparse.Namespace) -> int:
     try:
-        from perf.cluster import Plan as ClusterPlan
         from perf.cluster import run_cluster
     except ModuleNotFoundError as error:
         if error.name != "nats":
             raise
         print("this command needs nats-py: pip install 'shardengine[cluster]'", file=sys.stderr)
         return 2
-    return run_cluster(_plan(ClusterPlan, args), parent=args.dir, output=args.json)
+    return run_cluster(_plan(NodePlan, args), parent=args.dir, output=args.json)
 
 
 def _run_reads(args: argparse.Namespace) -> int:
