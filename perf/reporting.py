@@ -20,7 +20,7 @@ from perf.documents import FORMAT, MALFORMED, Document, DocumentError, document,
 from perf.facts import machine, memory_bytes
 from perf.load import Load
 from perf.options import file_to_write, folder, folder_to_make
-from perf.page import render
+from perf.page import render, warnings
 from perf.report import CheckError
 from perf.sections import SECTIONS
 from shardengine.engine.storage.files import filesystem_of
@@ -271,6 +271,8 @@ def _write(report: Document, folder: Path, plots: list[tuple[str, Path]]) -> int
     for name, section in SECTIONS.items():
         if name in report["parts"]:
             print(f"{section.title}: {section.says(report['parts'][name])}")
+    for text in warnings(report["facts"]):
+        print(f"\n{text}")
     print(f"\nchecked: every part's state; written: {folder / 'report.html'} and report.json beside it")
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import json
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,7 @@ from perf.__main__ import main
 from perf.report import ended
 from perf.sides import feed
 from shardengine import Engine, Entry, LogGapError, Put, encode
-from tests.figures import helper_ends
+from tests.figures import USUAL, helper_ends, report_of
 from tests.killing import ROOT, WATCHDOG_S, environment
 
 SWEEP = ["sweep", "--entries", "400", "--chunk", "100", "--shards", "2"]
@@ -134,6 +135,16 @@ def test_smoke_measures_nothing_where_nothing_is_recorded(tmp_path: Path, capsys
     assert main(asked) == 2 and "nothing is recorded for" in capsys.readouterr().err
     (tmp_path / "it").write_text("{}")
     assert main(asked) == 2 and "it cannot be read" in capsys.readouterr().err
+
+
+def test_what_is_printed_says_that_the_machine_was_busy_as_the_page_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = report_of({"throughput": USUAL}, load_average=95, cores=2)
+    (tmp_path / "it").write_text(json.dumps(report))
+    assert main(["report", "--from", str(tmp_path / "it"), "--out", str(tmp_path / "out")]) == 0
+    said = "The machine was busy: when the measurement began, 95.0 processes wanted its 2 cores."
+    assert said in capsys.readouterr().out and said in (tmp_path / "out" / "report.html").read_text()
 
 
 async def test_chunks_behind_one_that_failed_fail_silently(tmp_path: Path) -> None:
