@@ -2,6 +2,7 @@
 # make cluster three servers and three nodes on this machine, two of them killed on the way
 # make test    the whole suite; PYTEST_ARGS="-k name -x" narrows it, JOBS=4 uses more processes
 # make check   ruff (lint and format) and mypy --strict
+# make format  what ruff can correct by itself
 # make perf    everything worth knowing about speed here, as one page, in some minutes; PERF_ARGS="--out DIR" changes it
 # make perf-smoke  ratios of speeds beside those recorded for such a machine, perf/recorded.json
 # make clean   remove the environment, caches and build products

@@ -101,6 +101,9 @@ is in the coordinator's thread, as an application is, and polls the clock.
 rounds; a rank test says whether chance alone could have ordered those so. Rounds within one run are more alike than
 runs: before a small change is believed, it has to be there again.
 
+Exit codes: 0 done; 1 an answer was wrong, or what was asked for is not so; 2 wrong use, known before anything is
+measured; 3 the engine or a file could not; 128+n stopped by signal n, with nothing left behind.
+
 Files, lowest first:
 
     facts.py        the machine; CPU time and memory of processes

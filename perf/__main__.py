@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from perf.apply import run_apply
@@ -18,9 +18,10 @@ from perf.machines import run_machines
 from perf.memory import run_memory
 from perf.node import Plan as NodePlan
 from perf.node import run_node
-from perf.options import COMMON, add, at_least_two, list_of, positive
+from perf.options import COMMON, add, at_least_two, between, file_to_write, list_of, shard_count
 from perf.reads import Plan as ReadsPlan
 from perf.reads import run_reads
+from perf.report import ended
 from perf.reporting import EXAMPLES as _REPORT
 from perf.reporting import add_report, run_report
 from perf.smoke import EXAMPLES as _SMOKE
@@ -121,7 +122,7 @@ def _add_apply(apply: argparse.ArgumentParser) -> None:
     add(apply, "rounds", text="rounds of the three sides")
     apply.add_argument(
         "--latency-rounds",
-        type=int,
+        type=between(0, 1_000_000),
         default=20,
         help="blocks of 100 single chunks of each kind; 0: none (default: %(default)s)",
     )
@@ -143,12 +144,13 @@ def _add_snapshot(snapshot: argparse.ArgumentParser) -> None:
     add(snapshot, *COMMON[1:])
     add(snapshot, "entries", text="records of the smallest of three sizes", entries=50_000)
     add(snapshot, "rounds", text="rounds of everything")
-    snapshot.add_argument("--into", type=positive, help="shards of the other restore (default: one more than --shards)")
+    told = "shards of the other restore (default: one more than --shards)"
+    snapshot.add_argument("--into", type=shard_count, help=told)
 
 
 def _add_transactions(transactions: argparse.ArgumentParser) -> None:
     add(transactions, "chunk", "window", "seed", "dir", "json", "shares", "skews", "keys")
-    add(transactions, "shards", text="shard counts", kind=list_of(positive), shards="1,2")
+    add(transactions, "shards", text="shard counts", kind=list_of(shard_count), shards="1,2")
     add(transactions, "entries", text="transfers of each kind, each round", entries=100_000)
     add(transactions, "rounds", rounds=3)
 
@@ -167,15 +169,15 @@ def _add_node(node: argparse.ArgumentParser) -> None:
 
 def _add_peers(peers: argparse.ArgumentParser) -> None:
     add(peers, "value_bytes", "chunk", "window", "seed", "dir", "json")
-    add(peers, "shards", text="shard counts of the engine", kind=list_of(positive), shards="1,2")
+    add(peers, "shards", text="shard counts of the engine", kind=list_of(shard_count), shards="1,2")
     add(peers, "entries", entries=200_000)
     add(peers, "rounds", text="rounds of all sides")
-    peers.add_argument("--svg", type=Path, help="also draw them, into this file")
+    peers.add_argument("--svg", type=file_to_write, help="also draw them, into this file")
 
 
 def _add_reads(reads: argparse.ArgumentParser) -> None:
     add(reads, "threads", "gets", "value_bytes", "seed", "dir", "json")
-    add(reads, "shards", text="shard counts", kind=list_of(positive), shards="1,2")
+    add(reads, "shards", text="shard counts", kind=list_of(shard_count), shards="1,2")
     add(reads, "keys", text="records", keys=100_000)
     add(reads, "rounds", text="batches of each read", rounds=100)
 
@@ -183,7 +185,7 @@ def _add_reads(reads: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str]) -> int:
     args = parser().parse_args(arguments)
     _, _, _, measure = _COMMANDS[args.measures]
-    return measure(args)
+    return ended(partial(measure, args))
 
 
 def _run_latency(args: argparse.Namespace) -> int:
@@ -249,14 +251,13 @@ def _run_node(args: argparse.Namespace) -> int:
 
 def _run_cluster(args: argparse.Namespace) -> int:
     try:
-        from perf.cluster import Plan as ClusterPlan
         from perf.cluster import run_cluster
     except ModuleNotFoundError as error:
         if error.name != "nats":
             raise
         print("this command needs nats-py: pip install 'shardengine[cluster]'", file=sys.stderr)
         return 2
-    return run_cluster(_plan(ClusterPlan, args), parent=args.dir, output=args.json)
+    return run_cluster(_plan(NodePlan, args), parent=args.dir, output=args.json)
 
 
 def _run_reads(args: argparse.Namespace) -> int:

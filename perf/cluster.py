@@ -15,6 +15,7 @@ import msgspec
 from perf.calls import Amount, Took, percentile
 from perf.facts import machine
 from perf.load import KEY_BYTES, Load
+from perf.node import Plan
 from perf.proposing import over_a_node, puts_of
 from perf.publishing import over_a_replicated_node, published
 from perf.report import carry_out, progress, show_machine
@@ -25,18 +26,6 @@ from shardengine.engine.storage.files import filesystem_of
 SIDES = NODE, BARE, LOCAL = "JetStreamLog", "bare publish", "LocalLog"
 _PERCENTILES = {"p50_us": 50, "p99_us": 99}
 _REPLICAS = 3
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What is measured: each stretch ends after so many proposals or seconds, whichever is less."""
-
-    callers: list[int]
-    proposals: int
-    seconds: float
-    value_bytes: int
-    shards: int
-    rounds: int
-    seed: int
 
 
 class Case:

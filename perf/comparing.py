@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from perf.documents import Document, DocumentError, parts_of, sampled, subject
+from perf.documents import MALFORMED, Document, DocumentError, parts_of, sampled, subject
 from perf.noise import BEYOND, differ, tells
+from perf.options import tolerated
 from perf.rows import Row
 from perf.svg import told
 from perf.telling import heading
@@ -26,7 +27,7 @@ Each figure with the values of single rounds is compared: the ratio of the media
 difference beyond the noise (5 %). Four rounds each are the fewest that can tell.
 
 Exit code 0, whatever changed; 1 with --fail-on-slower, when a figure is slower by more, and beyond the noise; 2: a file
-holds no figures.
+holds no figures, or the two have none in common.
 """
 _TIMES = ("_us", "_ms", "_ns")
 _MACHINE = ("cores", "cpu", "puts")
@@ -118,7 +119,7 @@ def add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("before", type=Path, help="what a command, or `report`, wrote")
     command.add_argument("after", type=Path, help="the same, later or elsewhere")
     command.add_argument(
-        "--fail-on-slower", type=float, metavar="PERCENT", help="exit 1 when a figure is slower by more"
+        "--fail-on-slower", type=tolerated, metavar="PERCENT", help="exit 1 when a figure is slower by more"
     )
 
 
@@ -129,11 +130,18 @@ def run_compare(args: argparse.Namespace) -> int:
     except DocumentError as error:
         print(error, file=sys.stderr)
         return 2
+    try:
+        found, alone = list(changes(first, second)), list(unmatched(first, second))
+    except MALFORMED as error:
+        print(f"{args.before} or {args.after} has other rows than its command writes: {error!r}", file=sys.stderr)
+        return 2
     print(f"{differences(before['facts'], after['facts'])}\n")
-    found = list(changes(first, second))
     show(found)
-    for line in unmatched(first, second):
+    for line in alone:
         print(line)
+    if not found:
+        print("the two have no figure in common that has values of single rounds", file=sys.stderr)
+        return 2
     return 1 if args.fail_on_slower is not None and any(_fails(one, args.fail_on_slower) for one in found) else 0
 
 

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from perf.rows import ROWS_OF, SAMPLES, Row
 
 FORMAT = 1
@@ -24,6 +26,25 @@ _SINCE = ("group_bytes", "ring_bytes")
 """Keys that older files lack; 0 says what their absence does."""
 
 Document = dict[str, Any]
+
+
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError)
+"""What comes of a document that is well formed and says something else than its command would."""
+
+
+class _Part(msgspec.Struct):
+    """What every document has."""
+
+    command: str
+    facts: dict[str, Any]
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+class _Report(msgspec.Struct):
+    facts: dict[str, Any]
+    parts: dict[str, _Part]
+    missing: dict[str, str] = {}
 
 
 class DocumentError(Exception):
@@ -59,15 +80,29 @@ def from_older(facts: Mapping[str, Any]) -> Document:
             settings = facts.get("plan") or {
                 name: facts[name] for name in ("load", "shards", "window") if name in facts
             }
-            return document(command, facts["machine"], settings, rows_of(facts))
+            try:
+                return document(command, facts["machine"], settings, rows_of(facts))
+            except MALFORMED as error:
+                raise DocumentError(f"these are no whole figures of `python -m perf {command}`: {error!r}") from error
     raise DocumentError("these are no figures of `python -m perf`")
+
+
+def _check(whole: Document) -> None:
+    """Raise ValidationError unless it has the form that is told above."""
+    kind: Any = _Report if "parts" in whole else _Part
+    checked = msgspec.convert(whole, kind)
+    for part in checked.parts.values() if isinstance(checked, _Report) else [checked]:
+        for row in part.rows:
+            for values in sampled(row).values():
+                if not msgspec.convert(values, list[float], strict=True):
+                    raise msgspec.ValidationError("a figure has no values of rounds")
 
 
 def parts_of(path: Path) -> tuple[Document, dict[str, Document]]:
     """What a file holds: the whole, and the documents in it, by command. Raises DocumentError when it holds none."""
     try:
         whole = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise DocumentError(f"{path} cannot be read: {error}") from error
     if not isinstance(whole, dict):
         raise DocumentError(f"{path}: these are no figures of `python -m perf`")
@@ -78,4 +113,8 @@ def parts_of(path: Path) -> tuple[Document, dict[str, Document]]:
             raise DocumentError(f"{path}: {error}") from error
     if whole["format"] != FORMAT:
         raise DocumentError(f"{path} is of format {whole['format']}, and this is format {FORMAT}")
+    try:
+        _check(whole)
+    except msgspec.ValidationError as error:
+        raise DocumentError(f"{path}: {error}") from error
     return whole, whole["parts"] if "parts" in whole else {whole["command"]: whole}

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from perf.facts import machine
+from perf.peers import uninterrupted
 from perf.report import CheckError, carry_out, show_machine
 from shardengine import Engine, EngineConfig, Entry, Put, encode, run
 from shardengine.shards.placement import shard_of, slot_of
@@ -143,7 +144,8 @@ def _echoing() -> Iterator[Connection[Any, Any]]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     echo = context.Process(target=_echo, args=(theirs,))
-    echo.start()
+    with uninterrupted():
+        echo.start()
     theirs.close()
     try:
         yield ours

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from shardengine.shards.placement import SHARDS_MAX
 
 
 def list_of(kind: Callable[[str], object]) -> Callable[[str], list[Any]]:
@@ -14,6 +17,7 @@ def list_of(kind: Callable[[str], object]) -> Callable[[str], list[Any]]:
     def several(text: str) -> list[Any]:
         return [kind(one) for one in text.split(",")]
 
+    several.__name__ = "list"
     return several
 
 
@@ -47,11 +51,27 @@ def skew(text: str) -> float:
     return number
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+def between(low: int, high: int) -> Callable[[str], int]:
+    """A whole number from `low` to `high`."""
+
+    def whole(text: str) -> int:
+        number = int(text)
+        if number < low:
+            raise argparse.ArgumentTypeError(f"{number:,} is less than {low:,}")
+        if number > high:
+            raise argparse.ArgumentTypeError(f"{number:,} is more than {high:,}")
+        return number
+
+    whole.__name__ = "number"
+    return whole
+
+
+positive = between(1, 1_000_000_000)
+shard_count = between(1, SHARDS_MAX)
+at_least_two = between(2, SHARDS_MAX)
+"""Shards, two or more."""
+value_length = between(1, 1 << 20)
+"""Bytes; what a directory takes that is made without another limit."""
 
 
 def not_negative(text: str) -> int:
@@ -75,18 +95,49 @@ def seconds(text: str) -> float:
     return number
 
 
-def at_least_two(text: str) -> int:
-    number = int(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError(f"{number} is less than 2")
+def tolerated(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{number:g} is no percentage from 0 on")
     return number
+
+
+def file_to_write(text: str) -> Path:
+    """Refused before anything is measured, if it could not be written then."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder")
+    _check_writable(path if path.exists() else folder(str(path.parent)))
+    return path
+
+
+def folder(text: str) -> Path:
+    """One that is there, to write into."""
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+    _check_writable(path)
+    return path
+
+
+def folder_to_make(text: str) -> Path:
+    """One that is there, or can be made."""
+    path = Path(text)
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    folder(str(there))
+    return path
+
+
+def _check_writable(path: Path) -> None:
+    if not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} may not be written")
 
 
 OPTIONS: dict[str, tuple[Callable[[str], object], int | str | None, str]] = {
     "entries": (positive, None, "records in all"),
-    "value_bytes": (positive, 256, "length of a value"),
+    "value_bytes": (value_length, 256, "length of a value"),
     "chunk": (positive, 5000, "entries a chunk"),
-    "shards": (positive, 2, "worker processes"),
+    "shards": (shard_count, 2, "worker processes"),
     "window": (positive, 4, "chunks in flight"),
     "group_bytes": (not_negative, 0, "data that goes through one commit together at most, bytes; 0: by default"),
     "ring_bytes": (not_negative, 0, "size of a shard's ring, bytes, a multiple of 4096; 0: by default"),
@@ -101,8 +152,8 @@ OPTIONS: dict[str, tuple[Callable[[str], object], int | str | None, str]] = {
     "seconds": (seconds, 2, "or after so many seconds, if that is earlier"),
     "threads": (list_of(positive), "1,4", "threads that read through one SyncEngine"),
     "gets": (positive, 2_000, "gets a batch"),
-    "dir": (Path, None, "where the temporary data goes (default: the system's temporary directory)"),
-    "json": (Path, None, "write everything here too"),
+    "dir": (folder, None, "where the temporary data goes (default: the system's temporary directory)"),
+    "json": (file_to_write, None, "write everything here too"),
 }
 """The type of an option, its default and what it says, wherever a command does not say otherwise."""
 COMMON = ("entries", "value_bytes", "chunk", "shards", "window", "seed", "dir", "json")

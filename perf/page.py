@@ -100,6 +100,11 @@ def _told_of(facts: dict[str, Any]) -> Iterable[tuple[str, str]]:
     )
 
 
+def warnings(facts: dict[str, Any]) -> list[str]:
+    """What a reader has to know before all figures, and may not pass over."""
+    return [text for text, kind in _told_of(facts) if kind == "warn"]
+
+
 def _contents(parts: dict[str, Document]) -> str:
     links = (
         f'<li><a href="#{_text(command)}">{_text(section.title)}</a></li>'

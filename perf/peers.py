@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from operator import itemgetter
 from pathlib import Path
@@ -82,19 +85,24 @@ def _race(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> Ra
     context = multiprocessing.get_context("spawn")
     ends: list[Connection[Any, Any]] = []
     processes = []
-    for own in arguments:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(*own, theirs))
-        process.start()
-        theirs.close()
-        ends.append(ours)
-        processes.append(process)
     try:
+        for own in arguments:
+            ours, theirs = context.Pipe()
+            ends.append(ours)
+            process = context.Process(target=work, args=(*own, theirs))
+            with uninterrupted():
+                process.start()
+                processes.append(process)
+            theirs.close()
         for end in ends:
             end.recv()
         for end in ends:
             end.send(None)
         written: list[Written] = [end.recv() for end in ends]
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
     finally:
         for process in processes:
             process.join(START_S)
@@ -107,6 +115,17 @@ def _race(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> Ra
         sum(one.records for one in written),
         whole(sum(one.total for one in written)),
     )
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Processes that are started within are not interrupted from the keyboard: who started them ends them."""
+    resource_tracker.ensure_running()  # which unblocks the signal when it is started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait_for_the_start(host: Connection[Any, Any]) -> None:

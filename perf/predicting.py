@@ -13,7 +13,7 @@ import msgspec
 
 from perf.cells import Cell, Plan, Ran, cores
 from perf.counters import Counted
-from perf.documents import Document, DocumentError, document, parts_of
+from perf.documents import MALFORMED, Document, DocumentError, document, parts_of
 from perf.facts import machine
 from perf.model import ASSUMPTIONS, Costs, Prediction, StagesError, best, costs_of, predict
 from perf.report import carry_out, show_facts
@@ -67,7 +67,10 @@ def measured(directory: Path, plan: Plan, asked: Asked) -> Document:
         rounds.run(plan.rounds, WITHIN_S)
         found = rounds.found
         rows = rows or _stages(found)
-    model = Model(costs_of(rows), _stream(settings))
+    try:
+        model = Model(costs_of(rows), _stream(settings))
+    except MALFORMED as error:
+        raise StagesError(f"these are no whole stages: {error!r}") from error
     told = model.predictor(asked.memory_gb_s)
     told_too = {"costs": msgspec.to_builtins(model.costs), "assumptions": list(ASSUMPTIONS)}
     rows = [*_asked_rows(told, asked), *_hosts(told), *_checks(told, found)]

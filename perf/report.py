@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from typing import Any
 
 from perf.facts import machine
 from perf.load import KEY_BYTES, Load
+from shardengine import EngineError
 
 
 class CheckError(Exception):
@@ -80,6 +82,28 @@ def carry_out(
     show(facts)
     save(facts, output)
     return 0
+
+
+def ended(work: Callable[[], int]) -> int:
+    """The exit code of `work`; 3, with what it says, when the engine or a file could not; and 128+n when signal n, of
+    those that ask a program to end, stopped it, after what it began is removed."""
+    stopped_by = [signal.SIGINT]
+
+    def stop(number: int, _: object) -> None:
+        stopped_by.append(signal.Signals(number))
+        signal.raise_signal(signal.SIGINT)  # which loops know
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print(f"stopped by {stopped_by[-1].name}: there are no figures", file=sys.stderr)
+        return 128 + stopped_by[-1]
+    except (EngineError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 3
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def setting(load: Load, shards: int, window: int) -> dict[str, Any]:

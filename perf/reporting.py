@@ -16,10 +16,11 @@ from typing import Any
 import msgspec
 
 from perf import cells, defaults, latency, node, offered, predicting, reads, snapshot, stages, sweep
-from perf.documents import FORMAT, Document, DocumentError, document, from_older, parts_of
+from perf.documents import FORMAT, MALFORMED, Document, DocumentError, document, from_older, parts_of
 from perf.facts import machine, memory_bytes
 from perf.load import Load
-from perf.page import render
+from perf.options import file_to_write, folder, folder_to_make
+from perf.page import render, warnings
 from perf.report import CheckError, RefusedError
 from perf.sections import SECTIONS
 from shardengine.engine.run.resources import default_shards
@@ -191,8 +192,10 @@ def add_report(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--plot", nargs=2, metavar=("PART", "FILE"), action="append", default=[], help="also write its plot, as SVG"
     )
-    command.add_argument("--out", type=Path, default=Path("perf-report"), help="folder (default: %(default)s)")
-    command.add_argument("--dir", type=Path, help="where the temporary data goes")
+    command.add_argument(
+        "--out", type=folder_to_make, default=Path("perf-report"), help="where to (default: %(default)s)"
+    )
+    command.add_argument("--dir", type=folder, help="where the temporary data goes")
     command.set_defaults(form="full")
 
 
@@ -207,17 +210,37 @@ def _names(text: str) -> list[str]:
 def run_report(args: argparse.Namespace) -> int:
     """Measure, check, write the page, the figures and the plots. Returns the exit code."""
     try:
-        if args.source is not None:
-            report, _ = parts_of(args.source)
-        else:
-            report = measured(args.form, args.only or list(PARTS), args.dir)
+        plots = [(name, file_to_write(file)) for name, file in args.plot]
+    except argparse.ArgumentTypeError as error:
+        print(f"--plot: {error}", file=sys.stderr)
+        return 2
+    asked = args.only or list(PARTS)
+    try:
+        report = None if args.source is None else _read(args.source)
+        known = asked if report is None else list(report["parts"])
+        if absent := [name for name, _ in plots if name not in known]:
+            print(f"no plot of {', '.join(absent)}: the report has {', '.join(known)}", file=sys.stderr)
+            return 2
+        report = report or measured(args.form, asked, args.dir)
     except CheckError as error:
         print(f"check failed: {error}", file=sys.stderr)
         return 1
     except (DocumentError, RefusedError) as error:
         print(error, file=sys.stderr)
         return 2
-    return _write(report, args.out, args.plot)
+    return _write(report, args.out, plots)
+
+
+def _read(path: Path) -> Document:
+    """What was measured before. Raises DocumentError unless a page can be made of it."""
+    report, _ = parts_of(path)
+    if "parts" not in report:
+        raise DocumentError(f"this is no report, but what `python -m perf {report['command']}` found")
+    try:
+        render(report)
+    except MALFORMED as error:
+        raise DocumentError(f"{path}: a part lacks what its section needs: {error!r}") from error
+    return report
 
 
 def measured(form: str, names: list[str], parent: Path | None) -> Document:
@@ -249,22 +272,20 @@ def _facts(directory: Path) -> dict[str, Any]:
     }
 
 
-def _write(report: Document, folder: Path, plots: list[tuple[str, str]]) -> int:
-    if "parts" not in report:
-        print(f"this is no report, but what `python -m perf {report['command']}` found", file=sys.stderr)
-        return 2
-    absent = [name for name, _ in plots if name not in report["parts"]]
-    if absent:
-        print(f"no plot of {', '.join(absent)}: the report has {', '.join(report['parts'])}", file=sys.stderr)
-        return 2
+def _write(report: Document, folder: Path, plots: list[tuple[str, Path]]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    for name, file in plots:
-        Path(file).write_text(SECTIONS[name].drawn(report["parts"][name]))
     (folder / "report.html").write_text(render(report))
+    for name, file in plots:
+        if name in report["parts"]:
+            file.write_text(SECTIONS[name].drawn(report["parts"][name]))
+        else:
+            print(f"no plot of {name}: {report['missing'].get(name)}", file=sys.stderr)
     for name, section in SECTIONS.items():
         if name in report["parts"]:
             print(f"{section.title}: {section.says(report['parts'][name])}")
+    for text in warnings(report["facts"]):
+        print(f"\n{text}")
     print(f"\nchecked: every part's state; written: {folder / 'report.html'} and report.json beside it")
     return 0
 

@@ -37,12 +37,17 @@ class Applied(Spent, frozen=True):
 async def feed(db: Engine, chunks: Iterable[list[Entry]], window: int) -> None:
     """Apply chunks in order, `window` of them in flight."""
     flying: deque[asyncio.Task[Any]] = deque()
-    for chunk in chunks:
-        flying.append(asyncio.create_task(db.apply_chunk(chunk)))
-        if len(flying) == window:
+    try:
+        for chunk in chunks:
+            flying.append(asyncio.create_task(db.apply_chunk(chunk)))
+            if len(flying) == window:
+                await flying.popleft()
+        while flying:
             await flying.popleft()
-    while flying:
-        await flying.popleft()
+    finally:  # those behind one that failed, or was stopped, fail for no reason of their own
+        for task in flying:
+            task.cancel()
+        await asyncio.gather(*flying, return_exceptions=True)
 
 
 Stretch = Callable[[Sequence[int]], AbstractContextManager[None]]

@@ -18,6 +18,7 @@ from perf.apply import Given, Throughput
 from perf.documents import FORMAT
 from perf.facts import machine
 from perf.load import Load
+from perf.options import folder, tolerated
 from perf.report import carry_out
 from shardengine import run
 
@@ -98,13 +99,22 @@ def record(facts: Mapping[str, Any], path: Path) -> None:
 
 def add_smoke(command: argparse.ArgumentParser) -> None:
     command.add_argument("--record", action="store_true", help="write the ratios instead of comparing them")
-    command.add_argument("--tolerance", type=float, default=25, help="percent (default: %(default)s)")
+    command.add_argument("--tolerance", type=tolerated, default=25, help="percent (default: %(default)s)")
     command.add_argument("--recorded", type=Path, default=RECORDED, help="where they are (default: %(default)s)")
-    command.add_argument("--dir", type=Path, help="where the temporary data goes")
+    command.add_argument("--dir", type=folder, help="where the temporary data goes")
 
 
 def run_smoke(args: argparse.Namespace) -> int:
     """Measure, check, and compare or record. Returns the exit code."""
+    here = kind(machine())
+    try:
+        known = recorded_in(args.recorded).get(here)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        print(f"{args.recorded} cannot be read: {error!r}", file=sys.stderr)
+        return 2
+    if known is None and not args.record:
+        print(f"nothing is recorded for {here}: `python -m perf smoke --record` does", file=sys.stderr)
+        return 2
     found: list[dict[str, Any]] = []
     code = carry_out(partial(measured, plan=PLAN), found.append, parent=args.dir, output=None)
     if code:
@@ -112,14 +122,9 @@ def run_smoke(args: argparse.Namespace) -> int:
     (facts,) = found
     if args.record:
         record(facts, args.recorded)
-        print(f"recorded for {kind(facts['machine'])} in {args.recorded}")
+        print(f"recorded for {here} in {args.recorded}")
         return 0
-    known = recorded_in(args.recorded).get(kind(facts["machine"]))
-    if known is None:
-        print(
-            f"nothing is recorded for {kind(facts['machine'])}: `python -m perf smoke --record` does", file=sys.stderr
-        )
-        return 2
+    assert known is not None
     return 1 if show(facts, known["ratios"], args.tolerance) else 0
 
 

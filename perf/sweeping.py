@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from perf.cells import Plan, cores
-from perf.options import add, list_of, not_negative, one_of, only, positive, positive_float
+from perf.options import (
+    add,
+    file_to_write,
+    list_of,
+    not_negative,
+    one_of,
+    only,
+    positive,
+    positive_float,
+    shard_count,
+    value_length,
+)
 from perf.predicting import COUNTED, Asked, run_model
 from perf.quick import candidates, run_quick
 from perf.stages import run_stages
@@ -59,7 +71,7 @@ def add_axes(
     add(command, "chunk", text="entries a chunk", kind=numbers, chunk="5000")
     add(command, "window", text="chunks in flight", kind=numbers, window="4")
     add(command, "group_bytes", "ring_bytes", kind=many(not_negative), group_bytes="0", ring_bytes="0")
-    add(command, "value_bytes", text="length of a value", kind=numbers, value_bytes="256")
+    add(command, "value_bytes", text="length of a value", kind=many(value_length), value_bytes="256")
     add(command, "entries", text="entries a run, a tenth of them warm-up", entries=entries)
     add(command, "rounds", rounds=rounds)
     add(command, "seed", "dir", "json")
@@ -83,15 +95,18 @@ def add_sweep(sweep: argparse.ArgumentParser) -> None:
     add_axes(sweep)
     sweep.add_argument(
         "--shards",
-        type=list_of(positive),
+        type=list_of(shard_count),
         help=f"shard counts (default: 1,2; with --quick {','.join(map(str, candidates(len(cores()))))})",
     )
     sweep.add_argument("--quick", action="store_true", help="say how many shards, and why, in under two minutes")
     sweep.add_argument("--yes", action="store_true", help=f"also more than {RUNS_MAX} runs")
-    sweep.add_argument("--csv", type=Path, metavar="FILE", help="write the table here too")
+    sweep.add_argument("--csv", type=file_to_write, metavar="FILE", help="write the table here too")
 
 
 def sweep(args: argparse.Namespace) -> int:
+    if args.quick and args.csv is not None:
+        print("--csv is for the whole table: leave --quick out, or take --json", file=sys.stderr)
+        return 2
     if args.quick:
         plan = plan_of(args, shards=args.shards or candidates(len(cores())))
         return run_quick(plan, parent=args.dir, output=args.json)
@@ -101,7 +116,7 @@ def sweep(args: argparse.Namespace) -> int:
 
 def add_stages(stages: argparse.ArgumentParser) -> None:
     add_axes(stages)
-    add(stages, "shards", text="shard counts", kind=list_of(positive), shards="1,2,4")
+    add(stages, "shards", text="shard counts", kind=list_of(shard_count), shards="1,2,4")
 
 
 def stages(args: argparse.Namespace) -> int:
@@ -110,7 +125,7 @@ def stages(args: argparse.Namespace) -> int:
 
 def add_model(model: argparse.ArgumentParser) -> None:
     add_axes(model, rounds=3, several=False)
-    add(model, "shards", text="shard counts to predict", kind=list_of(positive), shards="1,2,3,4")
+    add(model, "shards", text="shard counts to predict", kind=list_of(shard_count), shards="1,2,3,4")
     here = len(cores())
     model.add_argument("--cores", type=list_of(positive), default=[here], help=f"cores to predict (default: {here})")
     told = "bandwidth of the host's memory, if it is to count"

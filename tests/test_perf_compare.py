@@ -128,18 +128,37 @@ def test_other_machines_and_what_only_one_of_two_has_are_said(
 ) -> None:
     one = report_of({"throughput": USUAL})
     other = report_of({"throughput": throughput(("engine", 4, 100))}, cores=16, puts="python", lmdb="4")
-    assert main(["compare", written(tmp_path, "one", one), written(tmp_path, "other", other)]) == 0
+    assert main(["compare", written(tmp_path, "one", one), written(tmp_path, "other", other)]) == 2
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "DIFFERENT machines or implementations: cores 2 / 16; lmdb None / 4; puts compiled / python"
     assert (
         "only in the first: 4 of 4 rows of throughput" in said
         and "only in the second: 1 of 1 rows of throughput" in said
     )
-    assert main(["compare", written(tmp_path, "one", one), written(tmp_path, "new", report_of({}, lmdb="4"))]) == 0
-    assert capsys.readouterr().out.startswith("same machine, other versions: lmdb None / 4\n")
+    assert main(["compare", written(tmp_path, "one", one), written(tmp_path, "new", report_of({}, lmdb="4"))]) == 2
+    told = capsys.readouterr()
+    assert told.out.startswith("same machine, other versions: lmdb None / 4\n") and "no figure in common" in told.err
 
 
-@pytest.mark.parametrize("held", ["no JSON", "[]", "{}", '{"format": 99, "command": "x"}'])
+_DOCUMENT = '{"format": 1, "command": "x", "facts": {}, "settings": {}, "rows": [%s]}'
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        "no JSON",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"format": 99, "command": "x"}',
+        '{"format": 1}',
+        '{"format": 1, "facts": {}, "parts": []}',
+        '{"apply": 1}',
+        _DOCUMENT % '{"of": ["a list"]}',
+        _DOCUMENT % '{"p99_us": 1, "p99_us_samples": []}',
+        _DOCUMENT % '{"p99_us": 1, "p99_us_samples": ["1"]}',
+    ],
+)
 def test_a_file_without_figures_is_refused_by_name(
     held: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +167,15 @@ def test_a_file_without_figures_is_refused_by_name(
     told = capsys.readouterr()
     assert str(tmp_path / "it") in told.err and told.out == ""
     assert main(["report", "--from", str(tmp_path / "it"), "--out", str(tmp_path / "out")]) == 2
+
+
+def test_a_report_whose_part_lacks_what_its_section_needs_is_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    it = written(tmp_path, "it", report_of({"reads": document("reads", FACTS, {}, [])}))
+    assert main(["report", "--from", it, "--out", str(tmp_path / "out")]) == 2
+    assert f"{it}: a part lacks what its section needs" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
 def test_what_a_command_wrote_by_itself_can_be_compared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
