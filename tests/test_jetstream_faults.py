@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from shardengine import LogClosedError, LogFailedError
+from shardengine import LogClosedError, LogFailedError, LogReplacedError
 from shardengine.engine.cluster.servers import Servers
-from shardengine.engine.node.jetstream import connection, link, session, stream
+from shardengine.engine.node.jetstream import connection, guarding, link, session, stream
 from shardengine.engine.node.jetstream.stream import Stream
 from shardengine.node import JetStreamLog, Logged
 from tests.jetstream import frames_up_to, new_name, opened, stream_of
@@ -232,3 +232,20 @@ async def test_a_cut_that_no_server_took_is_made_when_there_is_one_again(
         async with asyncio.timeout(WATCHDOG_S), stream_of(servers.urls, name) as asked:
             while (await asked.info()).state.first_seq != positions[3]:
                 pass
+
+
+async def test_frames_of_a_stream_that_took_the_place_of_the_log_are_not_read(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarding, "LOOK_S", 60.0)
+    name, read = new_name(), list[Logged]()
+    async with opened(servers.urls, name) as log, stream_of(servers.urls, name) as asked:
+        await log.append([b"ours"])
+        reading = log.read(0)
+        while not read or read[-1].frame != b"ours":
+            read.append(await anext(reading))
+        await asked._api(f"STREAM.DELETE.{name}")
+        async with opened(servers.urls, name) as other:
+            await other.append([b"theirs"] * 5)
+            with pytest.raises(LogReplacedError):
+                await asyncio.wait_for(anext(reading), WATCHDOG_S)

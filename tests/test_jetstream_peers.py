@@ -8,6 +8,7 @@ import os
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
 from shardengine import LogClosedError, LogUnreachableError, PeerError, StoreFullError
@@ -244,3 +245,18 @@ async def test_a_log_that_is_closed_neither_meets_nor_asks_and_ends_what_it_answ
                 await call
         asking.cancel()
         await asyncio.wait([asking])
+
+
+async def test_what_was_said_of_another_log_of_that_name_is_not_heard(servers: Servers) -> None:
+    name = new_name()
+    async with opened(servers.urls, name) as before:
+        await before.meet(member(1))
+    async with stream_of(servers.urls, name) as stream:
+        await stream._api(f"STREAM.DELETE.{name}")
+    async with opened(servers.urls, name) as after:
+        assert await after.meet(member(2)) == [member(2)]
+
+
+async def test_words_of_a_later_version_are_heard_as_far_as_they_are_understood() -> None:
+    said = msgspec.json.decode(msgspec.json.encode(member(3)))
+    assert msgspec.json.decode(msgspec.json.encode({**said, "mood": "good"}), type=Member) == member(3)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from shardengine import LogId, NameTakenError, OutcomeUnknownError, Put
 from shardengine.conformance import History
 from shardengine.engine.conformance.recorded import RecordedNode
-from shardengine.engine.node import sharing
+from shardengine.engine.node import members, sharing
 from shardengine.engine.node.members import Members
 from shardengine.engine.node.trimming import cut_at
 from shardengine.engine.storage.files import write_checked
@@ -171,14 +171,21 @@ async def test_in_mode_power_the_cut_waits_for_a_snapshot_that_others_can_have(t
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_copied_directory_is_refused_and_the_first_one_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clock", ["as it is", "behind", "ahead"])
+async def test_a_copied_directory_is_refused_and_the_first_one_goes_on(
+    clock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with sharers(tmp_path, 1) as (nodes, ends):
         await fill(nodes[0], 3)
         await nodes[0].aclose()
         shutil.copytree(tmp_path / "0", tmp_path / "copy")
         async with sharer(tmp_path / "0", ToldEnd(ends[0])) as first:
+            await soon(lambda: first.status().members == 1)
             copy = sharer(tmp_path / "copy", ToldEnd(ends[0]))
-            await copy.start()
+            with monkeypatch.context() as patch:
+                if clock != "as it is":
+                    patch.setattr(members, "_new_run", lambda: ("0" if clock == "behind" else "f") * 28)
+                await copy.start()
             await soon(lambda: copy.failure is not None)
             assert isinstance(copy.failure, NameTakenError) and copy.failure.node == first.status().node
             await copy.aclose()

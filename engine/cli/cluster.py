@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -235,9 +235,19 @@ class Demo:
                 async with asyncio.timeout(GIVE_UP_S):
                     await self._moved.wait()
             except TimeoutError:
-                message = f"nothing was acknowledged for {GIVE_UP_S:.0f} s"
-                raise ClusterError(message, hint=f"see {self._place}") from None
+                message = f"nothing was acknowledged for {GIVE_UP_S:.0f} s{await self._complaints()}"
+                raise ClusterError(message, hint=f"see {self._place}, and whether its disk is full") from None
         self._stop.check()
+
+    async def _complaints(self) -> str:
+        """What the nodes say that holds them up."""
+        said = set[str]()
+        for name in self._running():
+            with suppress(ClusterError, TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    status = await self._nodes[name].ask("status")
+                    said |= {str(status[what]) for what in ("stalled", "failure") if status[what]}
+        return "".join(f"; {text}" for text in sorted(said))
 
     # ---- what happens on the way ---------------------------------------------------------------------------------
 

@@ -29,21 +29,21 @@ log = logging.getLogger("shardengine")
 class Members:
     """What one run of a node says, and hears. `name`: of this node. `heard`: all, as they said last; own included.
 
-    `needs`: what to say of the log, see `Member.needs`; until the node knows better, all of it. Its attributes are
-    these, what it works on, and the rounds.
+    `needs`: what to say of the log, see `Member.needs`; until the node knows better, what is behind its snapshot. Its
+    attributes are these, what it works on, and the rounds.
     """
 
     def __init__(self, met: SharedLog, engine: Engine, giver: Giver, comparing: Comparing, name: str) -> None:
         self.name = name
         self.heard: Sequence[Member] = ()
-        self.needs: Callable[[], int] = lambda: 1
+        self.needs: Callable[[], int] = lambda: max(1, engine.durable().term)
         self._log = met
         self._engine = engine
         self._giver = giver
         self._comparing = comparing
-        self._run = f"{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
+        self._run = _new_run()
         self._beats = count(1)
-        self._twins: dict[str, int] = {}
+        self._twins: dict[str, int] | None = None
         self._rounds = 0
         self._heard_at = -FRESH_S
         self._soon = asyncio.Event()
@@ -121,14 +121,17 @@ class Members:
             digest_at=digest_at,
             run=self._run,
             beat=next(self._beats),
+            twins=None if self._twins is None else list(self._twins),
         )
 
     def _check_name(self, heard: Sequence[Member]) -> None:
         """Whether an earlier run under this node's name still goes on. One that says nothing new was ours; its last
         words may come late."""
-        for member in heard:
-            earlier = member.node == self.name and member.run < self._run
-            if earlier and member.beat >= self._twins.setdefault(member.run, member.beat) + ROUNDS:
+        others = [member for member in heard if member.node == self.name and member.run != self._run]
+        if self._twins is None:
+            self._twins = {member.run: member.beat for member in others}
+        for member in others:
+            if self._is_earlier(member) and member.beat >= self._twins[member.run] + ROUNDS:
                 raise NameTakenError(
                     f"process {member.pid} on {member.host} is node {self.name} already",
                     hint="a data directory was copied: stop this node, and remove the file `node` of the copy, which "
@@ -137,6 +140,17 @@ class Members:
                     host=member.host,
                     pid=member.pid,
                 )
+
+    def _is_earlier(self, other: Member) -> bool:
+        """It was there when this run heard of others first. Where that is so the other way round, too, they began
+        together: the clocks decide, alike for both."""
+        if self._twins is None or other.run not in self._twins or other.twins is None:
+            return False
+        return self._run not in other.twins or other.run < self._run
+
+
+def _new_run() -> str:
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
 
 
 def _by_run(member: Member) -> tuple[str, str]:

@@ -15,14 +15,15 @@ from shardengine.engine.node.log import Log
 from shardengine.shards.types import LogId
 
 
-class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Member(msgspec.Struct, frozen=True, kw_only=True):
     """Where one node stands, as it said last.
 
     node: the name of its data directory, for life, 32 hexadecimal digits. host, pid: of its process, for people.
     applied: its newest entry. durable: what a power loss leaves it. snapshot: the newest that it gives to others;
     (0, 0): none. needs: the first position of the log that it still has use for. digest, digest_at: of its state at
     that entry, when it took one last; empty: never. run: of the process, unlike any other's; those that began later
-    sort behind. beat: rises with every word of a run.
+    sort behind, as far as clocks agree. beat: rises with every word of a run. twins: runs of the same name that it
+    heard of when it heard of others first; None: it has not yet. What a later version says besides is passed over.
     """
 
     node: str
@@ -36,6 +37,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     beat: int
     digest: bytes = b""
     digest_at: LogId = LogId(0, 0)
+    twins: list[str] | None = None
 
 
 Answer = Callable[[bytes], Awaitable[bytes]]

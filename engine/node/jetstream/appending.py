@@ -113,7 +113,7 @@ class Appender:
 
     async def begin(self) -> int:
         """Append a frame without entries to a new subject; returns its position. Raises LogFullError, LogError."""
-        subject = f"{self._stream.name}.{os.urandom(8).hex()}"
+        subject = f"{self._stream.name}.{self._stream.mark}.{os.urandom(8).hex()}"
         position = await self._settle(subject, [self._no_op()], 0)
         assert position is not None, "a subject that nobody knows has a message that was cut away"
         self._subject, self._last = subject, position

@@ -126,11 +126,11 @@ class Guard:
         link = self._stream.connection.link
         try:
             info = await self._stream.info()
-        except RefusedError as error:
+            wrong = self._replaced(info) or self._regressed(info) or await self._rewritten(info)
+        except RefusedError as error:  # of either: it may go in between
             self.trusted.clear()
             self._doubt.heard(self._gone() if error.code == NOT_FOUND else error)
             return None
-        wrong = self._replaced(info) or self._regressed(info) or await self._rewritten(info)
         if wrong is not None:
             self.trusted.clear()
             self._doubt.heard(wrong)

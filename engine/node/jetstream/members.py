@@ -22,11 +22,13 @@ log = logging.getLogger("shardengine")
 
 
 class Members:
-    """The members of one log: a key-value bucket, of its own stream beside that of the log."""
+    """The members of one log, which is open: a key-value bucket, of its own stream beside that of the log. Keys begin
+    with the log's mark: what was said of another one of its name is not heard."""
 
     def __init__(self, log: Stream, replicas: int, timeout_s: float) -> None:
         self._stream = Stream(f"KV_{log.name}-nodes", log.connection)
-        self._keys = f"$KV.{log.name}-nodes"
+        self._all_keys = f"$KV.{log.name}-nodes"
+        self._keys = f"{self._all_keys}.{log.mark}"
         self._replicas = replicas
         self._timeout_s = timeout_s
 
@@ -71,7 +73,7 @@ class Members:
     def _config(self) -> dict[str, Any]:
         return {
             "name": self._stream.name,
-            "subjects": [f"{self._keys}.>"],
+            "subjects": [f"{self._all_keys}.>"],
             "storage": "file",
             "num_replicas": self._replicas,
             "retention": "limits",

@@ -16,7 +16,7 @@ from shardengine.engine.errors import LogDamagedError, LogUnreachableError
 from shardengine.engine.node.arrivals import Arrivals
 from shardengine.engine.node.jetstream.connection import pauses
 from shardengine.engine.node.jetstream.guarding import Guard
-from shardengine.engine.node.jetstream.stream import READ_FRAMES, Stream
+from shardengine.engine.node.jetstream.stream import READ_FRAMES, Foreign, Stream
 from shardengine.engine.node.log import Logged
 from shardengine.engine.node.refusals import closed, truncated
 
@@ -69,11 +69,15 @@ class Reader:
                 continue
             batch = self._heard_behind(after)
             if hears and not batch:
+                hears = False
                 await self._arrival(HEARD_S if self._guard.newest > after else POLL_S)
-                batch = self._heard_behind(after)
+                continue
             hears = bool(batch)
             if not batch:
                 batch = await self._some(after)
+            if any(type(one) is Foreign for one in batch) and not await self._still_ours():
+                await asyncio.sleep(next(waits))
+                continue
             if batch and batch[0].position == after + 1:
                 waits, hole_since = pauses(), None
                 for logged in batch:
@@ -95,6 +99,14 @@ class Reader:
             return await self._stream.read(after)
         except LogUnreachableError:
             return []
+
+    async def _still_ours(self) -> bool:
+        """Whether the stream is what it was, behind what was read from it. Raises LogReplacedError, or what else it
+        is."""
+        try:
+            return await self._guard.check() is not None
+        except LogUnreachableError:
+            return False
 
     async def _trust(self) -> None:
         """Return when the stream may be what it was."""

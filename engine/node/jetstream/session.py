@@ -23,8 +23,8 @@ from shardengine.engine.node.jetstream.connection import Connection, pauses
 from shardengine.engine.node.jetstream.guarding import Guard
 from shardengine.engine.node.jetstream.link import Message
 from shardengine.engine.node.jetstream.reading import HEARD_S, Reader
-from shardengine.engine.node.jetstream.settings import HEADERS_BYTES, check_payload, check_settings, news_of
-from shardengine.engine.node.jetstream.stream import NOT_FOUND, Info, RefusedError, Stream, logged_in
+from shardengine.engine.node.jetstream.settings import HEADERS_BYTES, check_payload, check_settings, mark_of, news_of
+from shardengine.engine.node.jetstream.stream import NOT_FOUND, Info, RefusedError, Stream
 from shardengine.engine.node.log import LogState
 from shardengine.engine.node.refusals import FRAME_BYTES_MAX, closed
 
@@ -101,6 +101,7 @@ class Session:
         if (most := info.config.get("max_msg_size") or 0) > 0:
             payload = min(payload, most)
         self.frame_bytes_max = min(payload - HEADERS_BYTES, FRAME_BYTES_MAX)
+        self.stream.mark = mark_of(info.identity)
         self.guard = Guard(self.stream, self._replicas, info, self.fail)
         self.appender = Appender(self.stream, self.guard, self.appended)
         self.reader = Reader(self.stream, self.guard, self.arrivals)
@@ -201,7 +202,7 @@ class Session:
     def _on_news(self, message: Message) -> None:
         """The stream's leader has stored a message."""
         if message.headers.get("Nats-Stream") == self.stream.name:
-            logged = logged_in(message)
+            logged = self.stream.logged(message)
             self.guard.newest = max(self.guard.newest, logged.position)
             self.reader.heard(logged)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from shardengine.engine.errors import LogSettingsError
+from shardengine.shards.digest import checksum128
 
 SERVER_MIN = (2, 15)
 """The oldest server whose batches are atomic and whose leaders are up to date before they serve."""
@@ -29,6 +30,11 @@ class Setting(NamedTuple):
 
 def subjects_of(stream: str) -> str:
     return f"{stream}.>"
+
+
+def mark_of(identity: str) -> str:
+    """What tells the subjects of one log from those of another one of its name, which came before it or after it."""
+    return checksum128(identity.encode()).hex()[:12]
 
 
 def news_of(stream: str) -> str:

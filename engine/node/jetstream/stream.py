@@ -123,12 +123,20 @@ _kept = msgspec.json.Decoder(_Kept).decode
 _info = msgspec.json.Decoder(Info).decode
 
 
+class Foreign(Logged):
+    """A frame that no opening of the log appended: perhaps it is of another stream of the same name."""
+
+
 class Stream:
-    """The stream of that name. Each call asks once, and raises LogUnreachableError when it gets no answer."""
+    """The stream of that name. Each call asks once, and raises LogUnreachableError when it gets no answer.
+
+    `mark`: see `mark_of`; empty: not known yet, and all frames pass for the log's.
+    """
 
     def __init__(self, name: str, connection: Connection) -> None:
         self.name = name
         self.connection = connection
+        self.mark = ""
 
     # ---- what it is ----------------------------------------------------------------------------------------------
 
@@ -196,11 +204,18 @@ class Stream:
         for message in messages:
             if message.status:
                 break
-            logged = logged_in(message)
+            logged = self.logged(message)
             if found and logged.position != found[-1].position + 1:
                 break
             found.append(logged)
         return found
+
+    def logged(self, message: Message) -> Logged:
+        """The frame that a server sends, and its place."""
+        headers = message.headers
+        ours = not self.mark or headers["Nats-Subject"].startswith(f"{self.name}.{self.mark}.")
+        kind = Logged if ours else Foreign
+        return kind(int(headers["Nats-Sequence"]), _milliseconds(headers["Nats-Time-Stamp"]), message.data)
 
     # ---- what is added to it -------------------------------------------------------------------------------------
 
@@ -224,12 +239,6 @@ class Stream:
             return _outcome(await self.connection.ask(*messages, timeout=timeout))
         except LogUnreachableError as error:
             return Later(str(error))
-
-
-def logged_in(message: Message) -> Logged:
-    """The frame that a server sends, and its place."""
-    headers = message.headers
-    return Logged(int(headers["Nats-Sequence"]), _milliseconds(headers["Nats-Time-Stamp"]), message.data)
 
 
 def _milliseconds(stamp: str) -> int:
