@@ -75,15 +75,7 @@ ERRORS: Mapping[str, tuple[int, ...]] = {
 LASTING = ("open", "fsync", "fdatasync", "msync", "fallocate", "mmap", "socketpair", "pipe", "fork", "exec", "thread")
 LASTED = ("start", "respawn")  # phases in which these may go on failing; but for "deep", only a fork does
 TWICE = ("fsync", "fdatasync", "msync", "pwrite", "fallocate", "rename", "open", "socketpair", "fork")
-ASKED = (
-    "start",
-    "apply",
-    "flush",
-    "snapshot",
-    "install",
-    "compact",
-    "stop",
-)  # phases in which the first and the last of TWICE fail
+ASKED = ("start", "apply", "install")  # phases in which the first and the last of TWICE fail
 SYNCING = ("fsync", "fdatasync", "msync", "pwrite")  # what mode "power" does in another way
 POWERED = ("apply", "respawn", "stop")  # phases in which it does
 RACING = ("recv", "thread")  # a worker makes them as the phase ends, or behind it
