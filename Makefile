@@ -55,7 +55,7 @@ cluster: $(STAMP)
 	$(BIN)/shardengine cluster demo $(CLUSTER_ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
