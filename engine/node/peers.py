@@ -14,6 +14,7 @@ from shardengine.engine.node.giving import Giver
 from shardengine.engine.node.members import Members
 from shardengine.engine.node.shared import SharedLog
 from shardengine.engine.node.shelf import Shelf
+from shardengine.engine.run.waiting import ended
 
 T = TypeVar("T")
 
@@ -58,6 +59,6 @@ class Peers:
     async def close(self) -> None:
         """As `stop`, and wait until that is so."""
         self.stop()
-        await asyncio.wait([self.task])
+        await ended([self.task])
         await self.comparing.close()
         await self._giver.close()

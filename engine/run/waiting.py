@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
+from collections.abc import Iterable
 from itertools import count
 from typing import Any
 
@@ -15,6 +16,8 @@ from shardengine.engine.commit.coordinator import Coordinator
 from shardengine.engine.config import EngineConfig
 from shardengine.engine.errors import EngineError
 from shardengine.engine.run.busy import Busy
+
+_AGAIN_S = 0.1
 
 
 class ForIndex:
@@ -142,3 +145,12 @@ def resolve(future: asyncio.Future[Any], error: EngineError | None = None) -> No
         future.set_result(None)
     else:
         future.set_exception(error.again())
+
+
+async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, which do nothing at their end, until all have ended: a cancellation that comes together with what a
+    task waits for may be lost."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=_AGAIN_S)

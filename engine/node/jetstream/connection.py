@@ -71,6 +71,7 @@ class Connection:
         self._numbers = count(1)
         self._asked: dict[str, _Question] = {}
         self._keeping: asyncio.Task[None] | None = None
+        self._closing = False
 
     @property
     def link(self) -> Link | None:
@@ -132,6 +133,7 @@ class Connection:
 
     async def close(self) -> None:
         """Nothing is asked any more."""
+        self._closing = True
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait([self._keeping])
@@ -159,7 +161,7 @@ class Connection:
         random.shuffle(self._servers)
         try:
             waits = pauses()
-            while True:
+            while not self._closing:
                 for server in list(self._servers):
                     if await self._serve(server):
                         waits = pauses()
@@ -184,6 +186,9 @@ class Connection:
         except asyncio.CancelledError:
             await link.close()
             raise
+        if self._closing:  # a cancellation may be lost while a connection is made
+            await link.close()
+            return False
         try:
             self._link, self._inbox = link, inbox
             self._arrived.set()

@@ -111,7 +111,8 @@ class Link:
             "closed_cb": self._on_end,
         }
         try:
-            await asyncio.wait_for(self._client.connect(**chosen), 3 * CONNECT_S)
+            async with asyncio.timeout(3 * CONNECT_S):
+                await self._client.connect(**chosen)
         except BaseException:
             await self.close()
             raise
@@ -127,7 +128,8 @@ class Link:
         async def heard(message: Msg) -> None:
             hear(Message(message.subject, message.reply, message.headers or {}, message.data))
 
-        await asyncio.wait_for(self._client.subscribe(subject, cb=heard, pending_bytes_limit=0), CONNECT_S)
+        async with asyncio.timeout(CONNECT_S):  # `wait_for` may lose a cancellation
+            await self._client.subscribe(subject, cb=heard, pending_bytes_limit=0)
 
     async def close(self) -> None:
         """End it. What is not sent yet never is."""
