@@ -22,6 +22,7 @@ from shardengine.engine.node.members import Members
 from shardengine.engine.node.trimming import cut_at
 from shardengine.engine.storage.files import write_checked
 from shardengine.node import Member, MemoryLog, Node, SharedLog, SharedMemoryLog, SyncNode, entries_of
+from tests.killing import WATCHDOG_S
 from tests.nodes import CONFIG, node_at, soon
 from tests.sharers import POLICY, ToldEnd, cut_by, fill, hurry, like, sharer, sharers
 from tests.test_history_nodes import KEYS, crowd, judged
@@ -285,3 +286,27 @@ async def test_a_write_that_the_log_lost_is_caught(tmp_path: Path) -> None:
         await second.propose(Put(b"l", b""))
         assert await second.get(b"k") == b"1"
         assert not history.check(await entries_of(ends[1])).valid
+
+
+class Deaf(ToldEnd):
+    """Once it is asked to, it loses the cancellation that comes while the others are being heard."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hearing, self.lost = asyncio.Event(), False
+
+    async def meet(self, me: Member) -> Sequence[Member]:
+        if not self.lost:
+            self.hearing.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            self.lost = True
+        return await super().meet(me)
+
+
+async def test_a_cancellation_that_is_lost_does_not_keep_a_node_from_closing(tmp_path: Path) -> None:
+    log = Deaf()
+    async with asyncio.timeout(WATCHDOG_S):
+        async with sharer(tmp_path / "0", log):
+            await log.hearing.wait()
+        assert log.lost
