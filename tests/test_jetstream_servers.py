@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from shardengine import LogRegressedError, LogReplacedError
-from shardengine.engine.cluster.servers import Server, Servers
+from shardengine.engine.cluster.servers import Servers
 from shardengine.engine.node.jetstream import guarding, link
 from shardengine.node import JetStreamLog, Logged
 from tests.conftest import halt
-from tests.jetstream import frames_up_to, is_own, opened, stream_of
+from tests.jetstream import frames_up_to, is_own, opened
 from tests.killing import WATCHDOG_S
+from tests.mishaps import leader_of
 from tests.proxy import Proxy
 from tests.test_jetstream_peers import member
 
@@ -26,13 +26,6 @@ def own(tmp_path: Path) -> Iterator[Servers]:
     """Three servers to be killed."""
     with Servers(tmp_path / "servers") as servers:
         yield servers
-
-
-async def leader_of(servers: Servers, name: str) -> Server:
-    async with stream_of(servers.urls, name) as stream:
-        found = json.loads(await stream._api(f"STREAM.INFO.{name}"))["cluster"]["leader"]
-    (server,) = (server for server in servers.all if server.name == found)
-    return server
 
 
 class Writing:

@@ -115,7 +115,7 @@ class Demo:
             member_timeout=MEMBER_TIMEOUT_S,
         )
         self._nodes: dict[str, NodeProcess] = {}
-        self._frames: deque[Lines] = deque(_cut(corpus.lines(), FRAME_LINES))
+        self._frames: deque[Lines] = deque(_frames_of(corpus.lines()))
         self._acknowledged: list[Lines] = []
         self._moved = asyncio.Event()
         self._taken = self._done = self._bound = 0
@@ -344,8 +344,8 @@ def _in_words(node: Mapping[str, Any]) -> str:
     )
 
 
-def _cut(lines: Iterator[tuple[bytes, bytes]], count: int) -> Iterator[Lines]:
-    while frame := list(islice(lines, count)):
+def _frames_of(lines: Iterator[tuple[bytes, bytes]]) -> Iterator[Lines]:
+    while frame := list(islice(lines, FRAME_LINES)):
         yield frame
 
 

@@ -18,7 +18,6 @@ from shardengine.engine.node.peers import Peers
 from shardengine.engine.node.policy import NodePolicy
 from shardengine.engine.node.proposals import Proposals
 from shardengine.engine.node.trimming import Marks, Trimmer
-from shardengine.engine.run.waiting import ended
 
 _RUNS_BYTES = 256
 """More than a part takes for the term and the clock of a frame's entries."""
@@ -120,10 +119,8 @@ class Run:
         self._stop(stopped)
         if not self.loop.is_closed():
             if self.peers is not None:
-                await ended([self.peers.task])
-            await asyncio.wait(self._tasks)
-            if self.peers is not None:
                 await self.peers.close()
+            await asyncio.wait(self._tasks)
 
 
 @asynccontextmanager

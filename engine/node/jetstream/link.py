@@ -3,7 +3,8 @@
 nats-py makes connections anew by itself, and keeps what is to be sent meanwhile: a message may so be sent long after
 everybody gave it up. Here nothing survives its connection. Besides, of that library: to connect may never end, an error
 in its reading task ends that without a word, and a cancellation is lost where it waits for room to write. So
-everything is bounded by a time limit of our own, its answers to pings are asked for, and one task does all the sending.
+everything is bounded by a time limit of our own (`asyncio.timeout`: `wait_for` may lose a cancellation, too), its
+answers to pings are asked for, and one task does all the sending.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class Link:
         async def heard(message: Msg) -> None:
             hear(Message(message.subject, message.reply, message.headers or {}, message.data))
 
-        async with asyncio.timeout(CONNECT_S):  # `wait_for` may lose a cancellation
+        async with asyncio.timeout(CONNECT_S):
             await self._client.subscribe(subject, cb=heard, pending_bytes_limit=0)
 
     async def close(self) -> None:
@@ -140,7 +141,8 @@ class Link:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_END_S)
         with suppress(Exception):
-            await asyncio.wait_for(self._client.close(), _END_S)
+            async with asyncio.timeout(_END_S):
+                await self._client.close()
         self._let_go()
 
     def _let_go(self) -> None:
@@ -170,10 +172,12 @@ class Link:
         """Until the server does not answer."""
         while not self.over.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.over.wait(), PING_S)
-                return
+                async with asyncio.timeout(PING_S):
+                    await self.over.wait()
+                    return
             try:
-                await asyncio.wait_for(self._client.rtt(timeout=86_400), PONG_S)
+                async with asyncio.timeout(PONG_S):
+                    await self._client.rtt(timeout=86_400)
             except Exception:
                 self.over.set()
 
