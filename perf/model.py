@@ -3,21 +3,22 @@
 All times are of a group of entries, in ns; G is how many entries it has, N the shards, C the cores:
 
     coordinator  y = G a + b + c N                   a: an entry's; b, c: a group's, and what each shard adds to it
-    worker           G s w + k + f + h               s: the largest share of a group that a shard gets, a mean; w: an
-                                                     entry's; k: a group's; f: its wait for the disk; h: the handover
+    worker       x = G s w + k                       s: the largest share of a group that a shard gets, a mean; w: an
+                                                     entry's; k: a group's, for each shard
+    disk         f                                   what a commit waits for it
     handover     h = G d + (b + c N) p + 2 wakes     d: what is done to an entry while its shard waits
 
-With a core for every process, G entries take the fourth root of the sum of the fourth powers of the two: the longer
-one, and a little more where the other takes as long, since they wait for each other now and then. With fewer, they take
-what fair shares of the cores come to, x being a worker's G w / N + k:
+Who has a core keeps it until it has to wait, and who wants one queues where it was last. So workers take turns, as many
+as a core has workers at most, t = N / C rounded up, and the coordinator has its turn with the last of them:
 
-    cores            (N + 1) min(x, y) / C + max(y - x, 0) + max(x - y, 0) max(1, N / C) + f
-                     + h (C - 1) / C min(1, x / y)
+    a group      (t - 1) x + last
+    last         x + h + f and y, if t C > N         where there is a core for it: the fourth root of the sum of their
+                                                     fourth powers, which is the longer one, and a little more where the
+                                                     other takes as long, since they wait for each other now and then
+                 x + f + y, else                     it has the core of a worker, and the others wait for that one
 
-as long as both have work, each of the N + 1 processes gets its share of a core; then the coordinator goes on alone, or
-the workers among themselves. On one core nobody waits for a handover, and where the coordinator has more to do than the
-workers it is hidden behind that. Memory of which the bandwidth is given is a limit to all that. What takes longest is
-the bottleneck. `tests/pipelines.py` is a simulation that these formulas are held against.
+With a core for every process t is 1. Memory of which the bandwidth is given is a limit to all that. What takes longest
+is the bottleneck. `tests/pipelines.py` is a simulation that these formulas are held against.
 
 One shard is a regime of its own: a group is sent when the one before it is done, so its worker waits while parts are
 written (d) and for all that the coordinator does to a group (p = 1). With more, the next group is there already; what
@@ -28,6 +29,7 @@ coordinator (p = 1/2).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -38,8 +40,9 @@ from perf.load import KEY_BYTES
 ASSUMPTIONS = (
     "enough chunks are in flight, so that the coordinator finds one whenever it is free",
     "all cores are alike, none is shared with others, and a stage takes as long on a busy host as it did when counted",
-    "cores go to all who want them in equal shares, and who waits goes on when what it waits for is there",
-    "with two shards or more, a stage costs an entry the same however many they are, and groups stay as large",
+    "who has a core keeps it until it waits for others, and who wants one queues where it was last",
+    "with two shards or more, a stage costs an entry the same however many they are, one more shard costs a group the "
+    "same again, and groups stay as large",
     "memory and disk are no limit, unless --memory-gb-s is given, or stages were counted with --durability power",
 )
 _PASSES = 8
@@ -95,26 +98,20 @@ def predict(
     """So many shards on so many cores. `share` tells what one of so many shards gets of a group at most."""
     of = costs.alone if shards == 1 else costs.together
     size, group = of.entries_per_group, of.b + of.c * shards
-    handover = size * of.d + group * of.p + 2 * costs.wake_ns
     coordinator, own = size * of.a + group, size * share(shards) * of.w + of.k
-    times = {"coordinator": coordinator, "disk" if of.f > own + handover else "worker": own + of.f + handover}
-    if cores < shards + 1:
-        worker = size * of.w / shards + of.k
-        waiting = handover * (cores - 1) / cores * min(1, worker / coordinator)
-        shared = _shared(coordinator, worker, cores, shards) + waiting
-        times = {"disk" if of.f > shared else "cores": shared + of.f}
-    took = sum(time**_SHARP for time in times.values()) ** (1 / _SHARP)
+    handover, turns = size * of.d + group * of.p + 2 * costs.wake_ns, ceil(shards / cores)
+    last = {"coordinator": coordinator, "disk" if of.f > own + handover else "worker": own + of.f + handover}
+    if turns * cores > shards:
+        took = sum(time**_SHARP for time in last.values()) ** (1 / _SHARP)
+    else:
+        took = own + of.f + coordinator
+    took += (turns - 1) * own
+    times = last if shards < cores else {"disk" if of.f > took / 2 else "cores": took}
     if memory_gb_s is not None:
         times["memory"] = size * _PASSES * (KEY_BYTES + costs.value_bytes) / memory_gb_s
         took = max(took, times["memory"])
     limits = {name: size / time * 1e9 for name, time in times.items()}
     return Prediction(cores, shards, size / took * 1e9, min(limits, key=lambda name: limits[name]), limits)
-
-
-def _shared(coordinator: float, worker: float, cores: int, shards: int) -> float:
-    """How long a coordinator, and as many workers as shards, take with so many cores, which are fewer."""
-    together, rest = min(coordinator, worker), coordinator - worker
-    return (shards + 1) * together / cores + (rest if rest > 0 else -rest * max(1, shards / cores))
 
 
 def best(predictions: Iterable[Prediction], within: float = 0.03) -> Prediction:
@@ -137,10 +134,12 @@ def costs_of(rows: Sequence[_Row]) -> Costs:
         raise StagesError(f"these stages are of {counts} shards: the model needs 1, 2 and more, such as --shards 1,2,4")
     found = {count: _Found([row for row in rows if row["shards"] == count]) for count in counts}
     one, two, more = found[1], found[2], found[counts[-1]]
-    c = max(0.0, (more.group_ns - two.group_ns) / (counts[-1] - 2))
+    added = counts[-1] - 2
+    c = max(0.0, (more.group_ns - two.group_ns) / added)
+    k = max(two.commit_ns, (more.workers_ns - two.workers_ns) / added)
     return Costs(
-        alone=one.regime(b=one.group_ns, c=0.0, d=one.coordinator("ring"), p=1.0),
-        together=two.regime(b=max(0.0, two.group_ns - 2 * c), c=c, d=two.coordinator("decide", "run"), p=0.5),
+        alone=one.regime(b=one.group_ns, c=0.0, d=one.coordinator("ring"), p=1.0, k=one.commit_ns),
+        together=two.regime(b=max(0.0, two.group_ns - 2 * c), c=c, d=two.coordinator("decide", "run"), p=0.5, k=k),
         wake_ns=two.engine["wake_ns"],
         value_bytes=two.engine["value_bytes"],
     )
@@ -161,16 +160,27 @@ class _Found:
         """CPU time of an entry."""
         return float(sum(self._rows["coordinator", stage]["cpu_ns_per_entry"] for stage in stages))
 
-    def _workers(self, *stages: str) -> float:
-        """CPU time of an entry, of all workers together."""
-        return float(sum(self._rows["workers", stage]["cpu_ns_per_entry"] for stage in stages) * self._shards)
+    def _workers_ns(self, *stages: str) -> float:
+        """CPU time of a group, of all workers together."""
+        each = sum(self._rows["workers", stage]["cpu_ns_per_entry"] for stage in stages)
+        return float(each * self._size * self._shards)
+
+    @property
+    def workers_ns(self) -> float:
+        """What all workers together do to a group."""
+        return self._workers_ns(*_OF_PART, *_OF_COMMIT)
+
+    @property
+    def commit_ns(self) -> float:
+        """What a worker does to a group, however few of its entries it has."""
+        return self._workers_ns(*_OF_COMMIT) / self._shards
 
     @property
     def group_ns(self) -> float:
         """What the coordinator does to a group, whatever its entries."""
         return self.coordinator(*_OF_GROUP) * self._size
 
-    def regime(self, *, b: float, c: float, d: float, p: float) -> Regime:
+    def regime(self, *, b: float, c: float, d: float, p: float, k: float) -> Regime:
         synced = [self._rows["workers", "commit"], self._rows["coordinator", "decide"]]
         waited = sum(row["wall_ns_per_entry"] - row["cpu_ns_per_entry"] for row in synced)
         return Regime(
@@ -180,7 +190,7 @@ class _Found:
             c=c,
             d=d,
             p=p,
-            w=self._workers(*_OF_PART),
-            k=self._workers(*_OF_COMMIT) * self._size / self._shards,
+            w=max(0.0, self.workers_ns - k * self._shards) / self._size,
+            k=k,
             f=waited * self._size if self.engine["durability"] == "power" else 0.0,
         )

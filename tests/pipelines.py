@@ -1,5 +1,5 @@
 """A dumb model of the engine's pipeline, event by event: a coordinator and workers, each of which does one job after
-another, on cores that all who have a job share alike. The formulas of perf/model.py are held against it."""
+another, on cores that they queue for. The formulas of perf/model.py are held against it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from itertools import count
 from typing import NamedTuple
 
 _WARM_GROUPS, _GROUPS = 30, 200
+_SLICE_NS = 4e6
+"""Of a Linux whose timer interrupts 250 times a second."""
+_SOON_NS = 1e-6
 
 Then = Callable[[], None]
 
@@ -38,38 +41,64 @@ class Job:
 
 
 class Processes:
-    """Each has jobs, in order; those that have one share the cores."""
+    """Each has jobs, in order. Who has one wants a core: the one that it had last, or one that is idle. It keeps that
+    until its jobs are done, or for a slice of time if others queue there."""
 
     def __init__(self, processes: int, cores: int) -> None:
         self.now = 0.0
-        self._cores = cores
         self._jobs: list[deque[Job]] = [deque() for _ in range(processes)]
+        self._had = [process % cores for process in range(processes)]
+        self._queues: list[deque[int]] = [deque() for _ in range(cores)]
+        self._left = [_SLICE_NS] * cores
         self._woken: list[tuple[float, int, Then]] = []
         self._numbers = count()
 
     def give(self, process: int, length: float, then: Then, wake: float = 0.0) -> None:
         """One more job, at once; or after `wake` if it has none."""
-        jobs, job = self._jobs[process], Job(length, then)
-        if jobs or not wake:
-            jobs.append(job)
+        job = Job(length, then)
+        if self._jobs[process] or not wake:
+            self._add(process, job)
         else:
-            heapq.heappush(self._woken, (self.now + wake, next(self._numbers), lambda: jobs.append(job)))
+            heapq.heappush(self._woken, (self.now + wake, next(self._numbers), lambda: self._add(process, job)))
+
+    def _add(self, process: int, job: Job) -> None:
+        self._jobs[process].append(job)
+        had = self._had[process]
+        if process not in self._queues[had]:
+            idle = [core for core, queue in enumerate(self._queues) if not queue]
+            core = self._had[process] = had if had in idle or not idle else idle[0]
+            self._queues[core].append(process)
 
     def step(self) -> None:
-        """Up to the next end of a job, or waking."""
-        busy = [jobs for jobs in self._jobs if jobs]
-        rate = min(1.0, self._cores / len(busy)) if busy else 1.0
-        passed = min((jobs[0].length for jobs in busy), default=float("inf")) / rate
+        """Up to the next end of a job, or of a slice, or waking."""
+        running = [(core, queue[0]) for core, queue in enumerate(self._queues) if queue]
+        passed = min((self._jobs[process][0].length for _, process in running), default=float("inf"))
+        passed = min([passed, *(self._left[core] for core, _ in running if len(self._queues[core]) > 1)])
         if self._woken:
             passed = min(passed, self._woken[0][0] - self.now)
         self.now += passed
-        for jobs in busy:
-            jobs[0].length -= passed * rate
-        ended = [jobs.popleft() for jobs in busy if jobs[0].length < 1e-6]
-        while self._woken and self._woken[0][0] <= self.now + 1e-6:
+        ended = []
+        for core, process in running:
+            self._left[core] -= passed
+            self._jobs[process][0].length -= passed
+            if self._jobs[process][0].length < _SOON_NS:
+                ended.append(self._jobs[process].popleft())
+        while self._woken and self._woken[0][0] <= self.now + _SOON_NS:
             heapq.heappop(self._woken)[2]()
         for job in ended:
             job.then()
+        for core, process in running:
+            self._turn(core, process)
+
+    def _turn(self, core: int, process: int) -> None:
+        """Another process has the core if this one has no job left, or had it for a slice."""
+        if not self._jobs[process]:
+            self._queues[core].popleft()
+        elif self._left[core] < _SOON_NS:
+            self._queues[core].rotate(-1)
+        else:
+            return
+        self._left[core] = _SLICE_NS
 
 
 class Group:

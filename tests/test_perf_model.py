@@ -67,9 +67,14 @@ def even(shards: int) -> float:
     return 1 / shards
 
 
+def took(*times: float) -> float:
+    """What goes on at a time, and takes so long each."""
+    return float(sum(time**4 for time in times) ** 0.25)
+
+
 def rate(*times: float) -> Any:
-    """Of a group of 1,000 entries, whose parts take so long."""
-    return pytest.approx(1e12 / sum(time**4 for time in times) ** 0.25)
+    """Of a group of 1,000 entries."""
+    return pytest.approx(1e12 / took(*times))
 
 
 def test_one_shard_waits_for_what_the_coordinator_does_between_two_groups() -> None:
@@ -84,16 +89,21 @@ def test_each_resource_is_the_bottleneck_where_it_is_the_slowest() -> None:
     assert worker.bottleneck == "worker" and set(worker.limits) == {"coordinator", "worker"}
     assert worker.entries_per_s == rate(coordinator, 300_000 + 30_000 + handover)
     assert predict(costs(), even, cores=64, shards=16).bottleneck == "coordinator"
-    both = predict(costs(), even, cores=2, shards=2)
-    work = coordinator + 600_000 + 2 * 30_000
-    assert both.bottleneck == "cores" and both.entries_per_s == rate(work / 2 + handover / 2)
-    assert predict(costs(), even, cores=1, shards=2).entries_per_s == rate(work), "nobody waits on one core"
-    much = predict(costs(a=900), even, cores=2, shards=2)
-    waits = handover / 2 * 330_000 / 930_000
-    assert much.entries_per_s == rate(3 * 330_000 / 2 + (930_000 - 330_000) + waits)
     assert predict(costs(f=1e6), even, cores=8, shards=2).bottleneck == "disk"
     slow = predict(costs(), even, cores=64, shards=16, memory_gb_s=0.1)
     assert slow.bottleneck == "memory" and slow.entries_per_s == pytest.approx(0.1e9 / (8 * 272))
+
+
+def test_processes_without_a_core_of_their_own_take_turns() -> None:
+    coordinator, worker, handover = 130_000, 330_000, 10_000 + 30_000 / 2 + 10_000
+    two = predict(costs(), even, cores=2, shards=2)
+    assert two.bottleneck == "cores" and two.entries_per_s == pytest.approx(1e12 / (worker + coordinator))
+    assert predict(costs(), even, cores=1, shards=2).entries_per_s == pytest.approx(1e12 / (2 * worker + coordinator))
+    third, more = 600_000 / 3 + 30_000, coordinator + 5_000
+    three = 1e12 / predict(costs(), even, cores=2, shards=3).entries_per_s
+    assert three == pytest.approx(third + took(more, third + handover + 2_500))
+    waiting = predict(costs(f=1e6), even, cores=2, shards=2)
+    assert waiting.bottleneck == "disk" and waiting.entries_per_s == pytest.approx(1e12 / (1e6 + worker + coordinator))
 
 
 def test_a_shard_with_more_than_its_share_of_the_writes_holds_all_of_them_up() -> None:
@@ -109,25 +119,28 @@ def test_the_best_is_the_fewest_shards_that_come_near_the_fastest() -> None:
     assert all(one.entries_per_s < 0.97 * fastest for one in said if one.shards < chosen.shards)
 
 
-def stage_rows(shards: int, group_ns: float) -> list[dict[str, Any]]:
-    """Of groups of 1,000 entries: each of the coordinator's stages takes an entry 10 ns but for its protocol, each of a
-    worker's 40 ns, and there are eleven."""
+def stage_rows(shards: int, group_ns: float, added: float = 0.0) -> list[dict[str, Any]]:
+    """Of groups of 1,000 entries: each of the coordinator's stages takes an entry 10 ns but for its protocol; each of
+    the workers' 80 ns, of all of them, and to put takes each of them `added` ns more."""
     told = {"shards": shards, "value_bytes": 256, "durability": "process"}
     rows = [told | {"process": "engine", "stage": "all", "entries_per_group": 1_000.0, "wake_ns": 7.0}]
-    for process, stages, each in (("coordinator", COORDINATOR, 10.0), ("workers", WORKER, 40.0)):
+    other = {"protocol": group_ns / 1_000 - 40, "put": 80.0 / shards + added}
+    for process, stages, each in (("coordinator", COORDINATOR, 10.0), ("workers", WORKER, 80.0 / shards)):
         for stage in stages:
-            cpu = group_ns / 1_000 - 40 if stage == "protocol" else each
+            cpu = other.get(stage, each)
             rows.append(told | {"process": process, "stage": stage, "cpu_ns_per_entry": cpu, "wall_ns_per_entry": cpu})
         rows.append(told | {"process": process, "stage": "all", "cpu_ns_per_entry": 440.0, "wall_ns_per_entry": 440.0})
     return rows
 
 
-def test_costs_are_taken_from_the_stages_of_one_two_and_more_shards() -> None:
-    rows = [row for shards, group in ((1, 50_000), (2, 60_000), (4, 80_000)) for row in stage_rows(shards, group)]
+@pytest.mark.parametrize(("added", "w", "k"), [(0.0, 480, 80_000), (200.0, 640, 200_000)])
+def test_costs_are_taken_from_the_stages_of_one_two_and_more_shards(added: float, w: float, k: float) -> None:
+    groups = ((1, 50_000), (2, 60_000), (4, 80_000))
+    rows = [row for shards, group in groups for row in stage_rows(shards, group, added)]
     found = costs_of(rows)
     assert (found.together.b, found.together.c, found.alone.b) == (40_000, 10_000, 50_000)
     assert (found.together.a, found.together.d, found.alone.d, found.wake_ns) == (50, 20, 10, 7)
-    assert found.together.w == 2 * 6 * 40 and found.together.k == 2 * 40 * 1_000
+    assert (found.together.w, found.together.k) == pytest.approx((w, k))
     with pytest.raises(StagesError, match="1, 2 and more"):
         costs_of(stage_rows(1, 50_000) + stage_rows(2, 50_000))
     with pytest.raises(StagesError, match="several loads"):
