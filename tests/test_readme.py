@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -110,6 +111,17 @@ def test_a_command_of_that_machine_spans_shards_and_both_files_have_fewer_than_f
 def test_the_embedding_example_takes_fifteen_lines_or_fewer() -> None:
     lines = [line for line in snippets()[0].splitlines() if line.strip()]
     assert len(lines) <= 15
+
+
+def test_the_predictions_are_those_of_the_report_beside_the_plot() -> None:
+    told = re.findall(r"^\| (\d+) \| (\d+) \| ([\d,]+) \| (\w+) \|$", README, re.M)
+    rows = json.loads((ROOT / "perf/reports/two-cores.json").read_bytes())["parts"]["model"]["rows"]
+    hosts = [row for row in rows if row["kind"] == "host"]
+    assert [row["cores"] for row in hosts] == [8, 16, 32, 64]
+    assert told == [
+        (f"{row['cores']}", f"{row['shards']}", f"{round(row['predicted_entries_per_s'], -4):,.0f}", row["bottleneck"])
+        for row in hosts
+    ]
 
 
 @pytest.fixture(scope="module")
