@@ -88,12 +88,9 @@ def _behind(
     records: Mapping[bytes, bytes], prefix: bytes, after: bytes | None, reverse: bool
 ) -> list[tuple[bytes, bytes]]:
     """The records under `prefix` that come after that key, in their order."""
-    found = sorted((key, value) for key, value in records.items() if key.startswith(prefix))
-    if after is None:
-        return found[::-1] if reverse else found
-    if reverse:
-        return [record for record in found[::-1] if record[0] < after]
-    return [record for record in found if record[0] > after]
+    found = sorted(records.items(), reverse=reverse)
+    beyond = [(key, value) for key, value in found if after is None or (key < after if reverse else key > after)]
+    return [record for record in beyond if record[0].startswith(prefix)]
 
 
 def _paged(machine: MachineUnderTest, size: int, reverse: bool) -> list[tuple[bytes, bytes]]:
