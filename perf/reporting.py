@@ -214,6 +214,9 @@ def run_report(args: argparse.Namespace) -> int:
     except argparse.ArgumentTypeError as error:
         print(f"--plot: {error}", file=sys.stderr)
         return 2
+    if args.only and args.source:
+        print("--only says what is measured, and --from measures nothing", file=sys.stderr)
+        return 2
     asked = args.only or list(PARTS)
     try:
         report = None if args.source is None else _read(args.source)
