@@ -159,7 +159,7 @@ def show(found: list[Change]) -> None:
         figures = told(one.before), told(one.after), f"{one.after / one.before:.2f} x"
         print(_ROW.format(one.part, *figures, one.verdict, f"{heading(one.figure)}: {one.of}"))
     counts = Counter(one.verdict for one in found)
-    chance = len(found) * BEYOND
+    chance = (len(found) - counts["too few rounds"]) * BEYOND
     print(
         f"\n{len(found)} figures: {counts['faster']} faster and {counts['slower']} slower beyond the noise; about",
         end=" ",

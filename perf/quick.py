@@ -15,7 +15,9 @@ from perf.documents import Document, document
 from perf.facts import machine
 from perf.report import carry_out, show_facts
 from perf.rounds import Rounds
+from perf.rows import SAMPLES
 from perf.sweep import measure, row_of, show_settings
+from perf.telling import is_noise
 
 WITHIN_S = 90.0
 """No round is begun that would end later. What is around the rounds takes a few seconds more."""
@@ -51,18 +53,22 @@ def answer(runs: Mapping[int, Sequence[Ran]], usable: int) -> Answer:
         gains[count] = _beside(runs[count], runs[best])
         if gains[count] >= GAIN:
             best, over_first = count, _beside(runs[count], runs[counts[0]])
-    return Answer(best, gains, _sentence(best, counts, over_first, gains, _why(runs[best], usable)))
+    most, first = (
+        {f"entries_per_s{SAMPLES}": [one.entries_per_s for one in runs[count]]} for count in (best, counts[0])
+    )
+    over = f"{over_first:.2f} times the throughput of {{}}{is_noise(most, first, 'entries_per_s')}"
+    return Answer(best, gains, _sentence(best, counts, over, gains, _why(runs[best], usable)))
 
 
 def _beside(some: Sequence[Ran], others: Sequence[Ran]) -> float:
     return median(one.entries_per_s / other.entries_per_s for one, other in zip(some, others, strict=True))
 
 
-def _sentence(best: int, counts: Sequence[int], over_first: float, gains: dict[int, float], why: str) -> str:
+def _sentence(best: int, counts: Sequence[int], over: str, gains: dict[int, float], why: str) -> str:
     first = f"{counts[0]} shard{'s' * (counts[0] > 1)}"
     chosen = f"{best} shard{'s' * (best > 1)}"
     if best != counts[0]:
-        chosen += f": {over_first:.2f} times the throughput of {first}"
+        chosen += f": {over.format(first)}"
     more = [count for count in counts if count > best]
     if not more:
         return f"{chosen}; more were not tried"

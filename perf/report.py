@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -119,4 +120,21 @@ def setting(load: Load, shards: int, window: int) -> dict[str, Any]:
 
 def save(facts: dict[str, Any], output: Path | None) -> None:
     if output is not None:
-        output.write_text(json.dumps(facts, indent=1) + "\n")
+        write(output, json.dumps(facts, indent=1) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """The whole of it, or what was there stays, unless it is a pipe, or its folder takes no other file. Raises OSError,
+    which names it."""
+    file = path.resolve()
+    beside = file.with_name(f"{file.name}.new")
+    at_once = file.exists() and not (file.is_file() and os.access(file.parent, os.W_OK))
+    try:
+        if at_once:
+            file.write_text(text)
+        else:
+            beside.write_text(text)
+            beside.replace(file)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -21,7 +21,7 @@ from perf.facts import machine, memory_bytes
 from perf.load import Load
 from perf.options import file_to_write, folder, folder_to_make
 from perf.page import render, warnings
-from perf.report import CheckError, RefusedError
+from perf.report import CheckError, RefusedError, write
 from perf.sections import SECTIONS
 from shardengine.engine.run.resources import default_shards
 from shardengine.engine.storage.files import filesystem_of
@@ -214,6 +214,9 @@ def run_report(args: argparse.Namespace) -> int:
     except argparse.ArgumentTypeError as error:
         print(f"--plot: {error}", file=sys.stderr)
         return 2
+    if args.only and args.source:
+        print("--only says what is measured, and --from measures nothing", file=sys.stderr)
+        return 2
     asked = args.only or list(PARTS)
     try:
         report = None if args.source is None else _read(args.source)
@@ -274,8 +277,8 @@ def _facts(directory: Path) -> dict[str, Any]:
 
 def _write(report: Document, folder: Path, plots: list[tuple[str, Path]]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / "report.html").write_text(render(report))
+    write(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write(folder / "report.html", render(report))
     for name, file in plots:
         if name in report["parts"]:
             file.write_text(SECTIONS[name].drawn(report["parts"][name]))

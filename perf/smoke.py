@@ -19,7 +19,7 @@ from perf.documents import FORMAT
 from perf.facts import machine
 from perf.load import Load
 from perf.options import folder, tolerated
-from perf.report import carry_out
+from perf.report import carry_out, write
 from shardengine import run
 
 EXAMPLES = """examples:
@@ -94,7 +94,7 @@ def recorded_in(path: Path) -> dict[str, Any]:
 def record(facts: Mapping[str, Any], path: Path) -> None:
     """Beside what is recorded for machines of other kinds."""
     kinds = recorded_in(path) | {kind(facts["machine"]): facts}
-    path.write_text(json.dumps({"format": FORMAT, "kinds": kinds}, indent=1) + "\n")
+    write(path, json.dumps({"format": FORMAT, "kinds": kinds}, indent=1) + "\n")
 
 
 def add_smoke(command: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 from perf.cells import AXES, Cell, Plan, Ran, applied, written
 from perf.documents import Document, document
 from perf.facts import machine
-from perf.report import carry_out, show_facts
+from perf.report import carry_out, show_facts, write
 from perf.rounds import Rounds
 from perf.rows import SAMPLES, Row, figure
 from perf.streams import Made
@@ -96,10 +97,11 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         one = {name: value for name, value in row.items() if not name.endswith(SAMPLES)}
         flat.append(one | {"entries_per_s_min": min(rates), "entries_per_s_max": max(rates)})
     names = list(dict.fromkeys(name for row in flat for name in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(flat)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, names)
+    writer.writeheader()
+    writer.writerows(flat)
+    write(path, table.getvalue())
 
 
 _FIGURES = "{:>12}{:>25}{:>11}{:>9}{:>17}{:>13}{:>12}"

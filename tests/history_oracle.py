@@ -110,10 +110,13 @@ class Oracle:
         waited = max([watch.through, *(event.revision for event in watch.events if event not in told)])
         if told != expected[: len(told)] or any(event.revision <= waited for event in expected[len(told) :]):
             return False
+        for place, event in enumerate(watch.events):
+            later = [one.revision for one in watch.events[place:] if one in told]
+            if event not in told and (event.revision > len(self.log) or event.revision >= min(later, default=99)):
+                return False
         return all(
             self.began[index] < at
             for event, at in zip(watch.events, watch.at, strict=True)
-            if event in told
             for index in range(1, event.revision + 1)
         )
 

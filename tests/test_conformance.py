@@ -16,6 +16,7 @@ from shardengine.adaptors import FileStateMachine, MemoryStateMachine, RocksDBSt
 from shardengine.conformance import StateMachineSuite
 from shardengine.engine.conformance import kills
 from tests import broken_machines as bad
+from tests import cornered_machines as cornered
 from tests.killing import DEEP, WATCHDOG_S, environment
 from tests.moving import Explode, Moving, Relocate
 from tests.toy import Toy
@@ -149,11 +150,17 @@ class Voteless(Broken):
     machine = bad.ForgetsItsVote
 
 
+class TwoSteps(Broken):
+    kills = 40  # a third of them hit an install
+    machine = cornered.InstallsInTwoSteps
+
+
 def suite_on(machine: type[Toy]) -> Broken:
-    found = [kind for kind in (Behind, Ahead, Late, Voteless) if kind.machine is machine]
+    found = [kind for kind in (Behind, Ahead, Late, Voteless, TwoSteps) if kind.machine is machine]
     return found[0]() if found else type("Found", (Broken,), {"machine": machine})()
 
 
+INSTALL = "an_install_leaves_the_snapshot_as_it_is_and_needs_it_no_more"
 KILLS = "nothing_acknowledged_is_lost_and_nothing_torn_by_sigkill"
 
 
@@ -202,6 +209,24 @@ FOUND_OUT: list[tuple[type[Toy], str, str]] = [
     (bad.BelievesEveryLabel, "a_snapshot_that_is_mislabelled_is_refused", "names a snapshot of"),
     (bad.ResetsItsVote, "a_reset_leaves_an_empty_machine_at_index_0", r"hard_state\(\) after"),
     (bad.VotesTwice, "a_hard_state_is_kept_and_does_not_go_back", "raises where the term falls"),
+    (cornered.EmptyIsAbsent, "a_value_without_bytes_is_a_value", r"after b'' was put, reads see"),
+    (cornered.CutsAtNul, "the_last_of_several_writes_of_a_key_counts", "four writes of each key"),
+    (cornered.BeginsAnewBehindAnAbsentKey, "a_scan_stops_at_its_limit_and_begins_behind_a_key", "start_after="),
+    (cornered.EmptiesItsInput, "every_entry_keeps_its_term", "leaves the entries that it is given as they are"),
+    (cornered.UndoesWhatComesAtOnce, "chunks_that_come_at_once_do_not_undo_each_other", "came at once, reads see"),
+    (cornered.TrustsTheTermsOfAnOverlap, "every_entry_keeps_its_term", "60 to 120 come again, of other terms"),
+    (cornered.ResetsItsMemoryOnly, "a_reset_is_there_after_reopening", r"after reset\(\) and reopening, last_applied"),
+    (cornered.ForgetsItsVoteAtAnInstall, INSTALL, r"hard_state\(\) after an install"),
+    (cornered.UsesASnapshotUp, INSTALL, "are what they were"),
+    (cornered.OneTermForAllThatIsInstalled, "a_snapshot_makes_another_machine_the_same", r"entry_term\(49\) is that"),
+    (cornered.NamesWhatItRefuses, "a_snapshot_that_is_mislabelled_is_refused", r"snapshot_metadata\(\) after"),
+    (
+        cornered.PersistsBackwards,
+        "the_index_passes_over_entries_without_commands",
+        r"persist_last_applied\(\) of entry 10",
+    ),
+    (cornered.TakesItsVoteBack, "a_hard_state_is_kept_and_does_not_go_back", "goes from a to None"),
+    (cornered.InstallsInTwoSteps, KILLS, "a (chunk that was acknowledged|vote that was saved) survives SIGKILL"),
     (bad.PassesBackwards, "the_index_passes_over_entries_without_commands", "applied before, last_applied"),
 ]
 
@@ -298,9 +323,9 @@ def test_what_a_broken_machine_breaks_is_said_in_a_sentence_and_the_smoke_test_t
     (tmp_path / "mine.py").write_text("from tests.broken_machines import StoppedAnswersAbsent as Mine\n")
     (tmp_path / "test_mine.py").write_text(FIVE_LINES)
     said = run_pytest(tmp_path, "-rP", "-k", "stopped_machine_answers or ten_thousand")
-    assert re.search(
-        r"^E +Failed: The contract demands: get\(b'key/000'\) raises after stop\(\)", said, re.MULTILINE
-    ), said
+    assert re.search(r"^E +Failed: The contract demands: get\(b'key/0'\) raises after stop\(\)", said, re.MULTILINE), (
+        said
+    )
     assert re.search(
         r"^TestMine: 10000 entries of \d+-byte values in chunks of 500: [\d,]+ a second$", said, re.MULTILINE
     )

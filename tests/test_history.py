@@ -138,6 +138,8 @@ FAULTS: dict[str, tuple[str, Callable[[Story], object]]] = {
     "an event missing": ("event-missing", lambda story: without(story, 1)),
     "the last event missing": ("event-missing", lambda story: without(story, 3)),
     "an event out of order": ("event-order", lambda story: swapped(story, 1)),
+    "an event behind the word that it was told": ("event-order", lambda story: moved(story, 4, 3)),
+    "the word that all was told that is still to come": ("future", lambda story: told_otherwise(story, 4, revision=6)),
     "an event with another value": ("event-wrong", lambda story: told_otherwise(story, 1, value=b"x")),
     "an event with another value before": ("event-wrong", lambda story: told_otherwise(story, 1, previous=None)),
     "an event of another kind": ("event-wrong", lambda story: told_otherwise(story, 2, kind="put")),
@@ -160,6 +162,10 @@ def without(story: Story, place: int) -> None:
 def swapped(story: Story, place: int) -> None:
     events = story.watch.events
     events[place], events[place + 1] = events[place + 1], events[place]
+
+
+def moved(story: Story, place: int, to: int) -> None:
+    story.watch.events.insert(to, story.watch.events.pop(place))
 
 
 def test_the_story_is_true() -> None:
@@ -232,6 +238,15 @@ def test_an_entry_of_an_unknown_proposal_is_not_seen_before_that() -> None:
     history.begin_propose([data])
     assert [finding.rule for finding in history.check([Entry(1, 1, data)]).findings] == ["future"]
     assert history.check([Entry(1, 1, data)], others=True).valid, "it may be somebody else's"
+
+
+def test_an_entry_without_a_command_needs_nobody_who_proposed_it() -> None:
+    history, data = History(), encode(Put(K, b"v"))
+    history.begin_propose([data]).ok([ApplyResult(2, True)])
+    history.begin_get([K]).ok([b"v"], 3)
+    log = [Entry(1, 1, b""), Entry(2, 1, data), Entry(3, 2, b"")]
+    assert history.check(log).valid
+    assert not history.check([*log, Entry(4, 2, data)]).valid
 
 
 def test_a_local_read_obliges_its_own_session_and_nobody_else() -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from perf import options, peers
 from perf.__main__ import main
-from perf.report import ended
+from perf.report import ended, write
 from perf.sides import feed
 from shardengine import Engine, Entry, LogGapError, Put, encode
 from tests.figures import USUAL, helper_ends, report_of
@@ -100,6 +100,18 @@ def test_a_plot_that_cannot_be_is_refused_before_anything_is_measured(
 def test_quick_writes_no_table_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SWEEP, "--quick", "--csv", str(tmp_path / "it")]) == 2
     assert "--csv is for the whole table" in capsys.readouterr().err
+
+
+def test_what_was_there_stays_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        path.write_bytes(text[:3].encode())
+        raise OSError(28, "No space left on device")
+
+    write(tmp_path / "it", "before")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/it'"):
+        write(tmp_path / "it", "after")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
 def _raiser(error: Exception) -> Callable[[], int]:

@@ -44,7 +44,9 @@ def test_report_writes_a_page_and_the_figures_and_draws_both_again_from_those(
         assert SECTIONS[name].drawn(part) in page and f"report: {name} …" in told.err
     assert (tmp_path / "plot.svg").read_text() in page
     assert {path.name for path in tmp_path.iterdir()} == {"one", "plot.svg"}
-    assert main(["report", "--from", str(tmp_path / "one" / "report.json"), "--out", str(tmp_path / "two")]) == 0
+    again = ["report", "--from", str(tmp_path / "one" / "report.json"), "--out", str(tmp_path / "two")]
+    assert main([*again, "--only", "latency"]) == 2 and not (tmp_path / "two").exists()
+    assert main(again) == 0
     assert (tmp_path / "two" / "report.html").read_text() == page
 
 

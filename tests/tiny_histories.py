@@ -151,13 +151,15 @@ class Tiny:
         events = [event for index in range(since, len(self.log) + 1) for event in self._event(index, prefix, previous)]
         if events and self.rng.random() < 0.3:
             place = self.rng.randrange(len(events))
+            progress = Event("progress", b"", None, None, self.rng.randint(0, len(self.log)))
             events = self.rng.choice(
                 [
                     events[:place] + events[place + 1 :],
                     [*events[: place + 1], events[place], *events[place + 1 :]],
                     events[::-1],
                     [*events[:place], msgspec.structs.replace(events[place], value=b"9"), *events[place + 1 :]],
-                    [*events, Event("progress", b"", None, None, self.rng.randint(0, len(self.log)))],
+                    [*events, progress],
+                    [*events[:place], progress, *events[place:]],
                 ]
             )
         last = 0.0

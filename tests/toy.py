@@ -116,6 +116,8 @@ class Toy:
     def scan_prefix(
         self, prefix: bytes, limit: int | None = None, start_after: bytes | None = None, reverse: bool = False
     ) -> ScanResult:
+        if limit is not None and limit < 0:
+            raise ValueError("no limit")
         found = [item for item in sorted(self.now().records.items(), reverse=reverse) if item[0].startswith(prefix)]
         if start_after is not None:
             found = [item for item in found if (item[0] < start_after if reverse else item[0] > start_after)]

@@ -14,10 +14,10 @@ An operation begins and ends; between the two it takes effect, or is answered, a
  7. value, view  It sees the state at its index; what is read of a view, the state at the view's revision, always.
  8. refused, twice, unasked
                  What was refused is not in the log; a command whose outcome is not known is there once at most; nothing
-                 is there that was not proposed.
+                 is there that was not proposed, but for entries without a command, as a new leader makes them.
  9. event-...    A subscription is told what the log wrote under its filter from `since` on: every event, once, in the
                  log's order, with its value, up to the last one that came, or that was waited for; and none that was
-                 still to come (5).
+                 still to come (5). That everything up to a revision was told is said behind that.
 10. torn         Entries that were applied as one chunk are seen together: no read is answered at an index inside of it.
                  (A node may apply what was proposed together in pieces.)
 

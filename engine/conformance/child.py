@@ -1,7 +1,8 @@
 """The victim: a process that feeds a machine, and says so, until it is killed.
 
 It says, a line each: "opening", before the machine is started; "opened N", where the machine stands then; "applied N",
-when the chunk that ends with entry N was acknowledged; and, of a machine that supports "hard_state", "voted N" when its
+when the chunk that ends with entry N was acknowledged; of a machine that supports "snapshots", "installing N", before a
+snapshot of its state there is installed in it again; and, of a machine that supports "hard_state", "voted N" when its
 vote in term N was saved, ahead of the first chunk that ends in this term.
 """
 
@@ -14,6 +15,7 @@ import importlib.util
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from typing import Any
 import msgspec
 
 from shardengine import HardState
-from shardengine.engine.conformance.base import Hooks
+from shardengine.engine.conformance.base import Hooks, MachineUnderTest
 
 LARGEST = 40  # entries in a chunk: a chunk ends in the term it begins in, or in the next
 VOTE = "a node"
+INSTALLED = 4  # behind one chunk in so many, the first one too, comes an install
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -83,7 +86,7 @@ async def feed(suite: Hooks, orders: Orders, voice: int) -> None:
     at, log = machine.last_applied().index, suite.log()
     os.write(voice, b"opened %d\n" % at)
     term = log.term(at)
-    for end in ends(orders.seed, at):
+    for number, end in enumerate(ends(orders.seed, at)):
         if "hard_state" in suite.supports and log.term(end) > term:
             term = log.term(end)
             machine.save_hard_state(HardState(term, VOTE))
@@ -91,6 +94,18 @@ async def feed(suite: Hooks, orders: Orders, voice: int) -> None:
         await machine.apply_chunk(suite.entries(log, at + 1, end))
         os.write(voice, b"applied %d\n" % end)
         at = end
+        if "snapshots" in suite.supports and number % INSTALLED == 0:
+            await install(machine, Path(orders.directory), at, voice)
+
+
+async def install(machine: MachineUnderTest, directory: Path, at: int, voice: int) -> None:
+    """A snapshot of its own state, of now: whatever is left of that when it is killed, the state is the same."""
+    with tempfile.TemporaryDirectory(dir=directory.parent) as place:
+        await machine.generate_snapshot_data(place, None)
+        metadata = machine.snapshot_metadata()
+        assert metadata is not None
+        os.write(voice, b"installing %d\n" % at)
+        await machine.apply_snapshot_from_file(metadata, place)
 
 
 def main() -> None:

@@ -36,6 +36,21 @@ class Chunks(Hooks):
             await self.feed(machine, log, 1, 12, width=12)
             self.expect_state(machine, log, 12, "after a chunk with four writes of each key")
 
+    @check()
+    async def test_a_value_without_bytes_is_a_value(self, tmp_path: Path) -> None:
+        """Where the suite is not told of other values: value(0) is one."""
+        key, other, nothing = self.key(0), self.key(1), self.value(0)
+        operations: list[Operation] = [Put(key, self.value(1)), Put(key, nothing), Put(other, nothing)]
+        if "swap" in self.supports:
+            operations += [CompareAndSwap(key, None, self.value(2)), CompareAndSwap(other, nothing, self.value(2))]
+        log = Log(operations)
+        with self.running(tmp_path / "machine") as machine:
+            await self.feed(machine, log, 1, len(operations))
+            self.expect_state(machine, log, len(operations), f"after {nothing!r} was put")
+        if "reopen" in self.supports:
+            with self.running(tmp_path / "machine") as machine:
+                self.expect_state(machine, log, len(operations), f"after {nothing!r} was put, and reopening")
+
     @check("swap")
     async def test_results_stand_in_the_order_of_their_entries(self, tmp_path: Path) -> None:
         """Over keys that any division of the work mixes up, some refused and some not."""

@@ -125,7 +125,7 @@ class Claims:
                 continue
             if whose := unknown.get(self._timeline.datas[index]):
                 self._began[index] = whose.popleft()
-            else:
+            elif self._timeline.datas[index]:
                 self._nobodys(index, proposals)
 
     def _nobodys(self, index: int, proposals: list[Write]) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from shardengine import LogId
 from shardengine.engine.conformance.base import Hooks, MachineUnderTest, check, expect, expect_results, refusal
-from shardengine.engine.conformance.log import Log
 
 _ENTRIES = 60
 
@@ -78,7 +77,6 @@ class Lifecycle(Hooks):
             await self.feed(machine, log, 1, _ENTRIES)
         with self.running(tmp_path / "machine") as machine:
             self.expect_state(machine, log, _ENTRIES, "after stop(), and start() of a new machine")
-            _expect_terms(machine, log, _ENTRIES)
             results = await machine.apply_chunk(self.entries(log, 20, last))
             expect_results(results, log, 20, last, known=_ENTRIES - 19)
             self.expect_state(machine, log, last, "after entries from before reopening were delivered again")
@@ -110,10 +108,3 @@ def _answers_nothing(suite: Hooks, machine: MachineUnderTest, when: str) -> None
     if "scan" in suite.supports:
         with refusal(f"scan_prefix() raises {when}"):
             machine.scan_prefix(b"")
-
-
-def _expect_terms(machine: MachineUnderTest, log: Log, last: int) -> None:
-    for index in range(1, last + 1):
-        found = machine.entry_term(index)
-        if found is not None:
-            expect(found, log.term(index), f"entry_term({index}) after reopening, if it is remembered")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from shardengine import CompareAndSwap, Entry, Put
@@ -43,7 +44,7 @@ class Order(Hooks):
         with self.running(tmp_path / "machine") as machine:
             await self.feed(machine, log, 1, 20)
             for first, known, last in ((1, 20, 25), (20, 6, 26), (10, 17, 40), (41, 0, 45)):
-                results = await machine.apply_chunk(self.entries(log, first, last))
+                results = await machine.apply_chunk(tuple(self.entries(log, first, last)))
                 expect_results(results, log, first, last, known=known)
                 self.expect_state(machine, log, last, f"after entries {first} to {last}, of which {known} came again")
 
@@ -95,6 +96,8 @@ class Order(Hooks):
                 entry = self.entries(log, index, index)[0]
                 other = [Entry(index, entry.term + 1, entry.data)]
                 await _refused(self, machine, log, last, other, f"entry {index} comes again, of term {entry.term + 1}")
+            again = [Entry(index, last, b"") for index in range(_ENTRIES, last + 2)]
+            await _refused(self, machine, log, last, again, f"entries {_ENTRIES} to {last} come again, of other terms")
 
     @check()
     async def test_entries_without_data_move_the_index_only(self, tmp_path: Path) -> None:
@@ -106,6 +109,22 @@ class Order(Hooks):
                 self.expect_state(machine, log, last, "after entries without data")
                 expect(list(await machine.apply_chunk([])), [], "the results of no entries")
                 self.expect_state(machine, log, last, "after a chunk of no entries")
+
+    @check()
+    async def test_chunks_that_come_at_once_do_not_undo_each_other(self, tmp_path: Path) -> None:
+        """A machine may take one at a time, and refuse the others."""
+        log, last, ends = self.log(), 10, (20, 30, 40)
+        with self.running(tmp_path / "machine") as machine:
+            await self.feed(machine, log, 1, last)
+            chunks = [machine.apply_chunk(self.entries(log, end - 9, end)) for end in ends]
+            for end, results in zip(ends, await asyncio.gather(*chunks, return_exceptions=True), strict=True):
+                if not isinstance(results, BaseException):
+                    expect(end, last + 10, f"the end of a chunk that is applied behind entry {last}")
+                    expect_results(results, log, end - 9, end)
+                    last = end
+            self.expect_state(machine, log, last, f"after chunks up to {ends} came at once")
+            await self.feed(machine, log, last + 1, 50)
+            self.expect_state(machine, log, 50, "after the log went on behind chunks that came at once")
 
     @check()
     async def test_the_same_log_in_other_chunks_comes_to_the_same_state(self, tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
-from shardengine import Put
-from shardengine.engine.conformance.base import Hooks, MachineUnderTest, beside, check, demand, expect
+from shardengine import Put, ScanResult
+from shardengine.engine.conformance.base import Hooks, MachineUnderTest, beside, check, demand, expect, refusal
 from shardengine.engine.conformance.log import Log
 
 _WIDTH = 16
@@ -32,7 +33,7 @@ class Reading(Hooks):
         with self.running(tmp_path / "machine") as machine:
             await self.feed(machine, log, 1, 90)
             records = sorted(log.contents(90).items())
-            for prefix in sorted({b"", *(key[:at] for key in self.keys() for at in range(1, len(key) + 1))})[::3]:
+            for prefix in sorted({b"", *(key[:at] for key in self.keys() for at in range(1, len(key) + 1))}):
                 under = [record for record in records if record[0].startswith(prefix)]
                 found = machine.scan_prefix(prefix)
                 expect(
@@ -47,7 +48,27 @@ class Reading(Hooks):
                 records = sorted(log.contents(90).items(), reverse=reverse)
                 for size in (1, 3, len(records), len(records) + 1):
                     expect(_paged(machine, size, reverse), records, f"what pages of {size}, reverse={reverse}, come to")
-            expect(machine.scan_prefix(b"", limit=0).entries, [], "a scan with limit=0")
+
+    @check("scan")
+    async def test_a_scan_stops_at_its_limit_and_begins_behind_a_key(self, tmp_path: Path) -> None:
+        """Whether that key is there or not, and has the prefix or not."""
+        log = self.log()
+        with self.running(tmp_path / "machine") as machine:
+            await self.feed(machine, log, 1, 30)
+            records = log.contents(30)
+            with refusal("a scan with limit=-1 raises"):
+                machine.scan_prefix(b"", limit=-1)
+            for prefix in (b"", *(self.key(4)[:at] for at in (1, -1, None)), self.key(900)):
+                for after in (None, *self.keys()[::3], self.key(900), prefix + b"\0", prefix + b"\xff\xff"):
+                    for reverse in (False, True):
+                        whole = _behind(records, prefix, after, reverse)
+                        for limit in (None, 0, 1, len(whole), len(whole) + 1):
+                            more = limit is not None and limit < len(whole)
+                            expect(
+                                machine.scan_prefix(prefix, limit, after, reverse),
+                                ScanResult(whole[:limit], 30, more),
+                                f"scan_prefix({prefix!r}, limit={limit}, start_after={after!r}, reverse={reverse})",
+                            )
 
     @check()
     async def test_reads_beside_a_writer_see_the_state_at_one_index(self, tmp_path: Path) -> None:
@@ -61,6 +82,15 @@ class Reading(Hooks):
                     looks += 1
                     await asyncio.sleep(0)
             self.expect_state(machine, log, _ROUNDS * _WIDTH, f"after {looks} looks beside a writer")
+
+
+def _behind(
+    records: Mapping[bytes, bytes], prefix: bytes, after: bytes | None, reverse: bool
+) -> list[tuple[bytes, bytes]]:
+    """The records under `prefix` that come after that key, in their order."""
+    found = sorted(records.items(), reverse=reverse)
+    beyond = [(key, value) for key, value in found if after is None or (key < after if reverse else key > after)]
+    return [record for record in beyond if record[0].startswith(prefix)]
 
 
 def _paged(machine: MachineUnderTest, size: int, reverse: bool) -> list[tuple[bytes, bytes]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from shardengine import LogId, SnapshotMetadata
+from shardengine import HardState, LogId, SnapshotMetadata
 from shardengine.engine.conformance.base import (
     Hooks,
     MachineUnderTest,
@@ -56,6 +57,31 @@ class Taking(Hooks):
         if "reopen" in self.supports:
             with self.running(tmp_path / "other") as machine:
                 self.expect_state(machine, log, 2 * _ENTRIES, "after an install, more of the log, and reopening")
+
+    @check("snapshots")
+    async def test_an_install_leaves_the_snapshot_as_it_is_and_needs_it_no_more(self, tmp_path: Path) -> None:
+        """Nor does it touch the hard state, which is of the node, and not of the log."""
+        log, place, hard = self.log(), tmp_path / "snapshot", HardState(9, "a")
+        with self.running(tmp_path / "one") as machine:
+            if "hard_state" in self.supports:
+                machine.save_hard_state(HardState(8, "b"))
+            await self.feed(machine, log, 1, _ENTRIES)
+            metadata = await self.taken(machine, place)
+        files = _files(place)
+        with self.running(tmp_path / "other") as machine:
+            if "hard_state" in self.supports:
+                machine.save_hard_state(hard)
+            await machine.apply_snapshot_from_file(metadata, place)
+            demand(_files(place) == files, "the files of a snapshot that was installed are what they were")
+            shutil.rmtree(place)
+            self.expect_state(machine, log, _ENTRIES, "after an install, and the end of its snapshot")
+            if "hard_state" in self.supports:
+                expect(machine.hard_state(), hard, "hard_state() after an install")
+        if "reopen" in self.supports:
+            with self.running(tmp_path / "other") as machine:
+                self.expect_state(machine, log, _ENTRIES, "after an install, the end of its snapshot, and reopening")
+                if "hard_state" in self.supports:
+                    expect(machine.hard_state(), hard, "hard_state() after an install, and reopening")
 
     @check("snapshots")
     async def test_what_is_installed_takes_the_place_of_all_that_was_there_at_once(self, tmp_path: Path) -> None:
@@ -171,6 +197,7 @@ class Refusing(Taking):
                 with refusal(f"apply_snapshot_from_file raises where {wrong} names a snapshot of {log.name(index)}"):
                     await machine.apply_snapshot_from_file(wrong, tmp_path / "snapshot")
                 self.expect_state(machine, log, 10, f"after a snapshot was refused that {wrong} does not name")
+                expect(machine.snapshot_metadata(), None, f"snapshot_metadata() after {wrong} was refused")
 
     @check("snapshots")
     async def test_a_snapshot_that_is_damaged_is_refused(self, tmp_path: Path) -> None:
@@ -189,6 +216,10 @@ class Refusing(Taking):
                 self.expect_state(machine, log, 10, f"after a snapshot was refused because {what}")
             await machine.apply_snapshot_from_file(metadata, tmp_path / "snapshot")
             self.expect_state(machine, log, _ENTRIES, "after the install of a snapshot that was mended again")
+
+
+def _files(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def _damages(directory: Path) -> Iterator[str]:

@@ -45,6 +45,8 @@ class StateMachineSuite(Lifecycle, Order, Chunks, Reading, Spanning, Refusing, S
             kills         the same where its process was killed: then whole chunks, and all that were acknowledged
 
     key(number), value(number): keys, and what `get` gives of them once it was put; all different, for numbers from 0.
+        By default the keys are short, of any bytes, some prefixes of others, and value(0) is empty. Give some the
+        largest size that the machine takes to have that tried.
     put(key, value), delete(key), swap(key, expected, value): such a command as `Entry.data`; a swap whose key has
         another value than `expected`, None: than none, is refused: succeeded=False, and no trace.
     move(source, target): a command over two keys: `target` gets the value of `source`, which is absent then; refused

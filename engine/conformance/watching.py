@@ -20,10 +20,13 @@ class Watching:
 
     def judge(self, watch: Watch) -> None:
         seen: set[tuple[int, bytes]] = set()
-        newest, through = 0, min(watch.through, self._timeline.last)
+        newest, mark, through = 0, 0, min(watch.through, self._timeline.last)
         for event, at in zip(watch.events, watch.at, strict=True):
             if event.kind in _MARKS:
-                through = max(through, min(event.revision, self._timeline.last))
+                if event.revision > self._ceiling[at]:
+                    self._say("future", watch, event, f"when {self._ceiling[at]} was the newest that could be there")
+                else:
+                    mark = max(mark, event.revision)
                 continue
             told = (event.revision, event.key)
             if (wrong := self._wrong(watch, event)) is not None:
@@ -34,10 +37,12 @@ class Watching:
                 self._say("event-twice", watch, event, "which it was told before")
             elif event.revision < newest:
                 self._say("event-order", watch, event, f"behind one of entry {newest}")
+            elif event.revision <= mark:
+                self._say("event-order", watch, event, f"behind the word that all up to {mark} was told")
             else:
                 newest = event.revision
             seen.add(told)
-        self._missing(watch, seen, max(through, newest - 1))
+        self._missing(watch, seen, max(through, mark, newest - 1))
 
     def _wrong(self, watch: Watch, event: Event) -> str | None:
         """Why it is none of this subscription's events, or None."""
