@@ -366,6 +366,9 @@ def test_an_operation_ends_once_and_answers_what_was_asked() -> None:
     read.ok([None])
     with pytest.raises(HistoryError, match="has ended already"):
         read.failed("late")
+    with pytest.raises(HistoryError, match="has ended already"):
+        read.ok([b"another"])
+    assert read.values == [None], "a second answer changes nothing of the first"
     with pytest.raises(HistoryError, match="nothing"):
         history.begin_propose([])
 

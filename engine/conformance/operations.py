@@ -64,8 +64,8 @@ class Write(Operation, kw_only=True):
         """One result for each command, in order."""
         if len(results) != len(self.datas):
             raise HistoryError(f"operation {self.begun}: {len(self.datas)} commands, {len(results)} results")
-        self.results = results
         self._end("ok")
+        self.results = results
 
 
 class Read(Operation, kw_only=True):
@@ -86,9 +86,9 @@ class Read(Operation, kw_only=True):
         """`revision`: the index at which it was answered; None: not known."""
         if len(values) != len(self.keys) or (not self.keys and revision is None):
             raise HistoryError(f"operation {self.begun}: {len(self.keys)} keys, {len(values)} values, at {revision}")
+        self._end("ok")
         self.values = list(values)
         self.revision = revision if self.of_view is None else self.of_view
-        self._end("ok")
 
 
 class Scan(Operation, kw_only=True):
@@ -106,8 +106,8 @@ class Scan(Operation, kw_only=True):
     revision: int | None = None
 
     def ok(self, result: ScanResult) -> None:
-        self.entries, self.more, self.revision = result.entries, result.more, result.revision
         self._end("ok")
+        self.entries, self.more, self.revision = result.entries, result.more, result.revision
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -142,8 +142,8 @@ class Watch(Operation, kw_only=True):
 
     def ok(self, through: int = 0) -> None:
         """It ended. `through`: whoever watched waited for every event up to that revision."""
-        self.through = through
         self._end("ok")
+        self.through = through
 
 
 class Recorder:
