@@ -283,7 +283,8 @@ def _from_arguments(overrides: Mapping[str, object]) -> list[_Setting]:
     return [(key, value, f"argument {key}", True) for key, value in overrides.items() if value is not None]
 
 
-def _kinds() -> dict[str, Any]:
+@functools.cache
+def _kinds() -> Mapping[str, Any]:
     """The type of every setting, by name."""
     return {field.name: field.type for field in msgspec.structs.fields(EngineConfig)}
 

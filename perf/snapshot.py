@@ -83,8 +83,9 @@ class Measurement:
                 db = await stack.enter_async_context(Engine(path, shards=self._shards))
                 self.engines.append(Sized(db, path, load, self._smallest.entries, self._window))
                 await self.engines[-1].fill()
-            checks = [await self._check(sized) for sized in self.engines]
-            self.check = checks[-1]
+            *smaller, self.check = [await self._check(sized) for sized in self.engines]
+            for check in smaller:  # that of the largest state is restored in every round
+                await check.restored(self._directory / "restored", self._into)
             for number in range(rounds):
                 await self._round(number)
 
@@ -102,10 +103,7 @@ class Measurement:
         async with sized.streaming("spread"):
             await taking
             await sized.db.wait_applied(label.index + sized.load.chunk, WAIT_S)
-        check = Check(path, label, digest)
-        for shards in self.restore:
-            await check.restored(self._directory / "restored", shards)
-        return check
+        return Check(path, label, digest)
 
     async def _round(self, number: int) -> None:
         turn = 1 if number % 2 == 0 else -1

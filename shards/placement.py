@@ -25,4 +25,5 @@ def shard_of(slot: int, shards: int) -> int:
 def shard_table(shards: int) -> bytes:
     """`shard_of` for every slot, as a table to index: one byte a slot."""
     assert 1 <= shards <= SHARDS_MAX
-    return bytes(shard_of(slot, shards) for slot in range(SLOTS))
+    firsts = [-(-shard * SLOTS // shards) for shard in range(shards + 1)]  # where the range of each shard begins
+    return b"".join(bytes([shard]) * (firsts[shard + 1] - firsts[shard]) for shard in range(shards))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -99,8 +100,16 @@ class Worker(msgspec.Struct):
         self.pin, self.copying, self.unpin = None, False, False
 
 
+KNOWS = ("mind", "commit", "barrier", "groups", "published", "placed", "resumed", "up")
+"""What the coordinator knows of a world."""
+
+
 class World:
-    """Everything, and the coordinator in it. Equal worlds have equal `key`s."""
+    """Everything, and the coordinator in it. Equal worlds have equal `key`s.
+
+    Clones share their parts. A worker is had from `worker` by who changes it. What the coordinator does depends on what
+    it knows and on what it is told, and on no worker: it is worked out once (`tell`), and done to the workers after.
+    """
 
     barrier_type: type[Barrier] = Barrier
     ignores_hold = False
@@ -110,33 +119,58 @@ class World:
         self.commit = Commit(shards)
         self.barrier = self.barrier_type(shards)
         self.workers = [Worker() for _ in range(shards)]
-        self.groups: list[frozenset[int]] = []
+        self.groups: tuple[frozenset[int], ...] = ()
         self.published = self.placed = self.resumed = 0
         self.up = frozenset(range(shards))
+        self.minds: dict[tuple[Any, ...], tuple[int, Commit, Barrier]] = {}
+        self.told: dict[tuple[Any, ...], tuple[dict[str, Any], list[Callable[[World], None]]]] = {}
+        self.doing: list[Callable[[World], None]] = []
         for shard in range(shards):
             self.commit.hello(shard, 0)
+        self.know()
 
     def clone(self) -> World:
         world = object.__new__(type(self))
         vars(world).update(vars(self))
-        world.workers = [msgspec.structs.replace(worker) for worker in self.workers]
-        world.groups = list(self.groups)
-        world.commit = Commit.__new__(Commit)
-        for name in State.__slots__:
-            setattr(world.commit, name, _copied(getattr(self.commit, name)))
-        world.barrier = object.__new__(type(self.barrier))
-        vars(world.barrier).update({name: _copied(value) for name, value in vars(self.barrier).items()})
+        world.workers = list(self.workers)
         return world
 
-    def key(self) -> tuple[Any, ...]:
-        commit = tuple(_hashable(getattr(self.commit, name)) for name in State.__slots__)
+    def worker(self, shard: int) -> Worker:
+        """That of this world alone."""
+        worker = self.workers[shard] = msgspec.structs.replace(self.workers[shard])
+        return worker
+
+    def know(self) -> None:
+        """The coordinator has changed, maybe to what it was once before: number what differs."""
         barrier = vars(self.barrier)
-        fixed = tuple(_hashable(value) for name, value in barrier.items() if name not in ("_error", "_parts"))
-        parts = tuple(sorted((shard, part.entries) for shard, part in barrier["_parts"].items()))
+        fixed = tuple([_hashable(value) for name, value in barrier.items() if name not in ("_error", "_parts")])
+        parts = frozenset([(shard, part.entries) for shard, part in barrier["_parts"].items()])
+        key = tuple(map(_hashable, _values(self.commit))), fixed, parts
+        self.mind, self.commit, self.barrier = self.minds.setdefault(key, (len(self.minds), self.commit, self.barrier))
+
+    def key(self) -> tuple[Any, ...]:
         workers = tuple(map(msgspec.structs.astuple, self.workers))
-        return commit, fixed, parts, workers, self.budget, self.published, self.placed, self.resumed, self.up
+        return self.mind, workers, self.budget, self.published, self.placed, self.resumed, self.up
 
     # what the coordinator does
+
+    def tell(self, what: Callable[..., None], *arguments: Any) -> None:
+        """The coordinator is told `what`, one of the methods that follow."""
+        key = self.mind, self.published, self.placed, self.resumed, self.up, self.groups, what, arguments
+        if key not in self.told:
+            world = self.clone()
+            world.commit, world.barrier, world.doing = Commit.__new__(Commit), object.__new__(type(self.barrier)), []
+            for name in State.__slots__:
+                setattr(world.commit, name, _copied(getattr(self.commit, name)))
+            vars(world.barrier).update({name: _copied(value) for name, value in vars(self.barrier).items()})
+            what(world, *arguments)
+            world.proceed()
+            world.know()
+            self.told[key] = {name: getattr(world, name) for name in KNOWS}, world.doing
+        known, doing = self.told[key]
+        vars(self).update(known)
+        for do in doing:
+            do(self)
 
     def run(self, actions: Iterable[Any]) -> None:
         for action in actions:
@@ -165,12 +199,11 @@ class World:
                 self.resumed += 1
                 self.run(self.commit.release())
             case actions.Kill(shard):
-                self.workers[shard].die()
+                self.doing.append(partial(World.kill, shard=shard))
             case actions.Complete(parts):
                 assert {shard: part.entries for shard, part in parts.items()} == self.expected(), "not what was placed"
             case actions.Abandoned():
-                number = self.barrier.number
-                assert not any(worker.pin and worker.pin[0] == number for worker in self.workers), "still pinned"
+                self.doing.append(partial(World.check_free, number=self.barrier.number))
 
     def expected(self) -> dict[int, int]:
         """The group that each shard stands at once `placed` is published everywhere."""
@@ -181,10 +214,8 @@ class World:
         }
 
     def send(self, shard: int, *order: Any) -> None:
-        worker = self.workers[shard]
         assert shard in self.up, f"an order for a dead worker: {order}"
-        if worker.alive:
-            worker.inbox = (*worker.inbox, order)
+        self.doing.append(partial(World.give, shard=shard, order=order))
 
     def proceed(self) -> None:
         if self.barrier.stage is Stage.WAITING:
@@ -194,9 +225,7 @@ class World:
                 self.placed = self.published
                 self.run(self.barrier.place())
 
-    def hear(self, shard: int) -> None:
-        worker = self.workers[shard]
-        (kind, *rest), worker.outbox = worker.outbox[0], worker.outbox[1:]
+    def hear(self, shard: int, kind: str, *rest: Any) -> None:
         if kind == "vote":
             self.run(self.commit.vote(shard, rest[0], True))
         elif kind == "committed":
@@ -216,55 +245,82 @@ class World:
             self.up -= {shard}
             self.run(self.commit.link_end(shard))
             self.run(self.barrier.link_end(shard))
-            self.workers[shard] = Worker(worker.committed, outbox=(("hello", worker.committed),))
-        self.proceed()
+            self.doing.append(partial(World.start, shard=shard))
+
+    def submit(self, participants: frozenset[int]) -> None:
+        self.groups = (*self.groups, participants)
+        self.run(self.commit.submit(Group(len(self.groups), participants)))
+
+    def begin(self) -> None:
+        self.resumed = 0
+        self.barrier.begin()
+
+    def expire(self) -> None:
+        self.run(self.barrier.expire("the time is up"))
+
+    # what becomes of the workers
+
+    def kill(self, shard: int) -> None:
+        self.worker(shard).die()
+
+    def start(self, shard: int) -> None:
+        committed = self.workers[shard].committed
+        self.workers[shard] = Worker(committed, outbox=(("hello", committed),))
+
+    def give(self, shard: int, order: tuple[Any, ...]) -> None:
+        if self.workers[shard].alive:
+            worker = self.worker(shard)
+            worker.inbox = (*worker.inbox, order)
+
+    def check_free(self, number: int) -> None:
+        assert not any(worker.pin and worker.pin[0] == number for worker in self.workers), "still pinned"
 
     # what may happen
 
-    def submit(self) -> None:
+    def listen(self, shard: int) -> None:
+        worker = self.worker(shard)
+        message, worker.outbox = worker.outbox[0], worker.outbox[1:]
+        self.tell(World.hear, shard, *message)
+
+    def open(self) -> None:
         participants, rest = self.budget.groups[0], self.budget.groups[1:]
         self.budget = self.budget._replace(groups=rest)
-        self.groups.append(participants)
-        self.run(self.commit.submit(Group(len(self.groups), participants)))
-        self.proceed()
+        self.tell(World.submit, participants)
 
-    def begin(self) -> None:
+    def snapshot(self) -> None:
         self.budget = self.budget._replace(snapshots=self.budget.snapshots - 1)
-        self.resumed = 0
-        self.barrier.begin()
-        self.proceed()
+        self.tell(World.begin)
 
-    def expire(self) -> None:
+    def wait(self) -> None:
         self.budget = self.budget._replace(deadlines=self.budget.deadlines - 1)
-        self.run(self.barrier.expire("the time is up"))
-        self.proceed()
+        self.tell(World.expire)
 
     def die(self, shard: int) -> None:
         self.budget = self.budget._replace(deaths=self.budget.deaths - 1)
-        self.workers[shard].die()
+        self.worker(shard).die()
 
     def take(self, shard: int) -> None:
-        self.workers[shard].take()
+        self.worker(shard).take()
 
     def end_copy(self, shard: int) -> None:
-        self.workers[shard].end_copy()
+        self.worker(shard).end_copy()
 
     def fail(self, shard: int) -> None:
         self.budget = self.budget._replace(problems=self.budget.problems - 1)
-        worker = self.workers[shard]
+        worker = self.worker(shard)
         worker.end_copy(problem=True) if worker.copying else worker.take(problem=True)
 
     def possible(self) -> Iterable[tuple[Step, Callable[[World], None]]]:
         budget, stage = self.budget, self.barrier.stage
         if budget.groups and self.commit.can_submit:
-            yield Step("submit"), World.submit
+            yield Step("submit"), World.open
         if budget.snapshots and stage is Stage.IDLE:
-            yield Step("begin"), World.begin
+            yield Step("begin"), World.snapshot
         if budget.deadlines and stage is not Stage.IDLE:
-            yield Step("the time is up", fault=True), World.expire
+            yield Step("the time is up", fault=True), World.wait
         for shard, worker in enumerate(self.workers):
             if worker.outbox:
-                yield Step(f"hear {worker.outbox[0]} of {shard}"), partial(World.hear, shard=shard)
+                yield Step(f"hear {worker.outbox[0]} of {shard}"), partial(World.listen, shard=shard)
             if worker.inbox:
                 yield Step(f"{shard} takes {worker.inbox[0]}"), partial(World.take, shard=shard)
             if worker.copying:
@@ -273,6 +329,9 @@ class World:
                 yield Step(f"{shard} fails", fault=True), partial(World.fail, shard=shard)
             if budget.deaths and worker.alive:
                 yield Step(f"{shard} dies", fault=True), partial(World.die, shard=shard)
+
+
+_values = attrgetter(*State.__slots__)
 
 
 def _copied(value: Any) -> Any:

@@ -15,13 +15,13 @@ coordinator that dies alone leaves workers that finish what they were sent: that
 
 Each shard's state is one value, the items of the log it has applied, in order and one byte each, so that what was
 read from a ring shows in what was committed. `Setting` says what is explored and which rules are broken on purpose;
-`explore` walks, and raises ViolationError with the shortest trace that leads to a broken promise.
+`explore` (tests/commit_folded.py) walks, and raises ViolationError with the shortest trace to a broken promise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from shardengine.engine.commit.actions import Group, SendPart, SendSolo, SendWrites
 from shardengine.engine.commit.decision import Record as Decision
@@ -50,7 +50,7 @@ from tests.commit_pieces import (
 )
 from tests.commit_terms import accepted, check_terms, decoded, recorded, taken_along, term_of
 from tests.commit_world import Draft, Label, Setting, Step, World, with_side
-from tests.explorer import Explorer, ViolationError
+from tests.explorer import ViolationError
 
 
 class Model:
@@ -63,6 +63,7 @@ class Model:
         self.workers = Workers(setting.items, lies=setting.lies, kind=setting.shard)
         self.met: set[str] = set()
         self.trying: Label | None = None
+        self.looked: set[int] = set()  # the sides that mattered to the newest step of the coordinator
         self._starts: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._orders: dict[tuple[Any, ...], bytes] = {}
         self._events: dict[bytes, tuple[Any, ...]] = {b"": ()}
@@ -78,39 +79,34 @@ class Model:
 
     def steps(self, world: World) -> Iterator[Step]:
         """Every step that is possible in `world`. Raises ViolationError at one that breaks a promise."""
-        yield from self._submit(world)
-        if world.recording:
-            yield self._record(world)
+        for move in self.moves(world):
+            yield self.move(world, move)
         for shard, side in enumerate(world.sides):
             if side.outbox:
-                yield self._listen(world, shard, side)
-            if side.worker != DEAD:
-                yield from self._work(world, shard, side)
-                if world.deaths:
-                    yield from self._die(world, shard, side)
+                yield self.react(with_side(world, shard, self.heard(shard, side)), shard, side.outbox[0])
+            yield from self.alone(world, shard, side)
         if world.kills:
-            self.trying = Label("everything is killed; start again", fault=True)
-            yield self.trying, self._restart(world)
+            yield self.restart(world)
 
     # The coordinator
 
-    def _submit(self, world: World) -> Iterator[Step]:
-        commit = self.table.states[world.commit]
-        if not world.todo:
-            return
-        item = world.todo[0]
-        shards = self.items[item].participants
-        if commit.can_submit:
-            yield self._submitted(world, item)
-        if (
-            len(shards) == 1
-            and not self.items[item].exchange
-            and (commit.idle or (self.setting.solo_beside and commit.can_submit))
-        ):
-            yield self._submitted(world, item, solo=True)
+    def moves(self, world: World) -> list[str]:
+        """What the coordinator can do by itself."""
+        commit, found = self.table.states[world.commit], []
+        if world.todo:
+            item = self.items[world.todo[0]]
+            alone = len(item.participants) == 1 and not item.exchange
+            if commit.can_submit:
+                found.append("submit")
+            if alone and (commit.idle or (self.setting.solo_beside and commit.can_submit)):
+                found.append("submit a solo")
+        return [*found, "record"] if world.recording else found
 
-    def _submitted(self, world: World, item: int, *, solo: bool = False) -> Step:
-        draft = Draft(self, world)
+    def move(self, world: World, move: str) -> Step:
+        return self._record(world) if move == "record" else self._submit(world, solo=move != "submit")
+
+    def _submit(self, world: World, *, solo: bool) -> Step:
+        draft, item = Draft(self, world), world.todo[0]
         number, shards = len(world.issued) + 1, self.items[item].participants
         self.trying = Label(f"submit group {number} over {sorted(shards)}{', solo' * solo}")
         taken = {issue.half for n, issue in enumerate(world.issued, 1) if self._holds(world, n, issue)}
@@ -134,16 +130,21 @@ class Model:
             draft.free(world.recording)
         return self.trying, draft.tell("recorded", world.recording)
 
-    def _listen(self, world: World, shard: int, side: Side) -> Step:
-        """The coordinator reads the next answer of a worker, or the end of its link."""
-        draft, message = Draft(self, world), side.outbox[0]
+    def heard(self, shard: int, side: Side) -> Side:
+        """The coordinator has read the next answer of a worker, or the end of its link."""
+        message = side.outbox[0]
+        if message == END:
+            return self._spawned(shard, side)
+        event = self._event(shard, message)
+        return side._replace(up=side.up or bool(event and event[0] == "hello"), outbox=side.outbox[1:])
+
+    def react(self, world: World, shard: int, message: bytes) -> Step:
+        """What the coordinator makes of it. Of that side `world` has what is left."""
+        draft = Draft(self, world)
         self.trying = Label(f"from worker {shard}:", message)
         event = self._event(shard, message)
-        up = side.up or bool(event and event[0] == "hello")
-        draft.sides[shard] = side._replace(up=up, outbox=side.outbox[1:])
         if message == END:
             event = ("link_end", shard)
-            draft.sides[shard] = self._spawned(shard, side)
         elif not event:
             self.met.add("stalled")
         elif event[0] != "hello":
@@ -210,6 +211,13 @@ class Model:
 
     # The workers
 
+    def alone(self, world: World, shard: int, side: Side) -> Iterator[Step]:
+        """What becomes of a worker without the coordinator: it works, or dies."""
+        if side.worker != DEAD:
+            yield from self._work(world, shard, side)
+            if world.deaths:
+                yield from self._die(world, shard, side)
+
     def _work(self, world: World, shard: int, side: Side) -> Iterator[Step]:
         """The worker carries out its next order, or tries again what stalled. It may die over it."""
         orders = [END] if self.workers.stalled(side.worker) else []
@@ -266,8 +274,9 @@ class Model:
 
     # The start after a kill
 
-    def _restart(self, world: World) -> World:
+    def restart(self, world: World) -> Step:
         """Nothing is left but what is durable, so that is all the next state depends on."""
+        self.trying = Label("everything is killed; start again", fault=True)
         if world.recording:
             self.met.add("torn record")
         key = (
@@ -281,7 +290,7 @@ class Model:
             found = self._starts[key] = self._started(world)
         commit, todo, issued, sides, runs = found
         budget = (world.deaths, world.kills - 1, world.failures)
-        return World(commit, todo, issued, world.record, 0, *budget, sides, runs, world.recorded)
+        return self.trying, World(commit, todo, issued, world.record, 0, *budget, sides, runs, world.recorded)
 
     def _started(self, world: World) -> tuple[Any, ...]:
         recovery = self._recover(world)
@@ -327,7 +336,7 @@ class Model:
 
     # The promises
 
-    def check_cut(self, sides: list[Side], issued: tuple[Issue, ...]) -> None:
+    def check_cut(self, sides: Iterable[Side], issued: tuple[Issue, ...]) -> None:
         """What readers are shown now: every published group, whole and in order, and nothing else."""
         for shard, side in enumerate(sides):
             published = [issue.item for issue in issued if issue.fate == PUBLISHED]
@@ -379,19 +388,4 @@ class Model:
         idle = all(side.up and side.worker == 0 and not side.inbox + side.outbox for side in world.sides)
         if world.todo or world.recording or not idle or any(issue.fate == PENDING for issue in world.issued):
             raise ViolationError("nothing more can happen, but not all is done")
-        self.check_cut(list(world.sides), world.issued)
-
-
-class Walk(NamedTuple):
-    """How much was explored, and what was met on the way: phases, actions, and marks as Model.met lists them."""
-
-    states: int
-    steps: int
-    met: frozenset[str]
-
-
-def explore(setting: Setting) -> Walk:
-    """Visit every state. Raises ViolationError, with a shortest trace, at the first that breaks a promise."""
-    model, explorer = Model(setting), Explorer()
-    explorer.walk(model)
-    return Walk(explorer.states, explorer.steps, frozenset(model.met | model.table.met))
+        self.check_cut(world.sides, world.issued)

@@ -158,15 +158,14 @@ class Table:
         return found
 
     def _run(self, commit: Commit, event: str, arguments: tuple[Any, ...]) -> tuple[int, list[Action]]:
-        before = frozen(commit)
-        commit = _cloned(commit)
+        after = _cloned(commit)
         try:
-            actions = getattr(commit, event)(*arguments)
+            actions = getattr(after, event)(*arguments)
         except CommitRuleError as error:
-            changed = "" if frozen(commit) == before else ", and changed all the same"
+            changed = "" if frozen(after) == frozen(commit) else ", and changed all the same"
             raise ViolationError(f"the table refused what happened{changed}: {error}") from error
         self.met.update(type(action).__name__ for action in actions)
-        return self.intern(commit), actions
+        return self.intern(after), actions
 
 
 def _slots(commit: Commit) -> list[str]:

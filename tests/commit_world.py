@@ -3,7 +3,7 @@ tests/commit_model.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardengine.engine.commit.actions import (
@@ -88,6 +88,29 @@ class Label(NamedTuple):
 Step = tuple[Label, World]
 
 
+class Sides:
+    """The sides of a world while a step changes it. Notes which of them the step `looked` at."""
+
+    def __init__(self, sides: tuple[Side, ...]) -> None:
+        self._sides = list(sides)
+        self.looked: set[int] = set()
+
+    def __getitem__(self, shard: int) -> Side:
+        self.looked.add(shard)
+        return self._sides[shard]
+
+    def __setitem__(self, shard: int, side: Side) -> None:
+        self.looked.add(shard)
+        self._sides[shard] = side
+
+    def __iter__(self) -> Iterator[Side]:
+        self.looked.update(range(len(self._sides)))
+        return iter(self._sides)
+
+    def done(self) -> tuple[Side, ...]:
+        return tuple(self._sides)
+
+
 class Draft:
     """A World while a step changes it: carries out the table's actions."""
 
@@ -95,12 +118,13 @@ class Draft:
         self.model = model
         self.commit, self.todo, self.issued, self.record, self.recording = world[:5]
         self.budget = world[5:8]
-        self.sides = list(world.sides)
+        self.sides = Sides(world.sides)
+        model.looked = self.sides.looked
         self.runs, self.recorded = world.runs, world.recorded
 
     def done(self) -> World:
         place = self.commit, self.todo, self.issued, self.record, self.recording, *self.budget
-        return World(*place, tuple(self.sides), self.runs, self.recorded)
+        return World(*place, self.sides.done(), self.runs, self.recorded)
 
     def tell(self, event: str, *arguments: Any) -> World:
         """Tell the table what happened, and do what it says."""
@@ -188,10 +212,11 @@ class Draft:
 
     def fill(self, shard: int, half: int, code: int) -> None:
         """What is written into a half lies at its start: what the coordinator's commands wrote there before is gone."""
-        ring = self.sides[shard].ring
+        side = self.sides[shard]
+        ring, writes = side.ring, side.writes
         if code > 0:
-            self._write(shard, half, b"")
-        self.sides[shard] = self.sides[shard]._replace(ring=(code, ring[1]) if half == 0 else (ring[0], code))
+            writes = (b"", writes[1]) if half == 0 else (writes[0], b"")
+        self.sides[shard] = side._replace(ring=(code, ring[1]) if half == 0 else (ring[0], code), writes=writes)
 
     def _abandon(self, number: int, killer: int | None) -> None:
         """A killer is sent again, and so is what was staged; what was voted down is dropped."""

@@ -94,14 +94,22 @@ class Explorer:
         reaches = bytearray(self.states)
         for end in self._ends:
             reaches[end] = 1
-        growing = True
-        while growing:
-            growing = False
-            for source, target in zip(reversed(self._sources), reversed(self._targets), strict=True):
-                if reaches[target] and not reaches[source]:
-                    reaches[source] = growing = True
+        left, before = self._unresolved(zip(reversed(self._sources), reversed(self._targets), strict=True), reaches), 0
+        while len(left) != before:
+            left, before = self._unresolved(left, reaches), len(left)
         if not all(reaches):
             raise ViolationError(self._story("from here on no end can be reached", reaches.index(0), None))
+
+    @staticmethod
+    def _unresolved(steps: Iterable[tuple[int, int]], reaches: bytearray) -> list[tuple[int, int]]:
+        """Mark where one of these steps comes from that leads to what is marked. Returns those that are open yet."""
+        left = []
+        for source, target in steps:
+            if reaches[target]:
+                reaches[source] = 1
+            elif not reaches[source]:
+                left.append((source, target))
+        return left
 
     def _story(self, what: str, number: int, trying: Label | None) -> str:
         lines = [] if trying is None else [str(trying)]

@@ -18,7 +18,7 @@ from shardengine.engine.commit.state import Phase
 from shardengine.engine.commit.table import Commit
 from shardengine.shards import wire
 from shardengine.shards.shard import Shard
-from tests.commit_model import explore
+from tests.commit_folded import explore
 from tests.commit_world import Setting
 from tests.explorer import ViolationError
 from tests.test_commit_model import items, walk
@@ -352,6 +352,9 @@ def test_the_walk_catches(name: str) -> None:
     with pytest.raises(ViolationError, match=complaint) as caught:
         explore(setting)
     sys.stdout.write(f"{caught.value}\n")
+    with pytest.raises(ViolationError) as plainly:
+        explore(setting, folded=False)
+    assert str(caught.value) == str(plainly.value)
 
 
 @pytest.mark.parametrize("name", MISTAKES)

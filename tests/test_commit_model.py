@@ -1,7 +1,7 @@
 """The commit protocol keeps its promises in every reachable state of small worlds; and the walk would notice if not.
 
-See commit_model.py for what a world is. Each test here explores one whole world, or shows that a rule which is broken
-on purpose is caught there. `pytest -rP` shows how many states each of them visited.
+See commit_model.py for what a world is, and commit_folded.py for the walk. Each test here explores one whole world, or
+shows that a rule which is broken on purpose is caught there. `pytest -rP` shows how many states each of them visited.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from shardengine.engine.commit.decision import Recovery, recover
 from shardengine.engine.commit.state import Phase
 from shardengine.engine.commit.table import Commit
 from shardengine.shards.types import Standing
-from tests.commit_model import Walk, explore
+from tests.commit_folded import Walk, explore
 from tests.commit_pieces import Item
 from tests.commit_world import Setting
 from tests.explorer import ViolationError
+from tests.killing import DEEP
 
 Script = tuple[str, ...]
 
@@ -147,6 +148,22 @@ def test_the_worlds_show_every_phase_every_action_and_everything_of_note(monkeyp
     monkeypatch.setattr("shardengine.engine.commit.table.KILLS_MAX", 1)
     found = walk(setting)
     assert found.met == PHASES | ACTIONS | MARKS, found
+
+
+FOLDS = {
+    "all may go wrong": (1, Setting(2, items(("01", "0!0")), failures=1)),
+    "three shards": (3, Setting(3, items(("01", "12")), deaths=0)),
+    "an exchange": (1, Setting(2, items(("01+01?1", "1")), kills=0)),
+    **{name: (3, setting) for name, (setting, _) in WORLDS.items() if DEEP},
+    **{name: (kills_max, setting) for name, (kills_max, setting, _) in KILLERS.items() if DEEP},
+}
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_worlds_folded_to_numbers_are_walked_as_they_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills_max, setting = FOLDS[name]
+    monkeypatch.setattr("shardengine.engine.commit.table.KILLS_MAX", kills_max)
+    assert walk(setting) == explore(setting, folded=False)
 
 
 # Rules broken on purpose
@@ -330,6 +347,9 @@ def test_the_walk_catches(name: str) -> None:
     with pytest.raises(ViolationError, match=complaint) as caught:
         explore(setting)
     sys.stdout.write(f"{caught.value}\n")
+    with pytest.raises(ViolationError) as plainly:
+        explore(setting, folded=False)
+    assert str(caught.value) == str(plainly.value)
 
 
 @pytest.mark.parametrize("name", MISTAKES)

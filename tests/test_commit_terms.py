@@ -13,7 +13,7 @@ from shardengine.engine.commit.decision import Record as Decision
 from shardengine.engine.commit.decision import Recovery, recover
 from shardengine.engine.intake.tail import Tail
 from shardengine.shards.types import LogId, Standing
-from tests.commit_model import explore
+from tests.commit_folded import explore
 from tests.commit_world import Setting
 from tests.explorer import ViolationError
 from tests.test_commit_model import items, walk
@@ -96,6 +96,9 @@ def test_the_walk_catches(name: str) -> None:
     with pytest.raises(ViolationError, match=complaint) as caught:
         explore(setting)
     sys.stdout.write(f"{caught.value}\n")
+    with pytest.raises(ViolationError) as plainly:
+        explore(setting, folded=False)
+    assert str(caught.value) == str(plainly.value)
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import copytree, rmtree
 
 import pytest
 
@@ -46,6 +47,15 @@ FILES = [
 SEALED = ["config", "gen-000001/GENERATION", "run-mark"]
 
 
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What an engine of two shards left when it was stopped, with ten entries in it: to be copied."""
+    path = tmp_path_factory.mktemp("ten")
+    opened(path / "data", applies_ten, shards=2, config=SMALL)
+    yield path / "data"
+    rmtree(path)
+
+
 # ---- modes and owners ------------------------------------------------------------------------------------------------
 
 
@@ -80,8 +90,10 @@ def other_user(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "LOCK", "config", "gen-000001", "gen-000001/shard-000/ring"])
-def test_what_belongs_to_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    opened(tmp_path, applies_ten, shards=2, config=SMALL)
+def test_what_belongs_to_another_user_is_refused(
+    ten: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    copytree(ten, tmp_path, dirs_exist_ok=True)
     other_user(monkeypatch, tmp_path / name)
     before = contents(tmp_path)
     with pytest.raises(FileRefusedError, match=r"belongs to user .*run this as user"):
@@ -118,10 +130,10 @@ def put_folder(path: Path) -> None:
 @pytest.mark.parametrize("put", [put_link, put_fifo, put_folder])
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_no_plain_file_is_refused_and_not_followed(
-    tmp_path: Path, name: str, put: Callable[[Path], None]
+    ten: Path, tmp_path: Path, name: str, put: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "data"
-    opened(path, applies_ten, shards=2, config=SMALL)
+    copytree(ten, path)
     put(path / name)
     before = (path / name).lstat()
     victim = (path / name).with_name("victim")
@@ -135,8 +147,10 @@ def test_what_is_no_plain_file_is_refused_and_not_followed(
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe{}", b"[" * 5000, b"{", b'{"a":' * 5000, None, 1 << 40])
 @pytest.mark.parametrize("name", [*SEALED, "CURRENT"])
-def test_a_damaged_small_file_is_a_named_error(tmp_path: Path, name: str, damage: bytes | int | None) -> None:
-    opened(tmp_path, applies_ten, shards=2, config=SMALL)
+def test_a_damaged_small_file_is_a_named_error(
+    ten: Path, tmp_path: Path, name: str, damage: bytes | int | None
+) -> None:
+    copytree(ten, tmp_path, dirs_exist_ok=True)
     file = tmp_path / name
     content = bytearray(file.read_bytes())
     if isinstance(damage, int):

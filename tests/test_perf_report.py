@@ -10,10 +10,22 @@ import pytest
 
 from perf import offered
 from perf.__main__ import main
+from perf.defaults import WINDOW
 from perf.sections import SECTIONS
 from shardengine import Engine
 from shardengine.engine.storage.files import filesystem_of
 from tests.figures import USUAL, helper_ends, report_of
+from tests.killing import DEEP
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What even the tiny form tries several times, or in several ways, is tried as often as a figure takes."""
+    if not DEEP:
+        monkeypatch.setattr("perf.sized.PAUSES", 1)
+        monkeypatch.setattr("perf.snapshot.COPIES", 1)
+        monkeypatch.setattr("perf.defaults.WINDOWS", (1, WINDOW))
+        monkeypatch.setattr("perf.defaults.SHARES", (0.5, 1))
 
 
 def test_latency_counts_from_the_intended_time_whatever_held_an_entry_up() -> None:
@@ -50,6 +62,7 @@ def test_report_writes_a_page_and_the_figures_and_draws_both_again_from_those(
     assert (tmp_path / "two" / "report.html").read_text() == page
 
 
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("parts", ["defaults", "stages,model", "peers,snapshot", "reads,node"])
 @helper_ends()
 def test_every_other_part_is_measured_and_told_of(
@@ -72,6 +85,7 @@ def test_a_plot_of_what_was_not_measured_is_refused_by_name(tmp_path: Path, caps
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from shardengine import ChunkFailedError, ChunkTooLargeError, Context, Entry, Machine, Tx, encode
 from shardengine.shards import wire
 from tests.indoors import Indoors, outcomes
+from tests.killing import DEEP
 from tests.machines import Add, Bloat, Ledger, Move
 from tests.model import chunks_of, log_of
 from tests.wander import STEPS, Wander, Wanderer, one_by_one
@@ -34,7 +35,7 @@ def indoors(machine: type[Machine], shards: int, **facts: Any) -> Iterator[Indoo
             house.close()
 
 
-@settings(max_examples=300)
+@settings(max_examples=300 if DEEP else 150)
 @given(
     commands=st.lists(wanders(), min_size=1, max_size=40),
     size=st.sampled_from([1, 3, 7, 40]),
@@ -54,7 +55,7 @@ def test_any_machine_answers_as_in_one_place_whatever_the_chunks_the_shards_and_
         assert house.records == records
 
 
-@settings(max_examples=100)
+@settings(max_examples=100 if DEEP else 50)
 @given(
     commands=st.lists(wanders((*STEPS, "fail", "fail")), min_size=1, max_size=30),
     shards=st.sampled_from(SHARDS),
