@@ -87,14 +87,14 @@ class TestTwoShards(OverAll):
         return Engine(directory, shards=2, machine=Moving, config=CONFIG)
 
 
-class TestManyShards(OverAll):
+class TestFiveShards(OverAll):
     """Without the checks of what is decided before a chunk is split, or done beside the shards: one or two of them show
     all of that, and most of a check is the start of its workers."""
 
     kills = 2
 
     def build(self, directory: Path) -> Engine:
-        return Engine(directory, shards=5 if DEEP else 3, machine=Moving, config=CONFIG)
+        return Engine(directory, shards=5, machine=Moving, config=CONFIG)
 
 
 for _check in (
@@ -118,8 +118,8 @@ for _check in (
         "a_hard_state_is_there_after_reopening",
     )
 ):
-    assert callable(getattr(TestManyShards, f"test_{_check}"))
-    setattr(TestManyShards, f"test_{_check}", None)
+    assert callable(getattr(TestFiveShards, f"test_{_check}"))
+    setattr(TestFiveShards, f"test_{_check}", None)
 
 
 # ---- broken machines -------------------------------------------------------------------------------------------------
