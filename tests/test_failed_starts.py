@@ -21,8 +21,14 @@ import pytest
 
 from shardengine import Engine, EngineError, Put, encode
 from tests.conftest import descendants, open_descriptors
+from tests.inside import tick_often
 from tests.killing import DEEP
 from tests.model import log_of
+
+
+@pytest.fixture(autouse=True)
+def tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    tick_often(monkeypatch)
 
 
 def held() -> tuple[dict[int, str], set[int], int]:
