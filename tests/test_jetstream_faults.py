@@ -255,7 +255,7 @@ async def test_what_is_asked_of_the_leader_of_a_stream_is_asked_again_until_ther
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "_API_S", 2 * WATCHDOG_S)
-    monkeypatch.setattr(stream, "_API_AGAIN_S", 0.01)
+    monkeypatch.setattr(stream, "AGAIN_S", 0.01)
     heard = list[link.Message]()
     async with stream_of(servers.urls, new_name()) as asked:
 
