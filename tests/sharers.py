@@ -13,7 +13,7 @@ import pytest
 
 from shardengine import EngineConfig, Entry, Machine, PeerError, Put, SnapshotPolicy
 from shardengine.engine.conformance.recorded import RecordedNode
-from shardengine.engine.node import bootstrap, fetching, giving, members, sharing, trimming
+from shardengine.engine.node import fetching, giving, members, sharing, trimming
 from shardengine.engine.node.frames import decode_frame, entries_in
 from shardengine.node import Logged, Member, Node, NodePolicy, SharedMemoryLog
 from shardengine.shards.kv import KeyValue
@@ -95,7 +95,6 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     for room in (members, trimming):
         patch.setattr(room, "LOOK_S", 0.02)
     patch.setattr(fetching, "PAUSE_S", 0.0)
-    patch.setattr(bootstrap, "RETRY_S", 0.05)
     patch.setattr(sharing, "LATELY_S", 600.0)
     patch.setattr(giving, "GIVEN_BYTES", 4 << 10)
 
