@@ -143,6 +143,7 @@ async def test_where_a_node_stands_is_said_again_until_there_is_one_who_answers(
     monkeypatch.setattr(members, "AGAIN_S", 0.01)
     name, heard = new_name(), list[Message]()
     async with stream_of(servers.urls, name) as stream:
+        stream.mark = "mark"
 
         def hear(message: Message) -> None:
             heard.append(message)
