@@ -18,7 +18,7 @@ from shardengine import CompareAndSwap, EngineError, Entry, LogFailedError, Put,
 from shardengine.conformance import History
 from shardengine.engine.cluster.servers import Servers
 from shardengine.engine.node.frames import decode_frame, entries_in
-from shardengine.engine.node.jetstream import connection, link, session
+from shardengine.engine.node.jetstream import connection, link, session, stream
 from shardengine.node import JetStreamLog, Node, NodePolicy, SharedLog, entries_of
 from tests.jetstream import opened
 from tests.killing import WATCHDOG_S
@@ -39,6 +39,7 @@ def impatient(patch: pytest.MonkeyPatch) -> None:
     """What does not answer is given up sooner, and looked for more often."""
     hurry(patch)
     patch.setattr(connection, "ANSWER_S", 1.0)
+    patch.setattr(stream, "ANSWER_S", 1.0)
     patch.setattr(link, "PING_S", 0.2)
     patch.setattr(link, "PONG_S", 1.0)
     patch.setattr(session, "CLOSE_S", 0.5)

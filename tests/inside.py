@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from shardengine import Engine, SyncEngine
 from shardengine.engine.read.cut import Reads
-from shardengine.engine.run import tasks
+from shardengine.engine.run import replacing as replaces
+from shardengine.engine.run import runtime, shell, tasks
 from shardengine.engine.run.runtime import Runtime
 from shardengine.engine.run.shell import Shell
 from shardengine.node import SyncNode
@@ -37,6 +40,12 @@ def taking(db: Engine) -> bool:
 
 def replacing(db: Engine) -> bool:
     return db._busy.replacing
+
+
+def tick_often(patch: pytest.MonkeyPatch) -> None:
+    """What an engine does as time passes it does sooner: what failed it tries again, and who is late it looks for."""
+    for module in (runtime, shell, replaces):
+        patch.setattr(module, "TICK_MS", 20)
 
 
 async def one_turn() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from shardengine import LogUnreachableError
 from shardengine.engine.cluster.servers import Server, Servers
+from shardengine.engine.node.jetstream.stream import RefusedError
 from tests.company import Station
 from tests.conftest import halt
 from tests.jetstream import stream_of
@@ -27,6 +28,15 @@ async def leader_of(servers: Servers, name: str) -> Server:
                 if server.name == found:
                     return server
             await asyncio.sleep(0.05)
+
+
+async def lead(servers: Servers, name: str, server: Server) -> None:
+    """Have the server lead the stream."""
+    wish = {"placement": {"preferred": server.name}}
+    async with asyncio.timeout(WATCHDOG_S), stream_of(servers.urls, name) as stream:
+        while await leader_of(servers, name) is not server:
+            with suppress(LogUnreachableError, RefusedError):
+                await stream._api(f"STREAM.LEADER.STEPDOWN.{name}", wish)
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ from shardengine import (
     encode,
     stream_snapshot,
 )
-from shardengine.engine.node import fetching, giving
+from shardengine.engine.node import bootstrap, fetching, giving
 from shardengine.engine.node.frames import Frame, encode_frame
 from shardengine.node import MemoryLog, Node
 from tests.nodes import CONFIG, raising, soon
@@ -35,6 +35,7 @@ from tests.test_node_life import lose_power
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
+    monkeypatch.setattr(bootstrap, "RETRY_S", 0.05)
 
 
 def first_of(end: ToldEnd) -> int:

@@ -13,18 +13,19 @@ import pytest
 from shardengine import ClusterError
 from shardengine.engine.cluster.servers import Servers
 from tests.commands import cli, running, started
+from tests.test_readme import DEMO
 
 
 def test_the_demo_loses_nothing_though_a_server_and_a_node_are_killed_and_the_log_is_cut(tmp_path: Path) -> None:
-    ran = started("cluster", "demo", "--limit", 9_000, "--shards", 1, "--json", TMPDIR=str(tmp_path))
+    ran = started(*DEMO.split()[1:], "--json", TMPDIR=str(tmp_path))
     assert ran.code == 0, ran.err
     facts = ran.facts
-    assert (facts["lines"], facts["acknowledged"], facts["lost"]) == (9_000, 9_000, 0)
+    assert (facts["lines"], facts["acknowledged"], facts["lost"]) == (6_000, 6_000, 0)
     assert facts["killed"] == "server n1, node 2 and its workers"
     nodes = facts["nodes"]
     assert list(nodes) == ["1", "2", "3", "4"]
     assert len({(node["records"], node["index"], node["digest"]) for node in nodes.values()}) == 1
-    assert nodes["1"]["records"] == 9_000 <= nodes["1"]["index"]
+    assert nodes["1"]["records"] == 6_000 <= nodes["1"]["index"]
     assert re.search(r"the log is cut before position [1-9]", ran.err)
     assert re.search(r"node 4 runs .* from a snapshot", ran.err)
     assert list(tmp_path.iterdir()) == []

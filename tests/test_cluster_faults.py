@@ -1,7 +1,10 @@
-"""Three nodes on three real servers, used all the time while everything fails that can: what all saw is true."""
+"""Three nodes on three real servers, used all the time while everything fails that can: what all saw is true.
+
+So is what two are told who append to a log beside it."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +12,12 @@ import pytest
 
 from shardengine import ClusterError
 from shardengine.engine.cluster.servers import Servers
-from shardengine.engine.node.jetstream import link
+from shardengine.engine.node.jetstream import guarding, link
+from tests.appends import appends
 from tests.company import Wire, company, impatient
 from tests.jetstream import new_name
 from tests.killing import WATCHDOG_S
-from tests.mishaps import cut_off, held_back, killed, leader_of, parted, paused, stopped, unanswered
+from tests.mishaps import cut_off, held_back, killed, lead, leader_of, parted, paused, stopped, unanswered
 from tests.told_node import FarStation
 
 
@@ -32,7 +36,8 @@ def own(tmp_path: Path) -> Iterator[Servers]:
 async def test_what_is_acknowledged_stays_and_no_read_is_stale_whatever_happens_to_the_servers(
     own: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with company(tmp_path, own, "orders") as all:
+    monkeypatch.setattr(guarding, "LOOK_S", 2 * WATCHDOG_S)  # nobody waits for the next look, where one has failed
+    async with company(tmp_path, own, "orders") as all, appends(own, "frames") as frames:
         await all.more()
         one, *others = all.stations
         with monkeypatch.context() as patient:  # a connection outlives the pause
@@ -43,8 +48,11 @@ async def test_what_is_acknowledged_stays_and_no_read_is_stale_whatever_happens_
                 async with paused(leader):
                     await all.more(10, but=[one])
                 await all.more()
-        async with killed(await leader_of(own, "orders")):
-            await all.more()
+        leader = await leader_of(own, "orders")
+        await lead(own, "frames", leader)
+        await frames.more()
+        async with killed(leader):
+            await asyncio.gather(all.more(), frames.more())
         await all.more()
         leader = await leader_of(own, "orders")
         follower, other = (server for server in own.all if server is not leader)
@@ -55,7 +63,7 @@ async def test_what_is_acknowledged_stays_and_no_read_is_stale_whatever_happens_
         await all.more()
         async with killed(*own.all):
             pass
-        await all.more()
+        await asyncio.gather(all.more(), frames.more())
         await all.judged()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,10 +21,12 @@ from shardengine import (
 )
 from shardengine.engine.cluster.servers import Servers
 from shardengine.engine.node.jetstream import guarding
+from shardengine.node import JetStreamLog
 from tests.company import Company, Station, Wire, company, impatient
-from tests.jetstream import config, make, new_name, stream_of
+from tests.jetstream import config, frames_up_to, make, new_name, opened, stream_of
 from tests.killing import WATCHDOG_S
-from tests.mishaps import cut_off, killed
+from tests.mishaps import cut_off, killed, paused
+from tests.proxy import Proxy
 from tests.sharers import like
 
 
@@ -89,26 +93,78 @@ async def test_a_stream_that_is_deleted_and_made_anew_is_refused_by_all_that_kne
             await new.stop()
 
 
-async def test_servers_that_are_set_back_to_an_old_copy_are_refused_by_all_that_had_seen_more(
+@asynccontextmanager
+async def set_back(servers: Servers) -> AsyncIterator[None]:
+    """When the block ends, the servers have what they had when it began: they stand still while that is copied, and
+    are killed."""
+    async with AsyncExitStack() as stack:
+        for server in servers.all:
+            await stack.enter_async_context(paused(server))
+        for server in servers.all:
+            shutil.copytree(server.directory / "store", server.directory / "old")
+    yield
+    async with killed(*servers.all):
+        for server in servers.all:
+            shutil.rmtree(server.directory / "store")
+            (server.directory / "old").rename(server.directory / "store")
+
+
+async def test_servers_that_are_set_back_to_an_old_copy_are_told_from_servers_that_lag_by_all_that_had_seen_more(
     tmp_path: Path, believing: None
 ) -> None:
     with Servers(tmp_path / "servers") as own:
-        async with company(tmp_path, own, "orders") as all:
+        async with company(tmp_path, own, "orders") as all, set_back_logs(own) as logs:
             await all.more()
-            async with killed(*own.all):
-                for server in own.all:
-                    shutil.copytree(server.directory / "store", server.directory / "old")
-            await all.more()
-            await all.judged()
-            all.go_on()
-            async with killed(*own.all):
-                for server in own.all:
-                    shutil.rmtree(server.directory / "store")
-                    (server.directory / "old").rename(server.directory / "store")
-            for station in all.stations:
-                assert type(await end_of(station)) in (LogRegressedError, LogReplacedError)
-            for station in all.stations:
-                assert type(await refuses_to_start(station)) in (LogRegressedError, LogReplacedError)
+            async with set_back(own):
+                await asyncio.gather(all.more(), logs.lost())
+                await all.judged()
+                all.go_on()
+            await logs.judged()
+            for failure in await asyncio.gather(*map(end_of, all.stations)):
+                assert type(failure) in (LogRegressedError, LogReplacedError)
+            for refusal in await asyncio.gather(*map(refuses_to_start, all.stations)):
+                assert type(refusal) in (LogRegressedError, LogReplacedError)
+
+
+class Logs:
+    """Three ends of one log: `log` appends what is lost; `cut_off` has read it, and hears of nothing more before
+    others have gone on; `idle` has seen nothing of it, and is who goes on."""
+
+    def __init__(self, log: JetStreamLog, cut_off: JetStreamLog, idle: JetStreamLog, proxy: Proxy) -> None:
+        self._log = log
+        self._cut_off = cut_off
+        self._idle = idle
+        self._proxy = proxy
+        self._last = 0
+
+    async def lost(self) -> None:
+        self._last = (await self._log.append([b"lost"] * 10))[-1]
+        assert len(await frames_up_to(self._cut_off, self._last)) == 20
+        self._proxy.shut = True
+        self._proxy.cut()
+
+    async def judged(self) -> None:
+        with pytest.raises(LogRegressedError) as regressed:
+            await asyncio.wait_for(self._log.append([b"more"]), WATCHDOG_S)
+        assert regressed.value.last < self._last == regressed.value.seen
+        assert len(await frames_up_to(self._idle, 10)) == 7, "who has seen nothing of it goes on"
+        await self._idle.append([b"other"] * 30)
+        self._proxy.shut = False
+        with pytest.raises(LogReplacedError) as replaced:
+            await asyncio.wait_for(self._cut_off.last(), WATCHDOG_S)
+        assert replaced.value.position == self._last
+
+
+@asynccontextmanager
+async def set_back_logs(servers: Servers) -> AsyncIterator[Logs]:
+    async with (
+        Proxy(servers.all[0].port) as proxy,
+        opened(servers.urls, "frames") as log,
+        opened(proxy.url, "frames") as cut_off,
+        opened(servers.urls, "frames") as idle,
+    ):
+        await log.append([b"kept"] * 10)
+        yield Logs(log, cut_off, idle, proxy)
 
 
 # ---- a log that was cut, or is full ----------------------------------------------------------------------------------

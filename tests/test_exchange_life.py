@@ -34,17 +34,22 @@ from shardengine.shards import wire
 from tests.conftest import halt
 from tests.directories import folder_in, mark_of
 from tests.dying import ENVIRONMENT, DyingWanderer
-from tests.inside import one_turn, runtime_of
+from tests.inside import one_turn, runtime_of, tick_often
 from tests.logs import Oracle, Wandering, log_named
 from tests.taking import restarts
 from tests.wander import Wander, Wanderer
 
 CONFIG = EngineConfig(map_bytes=64 << 20)
-IMPATIENT = EngineConfig(map_bytes=64 << 20, worker_timeout_ms=3000)
+IMPATIENT = EngineConfig(map_bytes=64 << 20, worker_timeout_ms=800)
 BEFORE, AFTER = Wandering.PERIOD - 1, Wandering.PERIOD + 3
 """Where the group that pauses begins, and ends; one that asks for more."""
 NAMED = Wandering.PERIOD + 6, Wandering.PERIOD + 9
 """And one whose commands name all they need."""
+
+
+@pytest.fixture(autouse=True)
+def tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    tick_often(monkeypatch)
 
 
 def pid_of(db: Engine, shard: int) -> int:

@@ -21,6 +21,7 @@ import pytest
 
 from shardengine import Engine, EngineError, Put, encode
 from tests.conftest import descendants, open_descriptors
+from tests.inside import tick_often
 from tests.killing import DEEP
 from tests.model import log_of
 
@@ -107,8 +108,11 @@ async def test_a_start_that_is_refused_anything_leaves_nothing_open(
         assert starts(place) is None, "the next start works"
 
 
-async def test_a_start_without_descriptors_leaves_none_open_and_says_what_to_raise(tmp_path: Path) -> None:
+async def test_a_start_without_descriptors_leaves_none_open_and_says_what_to_raise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await fill(tmp_path / "db")
+    tick_often(monkeypatch)
     failed = 0
     for spare in range(0, 200, 2):
         if starts(tmp_path / "db", around=spare_descriptors(spare)) is None:

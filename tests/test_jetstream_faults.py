@@ -249,3 +249,22 @@ async def test_frames_of_a_stream_that_took_the_place_of_the_log_are_not_read(
             await other.append([b"theirs"] * 5)
             with pytest.raises(LogReplacedError):
                 await asyncio.wait_for(anext(reading), WATCHDOG_S)
+
+
+async def test_what_is_asked_of_the_leader_of_a_stream_is_asked_again_until_there_is_one_who_answers(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_API_S", 2 * WATCHDOG_S)
+    monkeypatch.setattr(stream, "AGAIN_S", 0.01)
+    heard = list[link.Message]()
+    async with stream_of(servers.urls, new_name()) as asked:
+
+        def hear(message: link.Message) -> None:
+            heard.append(message)
+            if len(heard) == 3:
+                asked.connection.send(link.Outgoing(message.reply, b"{}"))
+
+        await asked.connection.listen("$JS.API.NOBODY.ANSWERS", hear)
+        async with asyncio.timeout(WATCHDOG_S):
+            assert await asked._api("NOBODY.ANSWERS") == b"{}"
+    assert len({message.reply for message in heard}) == 1

@@ -136,6 +136,28 @@ async def test_nodes_that_cannot_be_reached_are_said_to_be(servers: Servers, mon
                     await asyncio.sleep(0.02)
 
 
+async def test_where_a_node_stands_is_said_again_until_there_is_one_who_answers(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ANSWER_S", 2 * WATCHDOG_S)
+    monkeypatch.setattr(members, "AGAIN_S", 0.01)
+    name, heard = new_name(), list[Message]()
+    async with stream_of(servers.urls, name) as stream:
+        stream.mark = "mark"
+
+        def hear(message: Message) -> None:
+            heard.append(message)
+            if len(heard) == 3:
+                told = {"error": {"code": 500, "description": "told to be full"}}
+                stream.connection.send(Outgoing(message.reply, json.dumps(told).encode()))
+
+        await stream.connection.listen(f"$KV.{name}-nodes.>", hear)
+        async with asyncio.timeout(WATCHDOG_S):
+            with pytest.raises(LogUnreachableError, match="told to be full"):
+                await members.Members(stream, 3, 30.0).meet(member(1))
+    assert {message.data for message in heard} == {msgspec.json.encode(member(1))}
+
+
 async def test_a_node_that_is_asked_answers_whatever_the_length_or_says_why_not(servers: Servers) -> None:
     name = new_name()
     async with opened(servers.urls, name) as one, opened(servers.urls, name) as other:

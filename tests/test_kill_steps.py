@@ -15,11 +15,17 @@ from shardengine.shards.placement import shard_of, slot_of
 from tests.conftest import halt
 from tests.directories import folder_in, mark_of
 from tests.dying import ENVIRONMENT, GATE, STEPS, Deadly, Dying
+from tests.inside import tick_often
 from tests.model import Model
 from tests.taking import restarts
 
 CONFIG = EngineConfig(map_bytes=64 << 20)
-IMPATIENT = EngineConfig(map_bytes=64 << 20, worker_timeout_ms=3000)
+IMPATIENT = EngineConfig(map_bytes=64 << 20, worker_timeout_ms=800)
+
+
+@pytest.fixture(autouse=True)
+def tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    tick_often(monkeypatch)
 
 
 @pytest.fixture

@@ -16,15 +16,21 @@ import msgspec
 import pytest
 
 from shardengine import ChunkFailedError, Engine, EngineConfig, Entry, LogId, Put, StoreError, WorkerFailedError, encode
+from shardengine.engine.commit import coordinator
 from shardengine.engine.commit.lives import LISTENED_S_MAX, Lives
 from shardengine.engine.errors import EngineStoppedError
 from shardengine.engine.run.processes import LOG_BYTES_MAX
 from tests.conftest import end, halt
 from tests.directories import folder_in, puts
-from tests.inside import one_turn, shell_of
+from tests.inside import one_turn, shell_of, tick_often
 from tests.misbehaving import ENVIRONMENT, Breaking, Wild
 
 CONFIG = EngineConfig(map_bytes=16 << 20, ring_bytes=256 * 1024)
+
+
+@pytest.fixture(autouse=True)
+def tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    tick_often(monkeypatch)
 
 
 @pytest.fixture
@@ -233,9 +239,9 @@ def open_gate(gate: Path) -> None:
 
 async def test_a_flush_that_takes_longer_than_other_answers_may_is_no_hang(tmp_path: Path, faults: Path) -> None:
     os.mkfifo(faults / "sync")
-    async with Engine(tmp_path / "data", shards=1, machine=Breaking, config=impatient(worker_timeout_ms=2000)) as db:
+    async with Engine(tmp_path / "data", shards=1, machine=Breaking, config=impatient(worker_timeout_ms=1500)) as db:
         await db.apply_chunk(puts(1, 10))
-        later = once_told(db, 15)  # three seconds of the worker's clock
+        later = once_told(db, 10)  # two seconds of the worker's clock
         flushing = asyncio.create_task(db.flush_async())
         await later.wait()
         open_gate(faults / "sync")
@@ -243,18 +249,18 @@ async def test_a_flush_that_takes_longer_than_other_answers_may_is_no_hang(tmp_p
         assert restarts(db) == [0]
 
 
-SLOW = {"durability": "power", "worker_timeout_ms": 2000}
+SLOW = {"durability": "power", "worker_timeout_ms": 1500}
 
 
-@pytest.mark.parametrize("count", [1, 20], ids=["a solo", "a vote"])
+@pytest.mark.parametrize(("count", "workers"), [(1, 1), (20, 2)], ids=["a solo", "a vote"])
 async def test_a_commit_that_waits_longer_for_the_disk_than_other_answers_may_take_is_no_hang(
-    tmp_path: Path, faults: Path, count: int
+    tmp_path: Path, faults: Path, count: int, workers: int
 ) -> None:
     config = msgspec.structs.replace(CONFIG, **SLOW)
     async with Engine(tmp_path / "data", shards=2, machine=Breaking, config=config) as db:
         await db.apply_chunk(puts(1, 10))
         os.mkfifo(faults / "slow")
-        later = once_told(db, 30)  # of two workers, or of one
+        later = once_told(db, 10 * workers)  # two seconds of the clock of each
         applying = asyncio.create_task(db.apply_chunk(puts(11, count)))
         await later.wait()
         open_gate(faults / "slow")
@@ -262,7 +268,10 @@ async def test_a_commit_that_waits_longer_for_the_disk_than_other_answers_may_ta
         assert restarts(db) == [0, 0] and db.last_applied().index == 10 + count
 
 
-async def test_a_commit_that_is_late_all_the_same_names_the_setting(tmp_path: Path, faults: Path) -> None:
+async def test_a_commit_that_is_late_all_the_same_names_the_setting(
+    tmp_path: Path, faults: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "DECIDED_KILLS_MAX", 2)
     config = msgspec.structs.replace(CONFIG, **SLOW | {"worker_timeout_ms": 400, "flush_timeout_ms": 600})
     db = Engine(tmp_path / "data", shards=1, machine=Breaking, config=config)
     db.start()

@@ -19,8 +19,15 @@ from shardengine import ConfigError, Engine, EngineConfig, EngineError, LogId, W
 from shardengine.engine.commit.lives import START_ATTEMPTS_MAX, Lives
 from shardengine.shards.worker import _unready
 from tests.directories import ROOT, applies_ten, contents, holds_ten, in_another_process, opened, puts
+from tests.inside import tick_often
 
 CONFIG = EngineConfig(map_bytes=16 << 20, ring_bytes=256 * 1024)
+
+
+@pytest.fixture(autouse=True)
+def tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    tick_often(monkeypatch)
+
 
 # ---- what cannot be started ------------------------------------------------------------------------------------------
 

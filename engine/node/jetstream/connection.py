@@ -97,19 +97,24 @@ class Connection:
         if self._link is not None:
             self._link.send(message)
 
-    async def ask(self, *messages: Outgoing, timeout: float | None = None) -> Message:
-        """Send messages, and return what the last one is answered with.
+    async def ask(self, *messages: Outgoing, timeout: float | None = None, again_s: float | None = None) -> Message:
+        """Send messages, and return what the last one is answered with. `again_s`: after so long without an answer
+        that one is sent once more, and again; the first answer counts. Only for what may be asked twice.
 
         Raises LogUnreachableError when no answer comes in time, or the link ends; whether anything was received, and
         what comes of it, is not known then. LogClosedError.
         """
-        answers = await self.ask_for_many(*messages, last=lambda message: True, timeout=timeout)
+        answers = await self.ask_for_many(*messages, last=lambda message: True, timeout=timeout, again_s=again_s)
         if not answers:
             raise self.unreachable(f"there was no answer on {messages[-1].subject}")
         return answers[0]
 
     async def ask_for_many(
-        self, *messages: Outgoing, last: Callable[[Message], bool], timeout: float | None = None
+        self,
+        *messages: Outgoing,
+        last: Callable[[Message], bool],
+        timeout: float | None = None,
+        again_s: float | None = None,
     ) -> list[Message]:
         """Send messages, and return what the last one is answered with, up to the answer that is the `last`; fewer when
         no more come in time, or the link ends. Raises LogUnreachableError while there is no link, LogClosedError."""
@@ -120,7 +125,10 @@ class Connection:
                 link = await self._some_link()
                 for message in messages[:-1]:
                     link.send(message)
-                link.send(messages[-1]._replace(reply=f"{self._inbox}.{token}"))
+                asked = messages[-1]._replace(reply=f"{self._inbox}.{token}")
+                link.send(asked)
+                while again_s is not None and not (await asyncio.wait([question.done], timeout=again_s))[0]:
+                    link.send(asked)
                 await question.done
         except TimeoutError:
             if self._link is None:

@@ -16,7 +16,7 @@ from shardengine.engine.node.jetstream.stream import NOT_FOUND, Info, RefusedErr
 from shardengine.engine.node.log import Logged
 
 LOOK_S = 5.0
-"""So often is looked at a log that gives no cause to."""
+"""So often is looked at a log that gives no cause to: it is what it was."""
 BELIEVE_S = 15.0
 """What the servers say for so long is true."""
 _LOOK_AGAIN_S = 0.5
@@ -103,7 +103,7 @@ class Guard:
         """Look until cancelled."""
         while True:
             try:
-                async with asyncio.timeout(LOOK_S if self._doubt.error is None else _LOOK_AGAIN_S):
+                async with asyncio.timeout(LOOK_S if self._is_sure() else _LOOK_AGAIN_S):
                     await self._wanted.wait()
             except TimeoutError:
                 pass
@@ -117,6 +117,10 @@ class Guard:
                 return
             if self._doubt.error is not None:
                 await asyncio.sleep(_LOOK_AGAIN_S)
+
+    def _is_sure(self) -> bool:
+        """Whether nothing waits for the next look."""
+        return self._doubt.error is None and self.trusted.is_set()
 
     async def check(self) -> Info | None:
         """Look now; returns what the stream is; None: there is a suspicion, and it is too early to tell.

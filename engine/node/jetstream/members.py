@@ -12,7 +12,7 @@ import msgspec
 from shardengine.engine.errors import LogUnreachableError
 from shardengine.engine.node.jetstream.connection import PAUSES_S
 from shardengine.engine.node.jetstream.link import Message, Outgoing
-from shardengine.engine.node.jetstream.stream import Stream, why_not
+from shardengine.engine.node.jetstream.stream import AGAIN_S, Stream, why_not
 from shardengine.engine.node.shared import Member
 
 _NODES_MAX = 1000
@@ -46,13 +46,13 @@ class Members:
 
     async def _say(self, me: Member) -> None:
         word = Outgoing(f"{self._keys}.{me.run}", msgspec.json.encode(me))
-        message = await self._stream.connection.ask(word)
+        message = await self._stream.connection.ask(word, again_s=AGAIN_S)
         for pause in PAUSES_S:
             if not message.status:
                 break
             await self._stream.make(self._config())  # where it is there already, it has no leader yet
             await asyncio.sleep(pause)
-            message = await self._stream.connection.ask(word)
+            message = await self._stream.connection.ask(word, again_s=AGAIN_S)
         if refused := why_not(message):
             raise LogUnreachableError(
                 f"the stream {self._stream.name!r} does not take where this node stands: {refused}",

@@ -21,7 +21,9 @@ READ_FRAMES = 256
 READ_BYTES = 2 << 20
 """So much is read at once, and one frame more."""
 _API_S = 2.0
-"""What is asked of a stream's leader can be asked again, and then of its successor."""
+"""What is asked of a stream's leader, and not answered for so long, is refused for now."""
+AGAIN_S = 0.25
+"""So often it is asked again meanwhile, since nobody answers while a leader is elected: then of that one."""
 _BYTES_PER_S = 2 << 20
 """At least so fast what is sent or read is expected to travel."""
 NOT_FOUND = 10059
@@ -162,7 +164,7 @@ class Stream:
 
     async def _api(self, what: str, body: Any = None) -> bytes:
         data = b"" if body is None else json.dumps(body).encode()
-        message = await self.connection.ask(Outgoing(f"$JS.API.{what}", data), timeout=_API_S)
+        message = await self.connection.ask(Outgoing(f"$JS.API.{what}", data), timeout=_API_S, again_s=AGAIN_S)
         if message.status:
             raise LogUnreachableError(
                 f"nobody answers on $JS.API.{what} now (status {message.status})",
