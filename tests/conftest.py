@@ -30,9 +30,11 @@ from hypothesis import HealthCheck, settings
 
 from shardengine import run
 from shardengine.engine.cluster.servers import Servers
+from shardengine.engine.run.processes import Workers
 from shardengine.engine.run.shell import shells
 from tests.forking import STANDING, source
-from tests.killing import environment
+from tests.killing import DEEP, environment
+from tests.nursery import Nursery
 from tests.servers import standing
 from tests.syncs import Syncs
 
@@ -130,6 +132,23 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Three of a cluster, which tests must leave running as they were."""
     with standing(tmp_path_factory.mktemp("servers")) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def nursery(temporary_directory: Path) -> Iterator[Nursery]:
+    """What tests/nursery.py forks workers from."""
+    nursery = Nursery.started(environment())
+    STANDING.add(nursery.pid)
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def forked_workers(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this process are forked, not started; but for the profile "deep"."""
+    monkeypatch.setattr(Workers, "_spawn", Workers._spawn)  # so that it is put back
+    if not DEEP:
+        nursery.serve_all()
 
 
 @pytest.fixture

@@ -50,6 +50,12 @@ def chosen(point: str) -> bool:
     return DEEP or zlib.crc32(point.encode()) % 2 == 0
 
 
+def workers_forked(number: int) -> bool:
+    """Whether the workers of life `number` are forked (tests/nursery.py): those of every fourth one are started, which
+    takes a while in which all that there is can be killed too; so are all of them with `HYPOTHESIS_PROFILE=deep`."""
+    return not DEEP and number % 4 != 0
+
+
 def note(text: str) -> None:
     """Shown when the test fails."""
     sys.stdout.write(f"{text}\n")
@@ -162,7 +168,7 @@ class Judge:
         self.crashes = 0
         self.views = 0
         self.redone = 0
-        self._fixed = {"directory": str(directory), "shards": shards, "seed": seed, "log": log}
+        self._fixed = {"directory": str(directory), "shards": shards, "seed": seed, "log": log, "forked": not DEEP}
         self._log = log_named(log, seed, shards)
         self._told: list[ApplyResult] = []
         self._ends: Callable[[int], Iterator[int]] = lambda last: iter(())

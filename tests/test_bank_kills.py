@@ -20,7 +20,7 @@ from tests.kill_child import Acknowledged, Opened, Orders, Viewed
 from tests.killing import DEEP, WATCHDOG_S, Judge, Prey, note, seeded
 from tests.logs import Oracle
 from tests.taking import restarts
-from tests.test_kill_everything import START_S, STARTS_KILLED, spin
+from tests.test_kill_everything import START_S, STARTS_KILLED, spin, stream_orders
 
 CONFIG = EngineConfig(map_bytes=64 << 20)
 PERCENTS = pytest.mark.parametrize("percent", [0, 10, 100])
@@ -91,12 +91,10 @@ def test_a_bank_is_killed_as_a_whole_at_random_moments_and_no_money_is_lost(
     seed = rng.randrange(1, 1 << 30)
     judge = Judge(tmp_path / "data", shards, seed, f"bank {percent}")
     for number in range(rounds):
-        window, largest = rng.choice([(1, 8), (1, 64), (3, 16), (6, 64), (8, 200)])
-        name = f"{seed}/{number}"
-        orders = judge.orders("stream", views=True, sizes_seed=name, window=window, largest=largest)
+        orders = stream_orders(judge, rng, f"{seed}/{number}", number, views=True)
         with judge.prey(orders) as prey:
             if number and rng.random() < STARTS_KILLED:
-                judge.judge(list(prey.frames(time.monotonic() + rng.random() * START_S)), orders)
+                judge.judge(list(prey.frames(time.monotonic() + rng.random() * START_S[orders.forked])), orders)
             else:
                 live(prey, judge, orders, rng)
             prey.kill_everything()

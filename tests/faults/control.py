@@ -137,6 +137,11 @@ class Faults:
         """From now on calls pass, uncounted."""
         self._control.phase = 0
 
+    @property
+    def passing(self) -> bool:
+        """Whether calls pass, uncounted."""
+        return not self._control.phase
+
     def image(self, disk: Path) -> None:
         """From now on keep what a power loss would leave: what is there now, and what is synced."""
         self._control.imaging = 1
@@ -222,6 +227,12 @@ class Zygote:
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         return status if in_time else None
+
+
+def begun_as(place: Path, process: str) -> str:
+    """The program text by which a forked process, of one under the control file in `place`, comes under it as this."""
+    control = os.fsencode(place / _CONTROL)
+    return f"__import__('ctypes').CDLL(None).faults_begin_as({control!r}, {PROCESSES.index(process)})\n"
 
 
 def serve(life: Callable[[Path, str], None]) -> None:

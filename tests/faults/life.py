@@ -3,6 +3,8 @@
 It opens a directory, comes to the phase that it was told, and lives through that with the faults armed; then without:
 it feeds and flushes if the engine says that it runs, stops, and starts again where that is a question. All that it
 finds goes to its standard output, a JSON line each, for tests/faults/judging.py.
+
+Where no call of theirs can fail while they start, workers are forked (tests/nursery.py).
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from typing import Literal
 import msgspec
 
 from shardengine import Engine, EngineConfig, EngineError, KeyValue, run
+from shardengine.engine.run.processes import Workers
 from shardengine.engine.snapshot.check import Claim, judge
 from shardengine.engine.storage.generations import Directory
-from tests.faults.control import DISK, Faults, serve
+from tests.faults.control import DISK, Faults, begun_as, serve
 from tests.inside import runtime_of
+from tests.nursery import Nursery
 from tests.streams import entries
 
 SEED = 7
@@ -280,10 +284,18 @@ class Life:
 
 def main(place: Path, text: str) -> None:
     orders = msgspec.json.decode(text, type=Orders)
+    nursery, start = Nursery.of_its_own(), Workers._spawn
 
     async def life() -> None:
         await asyncio.to_thread(int)  # what the loop opens for its first thread is no leak
         with Faults(place) as faults:
+
+            def spawn(workers: Workers, shard: int, link: int) -> object:
+                if orders.phase == "open" or faults.passing:
+                    return nursery.spawn(workers, shard, link, begun_as(place, f"worker {shard}"))
+                return start(workers, shard, link)
+
+            setattr(Workers, "_spawn", spawn)  # noqa: B010
             life = Life(place, orders, faults)
             if orders.phase == "open":
                 await life.look_in()
