@@ -4,7 +4,8 @@ It opens a directory, comes to the phase that it was told, and lives through tha
 it feeds and flushes if the engine says that it runs, stops, and starts again where that is a question. All that it
 finds goes to its standard output, a JSON line each, for tests/faults/judging.py.
 
-Where no call of theirs can fail while they start, workers are forked (tests/nursery.py).
+Workers are forked (tests/nursery.py), but for those that the faulty phase starts where the calls count of which a start
+consists.
 """
 
 from __future__ import annotations
@@ -42,11 +43,14 @@ ATTEMPTS = 5
 
 
 class Orders(msgspec.Struct, frozen=True):
-    """The faults are in `phase`. With `once` nothing is started again at the end."""
+    """The faults are in `phase`. With `once` nothing is started again at the end; with `image` it is kept what a power
+    loss would leave; with `starts` workers are started in that phase, else they are forked there too."""
 
     phase: str
     durability: Literal["process", "power"]
     once: bool
+    image: bool
+    starts: bool
 
 
 class Sent(msgspec.Struct, frozen=True, tag=True):
@@ -291,16 +295,17 @@ def main(place: Path, text: str) -> None:
         with Faults(place) as faults:
 
             def spawn(workers: Workers, shard: int, link: int) -> object:
-                if orders.phase == "open" or faults.passing:
-                    return nursery.spawn(workers, shard, link, begun_as(place, f"worker {shard}"))
-                return start(workers, shard, link)
+                if orders.starts and not faults.passing:
+                    return start(workers, shard, link)
+                return nursery.spawn(workers, shard, link, begun_as(place, f"worker {shard}"))
 
             setattr(Workers, "_spawn", spawn)  # noqa: B010
             life = Life(place, orders, faults)
             if orders.phase == "open":
                 await life.look_in()
             else:
-                faults.image(place / DISK)
+                if orders.image:
+                    faults.image(place / DISK)
                 await life.live()
         say(Ended())
 
