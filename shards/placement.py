@@ -25,4 +25,5 @@ def shard_of(slot: int, shards: int) -> int:
 def shard_table(shards: int) -> bytes:
     """`shard_of` for every slot, as a table to index: one byte a slot."""
     assert 1 <= shards <= SHARDS_MAX
-    return bytes(shard_of(slot, shards) for slot in range(SLOTS))
+    first = [-(-shard * SLOTS // shards) for shard in range(shards + 1)]  # slot of each, and what is behind the last
+    return b"".join(bytes((shard,)) * (first[shard + 1] - first[shard]) for shard in range(shards))
