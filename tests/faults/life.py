@@ -32,8 +32,8 @@ from tests.nursery import Nursery
 from tests.streams import entries
 
 SEED = 7
-PREPARED = 1500  # entries in the directory that a life begins with, and in its snapshot
-DECIDED = 1540  # up to here, where the last life ended behind a decision
+PREPARED = 500  # entries in the directory that a life begins with, and in its snapshot
+DECIDED = 540  # up to here, where the last life ended behind a decision
 STARTS = ("create", "start", "recover", "redo")
 SIZES = {"apply": (1, 1, 2, 30), "respawn": (1, 4), "": (6,), "after": (1, 3)}
 HOLD_S = 4.0  # then the faults are lifted: who retries has had his tries
@@ -116,7 +116,8 @@ def config(durability: Literal["process", "power"]) -> EngineConfig:
     return EngineConfig(
         durability=durability,
         map_bytes=16 << 20,
-        ring_bytes=1 << 20,
+        ring_bytes=128 << 10,
+        value_bytes_max=16 << 10,
         spin_us=0,
         worker_timeout_ms=3_000,
         start_timeout_ms=8_000,
