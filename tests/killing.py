@@ -20,14 +20,13 @@ from shardengine import ApplyResult
 from shardengine.engine.storage.files import Lock
 from shardengine.engine.verify import verify_directory
 from tests import banking
+from tests.deep import DEEP as DEEP  # noqa: PLC0414  # tests find it here
 from tests.forking import fork
 from tests.kill_child import Acknowledged, Ended, Frame, Opened, Orders, Viewed
 from tests.logs import log_named, model_of, told
 
 ROOT = Path(__file__).resolve().parent.parent
 WATCHDOG_S = 60.0
-DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
-"""Whether tests that kill at random moments do so as often as they did when what they show was first shown."""
 VERIFY_EVERY = 20
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
 

@@ -1,5 +1,6 @@
-"""A bank of 10,000 accounts while workers, or everything, are killed: no view ever shows money made or lost, and every
-result, every balance and the digest are those of the memory machine, for every shard count."""
+"""A bank while workers, or everything, are killed: no view ever shows money made or lost, and every result, every
+balance and the digest are those of the memory machine, for every shard count. It has 2,000 accounts; 10,000 with
+`HYPOTHESIS_PROFILE=deep`."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import pytest
 from shardengine import Engine, EngineConfig
 from shardengine.machines.bank import Bank
 from shardengine.shards import wire
-from tests.banking import ACCOUNTS, LOOK_EVERY_S, Banking, check, look, look_and_check
+from tests.banking import ACCOUNTS, LOOK_EVERY_S, OPENING_CHUNK, Banking, check, look, look_and_check
 from tests.feeding import Feeder, Killer, holds, rampage
 from tests.kill_child import Acknowledged, Opened, Orders, Viewed
 from tests.killing import DEEP, WATCHDOG_S, Judge, Prey, note, seeded
@@ -54,6 +55,7 @@ class Looker:
         await asyncio.sleep(self._rng.random() * LOOK_EVERY_S)
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize(
     ("shards", "kills", "percent"),
     with_percents([(1, 15), (2, 19), (3, 18), (8, 15)] if DEEP else [(1, 8), (2, 12), (3, 12), (8, 10)]),
@@ -118,11 +120,13 @@ def live(prey: Prey, judge: Judge, orders: Orders, rng: random.Random) -> None:
     spin(rng)
 
 
+@pytest.mark.usefixtures("forked_workers")
 @PERCENTS
 async def test_a_bank_answers_the_same_for_every_shard_count(tmp_path: Path, percent: int) -> None:
     log = Banking(seeded().randrange(1, 1 << 30), 8, percent)
     model = Oracle(log)
-    ends = [2500, 5000, 7500, 10_000, 10_500, 10_501, 11_500, 13_000]
+    ends = [*range(OPENING_CHUNK, ACCOUNTS + 1, OPENING_CHUNK)]
+    ends += [ACCOUNTS + more for more in (500, 501, 1500, 3000)]
     expected = [model.advance(end) for end in ends]
     assert any(not result.succeeded for results in expected for result in results)
     for shards in (1, 2, 3, 8):
