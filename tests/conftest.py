@@ -20,8 +20,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from hypothesis import HealthCheck, settings
 
 from shardengine import run
 from shardengine.engine.cluster.servers import Servers
-from shardengine.engine.run.processes import Workers
 from shardengine.engine.run.shell import shells
 from tests.forking import STANDING, source
 from tests.killing import DEEP, environment
@@ -144,11 +143,16 @@ def nursery(temporary_directory: Path) -> Iterator[Nursery]:
 
 
 @pytest.fixture
-def forked_workers(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers of this process are forked, not started; but for the profile "deep"."""
-    monkeypatch.setattr(Workers, "_spawn", Workers._spawn)  # so that it is put back
-    if not DEEP:
-        nursery.serve_all()
+def forking(nursery: Nursery) -> Callable[[], AbstractContextManager[None]]:
+    """Workers of this process are forked, not started, within a block of this; but for the profile "deep"."""
+    return nullcontext if DEEP else nursery.serving
+
+
+@pytest.fixture
+def forked_workers(forking: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """The whole test is such a block."""
+    with forking():
+        yield
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ In a process that has one thread yet, and no engine:
 
     Nursery.of_its_own().serve_all()
 
-For engines of the tests' own process the fixture `forked_workers` does that, while a test runs.
+That process must not have run a loop either: what a loop leaves to be done in a forked child is done to descriptors
+that are others by then. For engines of the tests' own process there are the fixtures `forked_workers` and `forking`.
 
-Such a worker runs the text that it would be started with, under the same numbers of descriptors, in the environment
-and the process group of who asks, whose child it is: it is orphaned on purpose, and adopted. What it lacks is the time
-that a start takes, in which it can be killed as well; the limits that `setrlimit` sets; and a command line.
+Such a worker runs the text that it would be started with, with the same numbers of descriptors, in the environment, the
+process group and the limits of who asks, whose child it is: it is orphaned on purpose, and adopted. What it lacks is
+the time that a start takes, in which it can be killed as well, and a command line.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import ctypes
 import fcntl
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -37,6 +39,7 @@ from tests.forking import ROOT
 
 _REQUEST_BYTES = 1 << 18
 _BEYOND = 500  # numbers that no descriptor of a worker has
+_LIMITS = (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -117,6 +120,16 @@ class Nursery:
 
         setattr(Workers, "_spawn", spawn)  # noqa: B010
 
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """The same, for as long as the block lasts."""
+        before = Workers._spawn
+        self.serve_all()
+        try:
+            yield
+        finally:
+            setattr(Workers, "_spawn", before)  # noqa: B010
+
     def spawn(self, workers: Workers, shard: int, link: int, before: str = "") -> Adopted:
         """In the place of `Workers._spawn`. `before`: what the worker runs first."""
         numbers = [link] if workers._parent < 0 else [link, workers._parent]
@@ -124,7 +137,10 @@ class Nursery:
         request = Request(before + bootstrap(link, instead=True), module, numbers, dict(os.environ))
         with _adopting():
             socket.send_fds(self._asks, [msgspec.json.encode(request)], [workers._log, *numbers])
-            return Adopted(int(self._asks.recv(16)))
+            worker = Adopted(int(self._asks.recv(16)))
+        for limit in _LIMITS:  # it waits for its first message
+            resource.prlimit(worker.pid, limit, resource.getrlimit(limit))
+        return worker
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from shardengine import Engine
 from tests.kill_child import CONFIG, Acknowledged, Frame, Opened, Orders
 from tests.killing import WATCHDOG_S, Judge, chosen, note, points_of, workers_forked
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 SCOPES = pytest.mark.parametrize("group", [False, True], ids=["the coordinator", "everything"])
 
 
