@@ -1,6 +1,7 @@
 """SIGKILL of the coordinator and all its workers, and what the next start makes of the files, without re-delivery.
 
-Every round: open, compare with the model, go on feeding, die. All rounds of a test share one directory.
+Every round: open, compare with the model, go on feeding, die. All rounds of a test share one directory. The workers of
+every fourth are started, those of the others forked (`workers_forked`).
 """
 
 from __future__ import annotations

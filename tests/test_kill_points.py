@@ -2,6 +2,9 @@
 
 The script of tests/kill_child.py goes through votes and records, solos, a group of no-ops, staged and merged groups, a
 flush and a stop. After each death the directory is opened, without re-delivery, and compared with the model.
+
+Workers are forked (tests/nursery.py); in a redo, every fourth time, started. They all are with
+`HYPOTHESIS_PROFILE=deep`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 A child opens the directory as the death before left it, judges it, begins the work and dies at its first step, the next
 child at the second, and so on, until one has lived through all of them. So every next attempt is on what a death left.
+The workers of every fourth child are started, those of the others forked (`workers_forked`).
 """
 
 from __future__ import annotations

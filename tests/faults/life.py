@@ -115,7 +115,7 @@ Frame = Opened | Sent | Acknowledged | Outcome | Seen | Left | Wrong | Ended
 def config(durability: Literal["process", "power"]) -> EngineConfig:
     return EngineConfig(
         durability=durability,
-        map_bytes=16 << 20,
+        map_bytes=2 << 20,
         ring_bytes=128 << 10,
         value_bytes_max=16 << 10,
         spin_us=0,
