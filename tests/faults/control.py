@@ -204,6 +204,7 @@ class Zygote:
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,  # no line is read along with another, behind which nothing would be left to wait for
             cwd=directory,
             env={**environment, "LD_PRELOAD": str(shim)},
             start_new_session=True,
@@ -223,7 +224,8 @@ class Zygote:
         child = int(self._process.stdout.readline())
         in_time = select.select([self._process.stdout], [], [], timeout_s)[0]
         if not in_time:
-            os.killpg(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
         status = int(self._process.stdout.readline())
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
