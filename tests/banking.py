@@ -13,12 +13,13 @@ from typing import ClassVar
 from shardengine import Engine, Entry, Machine, View, encode
 from shardengine.machines.bank import Balance, Bank, Open, Transfer
 from shardengine.shards.placement import shard_of, slot_of
+from tests.deep import DEEP
 from tests.streams import chunk_ends, term_at
 
-ACCOUNTS = 10_000
+ACCOUNTS = 10_000 if DEEP else 2_000
 CIRCLES = 100
 OPENED_WITH = 1000
-OPENING_CHUNK = 2500
+OPENING_CHUNK = ACCOUNTS // 4
 LOOK_EVERY_S = 0.004  # at most; a look is at no moment in particular
 ALL_VIEWED = 0.03  # of views are added up as a whole
 

@@ -20,8 +20,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from shardengine import run
 from shardengine.engine.cluster.servers import Servers
 from shardengine.engine.run.shell import shells
 from tests.forking import STANDING, source
-from tests.killing import environment
+from tests.killing import DEEP, environment
+from tests.nursery import Nursery
 from tests.servers import standing
 from tests.syncs import Syncs
 
@@ -130,6 +131,28 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Three of a cluster, which tests must leave running as they were."""
     with standing(tmp_path_factory.mktemp("servers")) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def nursery(temporary_directory: Path) -> Iterator[Nursery]:
+    """What tests/nursery.py forks workers from."""
+    nursery = Nursery.started(environment())
+    STANDING.add(nursery.pid)
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def forking(nursery: Nursery) -> Callable[[], AbstractContextManager[None]]:
+    """Workers of this process are forked, not started, within a block of this; but for the profile "deep"."""
+    return nullcontext if DEEP else nursery.serving
+
+
+@pytest.fixture
+def forked_workers(forking: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """The whole test is such a block."""
+    with forking():
+        yield
 
 
 @pytest.fixture

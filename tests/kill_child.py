@@ -21,6 +21,7 @@ from shardengine.shards import wire
 from tests import banking
 from tests.kill_points import Points, arm, kind_of
 from tests.logs import Log, log_named, told
+from tests.nursery import Nursery
 
 CONFIG = EngineConfig(map_bytes=16 << 20, ring_bytes=1 << 20, value_bytes_max=16 << 10)
 TERMS_TOLD = 100
@@ -31,7 +32,8 @@ class Orders(msgspec.Struct, frozen=True):
 
     log: the name of one of tests/logs.py. views: of a stream that is a bank's, look at views all the time. sizes_seed,
     window, largest: of a stream's chunks. fatal, group, files, exchanges: see `tests.kill_points`; points are counted
-    from before the directory is opened, or from where the script has reached its starting place.
+    from before the directory is opened, or from where the script has reached its starting place. forked: its workers
+    are not started, but come from tests/nursery.py.
     """
 
     directory: str
@@ -47,6 +49,7 @@ class Orders(msgspec.Struct, frozen=True):
     group: bool = False
     files: bool = False
     exchanges: bool = False
+    forked: bool = True
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
@@ -178,5 +181,8 @@ async def main(orders: Orders) -> None:
     say(Ended(points.names if points else []))
 
 
-def live(orders: str) -> None:
-    run(main(msgspec.json.decode(orders, type=Orders)))
+def live(text: str) -> None:
+    orders = msgspec.json.decode(text, type=Orders)
+    if orders.forked:
+        Nursery.of_its_own().serve_all()
+    run(main(orders))

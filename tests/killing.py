@@ -20,14 +20,13 @@ from shardengine import ApplyResult
 from shardengine.engine.storage.files import Lock
 from shardengine.engine.verify import verify_directory
 from tests import banking
+from tests.deep import DEEP as DEEP  # noqa: PLC0414  # tests find it here
 from tests.forking import fork
 from tests.kill_child import Acknowledged, Ended, Frame, Opened, Orders, Viewed
 from tests.logs import log_named, model_of, told
 
 ROOT = Path(__file__).resolve().parent.parent
 WATCHDOG_S = 60.0
-DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
-"""Whether tests that kill at random moments do so as often as they did when what they show was first shown."""
 VERIFY_EVERY = 20
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
 
@@ -48,6 +47,12 @@ def chosen(point: str) -> bool:
     """Whether something that is one of many enumerated is gone through: about half are, by a hash of its name, so
     always the same; all of them with `HYPOTHESIS_PROFILE=deep`."""
     return DEEP or zlib.crc32(point.encode()) % 2 == 0
+
+
+def workers_forked(number: int) -> bool:
+    """Whether the workers of life `number` are forked (tests/nursery.py): those of every fourth one are started, which
+    takes a while in which all that there is can be killed too; so are all of them with `HYPOTHESIS_PROFILE=deep`."""
+    return not DEEP and number % 4 != 0
 
 
 def note(text: str) -> None:
@@ -162,7 +167,7 @@ class Judge:
         self.crashes = 0
         self.views = 0
         self.redone = 0
-        self._fixed = {"directory": str(directory), "shards": shards, "seed": seed, "log": log}
+        self._fixed = {"directory": str(directory), "shards": shards, "seed": seed, "log": log, "forked": not DEEP}
         self._log = log_named(log, seed, shards)
         self._told: list[ApplyResult] = []
         self._ends: Callable[[int], Iterator[int]] = lambda last: iter(())

@@ -1,5 +1,6 @@
-"""A bank of 10,000 accounts while workers, or everything, are killed: no view ever shows money made or lost, and every
-result, every balance and the digest are those of the memory machine, for every shard count."""
+"""A bank while workers, or everything, are killed: no view ever shows money made or lost, and every result, every
+balance and the digest are those of the memory machine, for every shard count. It has 2,000 accounts; 10,000 with
+`HYPOTHESIS_PROFILE=deep`."""
 
 from __future__ import annotations
 
@@ -14,13 +15,13 @@ import pytest
 from shardengine import Engine, EngineConfig
 from shardengine.machines.bank import Bank
 from shardengine.shards import wire
-from tests.banking import ACCOUNTS, LOOK_EVERY_S, Banking, check, look, look_and_check
+from tests.banking import ACCOUNTS, LOOK_EVERY_S, OPENING_CHUNK, Banking, check, look, look_and_check
 from tests.feeding import Feeder, Killer, holds, rampage
 from tests.kill_child import Acknowledged, Opened, Orders, Viewed
 from tests.killing import DEEP, WATCHDOG_S, Judge, Prey, note, seeded
 from tests.logs import Oracle
 from tests.taking import restarts
-from tests.test_kill_everything import START_S, STARTS_KILLED, spin
+from tests.test_kill_everything import START_S, STARTS_KILLED, spin, stream_orders
 
 CONFIG = EngineConfig(map_bytes=64 << 20)
 PERCENTS = pytest.mark.parametrize("percent", [0, 10, 100])
@@ -54,6 +55,7 @@ class Looker:
         await asyncio.sleep(self._rng.random() * LOOK_EVERY_S)
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize(
     ("shards", "kills", "percent"),
     with_percents([(1, 15), (2, 19), (3, 18), (8, 15)] if DEEP else [(1, 8), (2, 12), (3, 12), (8, 10)]),
@@ -91,12 +93,10 @@ def test_a_bank_is_killed_as_a_whole_at_random_moments_and_no_money_is_lost(
     seed = rng.randrange(1, 1 << 30)
     judge = Judge(tmp_path / "data", shards, seed, f"bank {percent}")
     for number in range(rounds):
-        window, largest = rng.choice([(1, 8), (1, 64), (3, 16), (6, 64), (8, 200)])
-        name = f"{seed}/{number}"
-        orders = judge.orders("stream", views=True, sizes_seed=name, window=window, largest=largest)
+        orders = stream_orders(judge, rng, f"{seed}/{number}", number, views=True)
         with judge.prey(orders) as prey:
             if number and rng.random() < STARTS_KILLED:
-                judge.judge(list(prey.frames(time.monotonic() + rng.random() * START_S)), orders)
+                judge.judge(list(prey.frames(time.monotonic() + rng.random() * START_S[orders.forked])), orders)
             else:
                 live(prey, judge, orders, rng)
             prey.kill_everything()
@@ -120,11 +120,13 @@ def live(prey: Prey, judge: Judge, orders: Orders, rng: random.Random) -> None:
     spin(rng)
 
 
+@pytest.mark.usefixtures("forked_workers")
 @PERCENTS
 async def test_a_bank_answers_the_same_for_every_shard_count(tmp_path: Path, percent: int) -> None:
     log = Banking(seeded().randrange(1, 1 << 30), 8, percent)
     model = Oracle(log)
-    ends = [2500, 5000, 7500, 10_000, 10_500, 10_501, 11_500, 13_000]
+    ends = [*range(OPENING_CHUNK, ACCOUNTS + 1, OPENING_CHUNK)]
+    ends += [ACCOUNTS + more for more in (500, 501, 1500, 3000)]
     expected = [model.advance(end) for end in ends]
     assert any(not result.succeeded for results in expected for result in results)
     for shards in (1, 2, 3, 8):

@@ -39,6 +39,7 @@ from tests.logs import Oracle, Wandering, log_named
 from tests.taking import restarts
 from tests.wander import Wander, Wanderer
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 CONFIG = EngineConfig(map_bytes=64 << 20)
 IMPATIENT = EngineConfig(map_bytes=64 << 20, worker_timeout_ms=800)
 BEFORE, AFTER = Wandering.PERIOD - 1, Wandering.PERIOD + 3

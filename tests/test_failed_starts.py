@@ -12,7 +12,7 @@ import itertools
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,8 @@ CALLS = [
     ("ftruncate", errno.ENOSPC),
     ("rename", errno.EIO),
 ]
+STARTING = ("open", "pidfd_open")
+"""Calls that the start of a worker makes in this process."""
 ALL_UP_TO = 8
 GOES_ON = {
     "posix_fallocate",  # zeroes are written instead
@@ -91,21 +93,24 @@ GOES_ON = {
 @pytest.mark.parametrize(("name", "code"), CALLS, ids=str)
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "there"])
 async def test_a_start_that_is_refused_anything_leaves_nothing_open(
-    tmp_path: Path, name: str, code: int, fresh: bool
+    tmp_path: Path, name: str, code: int, fresh: bool, forking: Callable[[], AbstractContextManager[None]]
 ) -> None:
+    """Where a worker's start makes no such call, and where nothing is refused, workers are forked."""
     path = tmp_path / "db"
-    if not fresh:
-        await fill(path)
+    with forking():
+        if not fresh:
+            await fill(path)
     for number in itertools.count(1):
         if number > ALL_UP_TO and number % 2 and not DEEP:
             continue
         place = tmp_path / f"db{number}" if fresh else path
-        with refusing(name, number, code) as refused:
+        with nullcontext() if name in STARTING else forking(), refusing(name, number, code) as refused:
             error = starts(place)
         if not refused:
             break
         assert error is not None or name in GOES_ON, "it goes on only where it can do without, or tries again"
-        assert starts(place) is None, "the next start works"
+        with forking():
+            assert starts(place) is None, "the next start works"
 
 
 async def test_a_start_without_descriptors_leaves_none_open_and_says_what_to_raise(

@@ -4,6 +4,9 @@ it, tests/faults/life.py lives through it, tests/faults/judging.py says what mus
 A first life in which nothing fails counts the calls; then each row of the table gives a life in which the first of them
 fails, or the last, or both lives; for some, one in which all fail from the first on. The profile "deep" has every one
 fail, in every way.
+
+Workers are started in the lives that count, and in those in which a call fails of which a worker's start consists; in
+the others they are forked (tests/nursery.py), but in "deep".
 """
 
 from __future__ import annotations

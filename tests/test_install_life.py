@@ -32,6 +32,7 @@ from tests.streams import Follower, entries, term_at
 from tests.taking import CONFIG as LARGE
 from tests.taking import Feeder, holds, tree
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 CONFIG = msgspec.structs.replace(LARGE, map_bytes=16 << 20)  # copied whole, holes and all
 SHARDS = (1, 2, 3, 5, 8)
 

@@ -1,6 +1,7 @@
 """SIGKILL of the coordinator and all its workers, and what the next start makes of the files, without re-delivery.
 
-Every round: open, compare with the model, go on feeding, die. All rounds of a test share one directory.
+Every round: open, compare with the model, go on feeding, die. All rounds of a test share one directory. The workers of
+every fourth are started, those of the others forked (`workers_forked`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.kill_child import Acknowledged, Opened, Orders
-from tests.killing import DEEP, WATCHDOG_S, Judge, Prey, seeded
+from tests.killing import DEEP, WATCHDOG_S, Judge, Prey, seeded, workers_forked
 
 STARTS_KILLED = 0.15
-START_S = 0.3
+START_S = {False: 0.3, True: 0.06}  # about how long one takes, of workers that are started, and that are forked
 SPINS_MAX = 30_000
 
 
@@ -27,9 +28,11 @@ def spin(rng: random.Random) -> None:
         pass
 
 
-def stream_orders(judge: Judge, rng: random.Random, name: str) -> Orders:
+def stream_orders(judge: Judge, rng: random.Random, name: str, number: int, **more: object) -> Orders:
     window, largest = rng.choice([(1, 8), (1, 64), (3, 16), (6, 64), (8, 200)])
-    return judge.orders("stream", sizes_seed=name, window=window, largest=largest)
+    return judge.orders(
+        "stream", sizes_seed=name, window=window, largest=largest, forked=workers_forked(number), **more
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,10 +45,10 @@ def test_after_a_kill_of_everything_at_a_random_moment_the_state_is_the_models_a
     seed = rng.randrange(1, 1 << 30)
     judge = Judge(tmp_path / "data", shards, seed)
     for number in range(rounds):
-        orders = stream_orders(judge, rng, f"{seed}/{number}")
+        orders = stream_orders(judge, rng, f"{seed}/{number}", number)
         with judge.prey(orders) as prey:
             if number and rng.random() < STARTS_KILLED:
-                until = time.monotonic() + rng.random() * START_S
+                until = time.monotonic() + rng.random() * START_S[orders.forked]
                 judge.judge(list(prey.frames(until)), orders)
             else:
                 judge.check(prey.opened(), orders)
@@ -65,7 +68,7 @@ def test_when_the_coordinator_alone_is_killed_its_workers_end_by_themselves(tmp_
     seed = rng.randrange(1, 1 << 30)
     judge = Judge(tmp_path / "data", 2, seed)
     for number in range(15):
-        orders = stream_orders(judge, rng, f"{seed}/{number}")
+        orders = stream_orders(judge, rng, f"{seed}/{number}", number)
         with judge.prey(orders) as prey:
             judge.check(prey.opened(), orders)
             for index in prey.acknowledged(rng.randrange(10)):
@@ -83,7 +86,7 @@ def test_when_all_workers_are_killed_at_once_the_coordinator_goes_on(tmp_path: P
     seed = rng.randrange(1, 1 << 30)
     judge = Judge(tmp_path / "data", 3, seed)
     for number in range(10):
-        orders = stream_orders(judge, rng, f"{seed}/{number}")
+        orders = stream_orders(judge, rng, f"{seed}/{number}", number)
         with judge.prey(orders) as prey:
             opened = prey.opened()
             judge.check(opened, orders)
@@ -111,8 +114,8 @@ def acknowledged_beyond(prey: Prey, opened: Opened, orders: Orders) -> int:
 def test_a_stop_that_is_killed_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     rng = seeded()
     judge = Judge(tmp_path / "data", 2, 0)
-    for _ in range(10):
-        orders = judge.orders("script")
+    for number in range(10):
+        orders = judge.orders("script", forked=workers_forked(number))
         with judge.prey(orders) as prey:
             judge.check(prey.opened(), orders)
             frames = prey.frames()

@@ -18,6 +18,7 @@ from tests.logs import Oracle, Wandering
 from tests.taking import restarts
 from tests.wander import Wanderer
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 CONFIG = EngineConfig(map_bytes=64 << 20)
 SLICES = 3
 

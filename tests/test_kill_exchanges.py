@@ -1,7 +1,7 @@
 """Death at every step of an exchange, of the coordinator and of everything.
 
 The script of tests/logs.py goes through a group that asks twice with nothing behind it, one that asks with another
-staged behind it, and that one, which names all its keys.
+staged behind it, and that one, which names all its keys. Workers are forked (tests/nursery.py), but in "deep".
 """
 
 from __future__ import annotations

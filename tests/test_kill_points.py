@@ -2,6 +2,9 @@
 
 The script of tests/kill_child.py goes through votes and records, solos, a group of no-ops, staged and merged groups, a
 flush and a stop. After each death the directory is opened, without re-delivery, and compared with the model.
+
+Workers are forked (tests/nursery.py); in a redo, every fourth time, started. They all are with
+`HYPOTHESIS_PROFILE=deep`.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ import pytest
 
 from shardengine import Engine
 from tests.kill_child import CONFIG, Acknowledged, Frame, Opened, Orders
-from tests.killing import WATCHDOG_S, Judge, chosen, note, points_of
+from tests.killing import WATCHDOG_S, Judge, chosen, note, points_of, workers_forked
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 SCOPES = pytest.mark.parametrize("group", [False, True], ids=["the coordinator", "everything"])
 
 
@@ -86,7 +90,7 @@ def test_death_at_any_step_of_a_redo_leaves_it_to_be_redone(tmp_path: Path, grou
         note(f"{fatal} of {len(points)}: {name}")
         shutil.rmtree(judge.directory)
         copy(tmp_path / "copy", judge.directory)
-        run_to_death(judge, judge.orders("open", fatal=fatal, group=group))
+        run_to_death(judge, judge.orders("open", fatal=fatal, group=group, forked=workers_forked(fatal)))
         with Opening(judge.directory) as db:
             assert db.last_applied().index == redone
             assert dict(db.scan_prefix(b"").entries) == judge.model.records

@@ -19,6 +19,7 @@ from tests.inside import tick_often
 from tests.model import Model
 from tests.taking import restarts
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 CONFIG = EngineConfig(map_bytes=64 << 20)
 IMPATIENT = EngineConfig(map_bytes=64 << 20, worker_timeout_ms=800)
 

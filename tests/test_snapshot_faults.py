@@ -19,6 +19,7 @@ from tests.conftest import halt
 from tests.streams import Follower
 from tests.taking import CONFIG, GATES, Feeder, Gate, Gated, holds_exactly, pins, restarts
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 HASTY = msgspec.structs.replace(CONFIG, snapshot_timeout_ms=300)
 IMPATIENT = msgspec.structs.replace(CONFIG, worker_timeout_ms=600)
 

@@ -24,7 +24,8 @@ from shardengine.engine.run.runtime import Runtime
 from shardengine.engine.storage.control import ControlPage
 from shardengine.shards import wire
 from tests.inside import one_turn
-from tests.killing import ROOT, environment
+from tests.killing import DEEP, ROOT, environment
+from tests.nursery import Nursery
 
 KEYS = [b"key-%02d" % number for number in range(64)]
 ALONE = b"alone"
@@ -251,4 +252,6 @@ async def _carry_out(db: Engine, what: str, *numbers: str) -> str:
 
 
 if __name__ == "__main__":
+    if not DEEP:
+        Nursery.of_its_own().serve_all()
     run(serve(sys.argv[1], int(sys.argv[2])))

@@ -27,6 +27,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -137,6 +138,11 @@ class Faults:
         """From now on calls pass, uncounted."""
         self._control.phase = 0
 
+    @property
+    def passing(self) -> bool:
+        """Whether calls pass, uncounted."""
+        return not self._control.phase
+
     def image(self, disk: Path) -> None:
         """From now on keep what a power loss would leave: what is there now, and what is synced."""
         self._control.imaging = 1
@@ -198,6 +204,7 @@ class Zygote:
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,  # no line is read along with another, behind which nothing would be left to wait for
             cwd=directory,
             env={**environment, "LD_PRELOAD": str(shim)},
             start_new_session=True,
@@ -217,15 +224,26 @@ class Zygote:
         child = int(self._process.stdout.readline())
         in_time = select.select([self._process.stdout], [], [], timeout_s)[0]
         if not in_time:
-            os.killpg(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
         status = int(self._process.stdout.readline())
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         return status if in_time else None
 
 
+def begun_as(place: Path, process: str) -> str:
+    """The program text by which a forked process, of one under the control file in `place`, comes under it as this."""
+    control = os.fsencode(place / _CONTROL)
+    return f"__import__('ctypes').CDLL(None).faults_begin_as({control!r}, {PROCESSES.index(process)})\n"
+
+
 def serve(life: Callable[[Path, str], None]) -> None:
-    """Be a zygote's interpreter. Returns in each child when its life is over, and at the end of the input."""
+    """Be a zygote's interpreter. Returns at the end of the input.
+
+    Each child ends with its life: to take an interpreter down, module by module, costs a seventh of one. Where a life
+    has left a thread it returns there too: such an interpreter waits.
+    """
     gc.freeze()  # what was imported is nothing that a child need look at, or write to
     for line in sys.stdin:
         child = os.fork()
@@ -233,6 +251,8 @@ def serve(life: Callable[[Path, str], None]) -> None:
             place, _, orders = line.rstrip("\n").partition("\t")
             _begin(Path(place))
             life(Path(place), orders)
+            if threading.active_count() == 1:
+                os._exit(0)
             return
         _, status = os.waitpid(child, 0)
         os.write(1, b"%d\n" % os.waitstatus_to_exitcode(status))

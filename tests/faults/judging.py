@@ -42,11 +42,13 @@ from tests.faults.life import (
     Wrong,
     config,
 )
+from tests.killing import DEEP
 from tests.streams import Follower, entries
 
 WATCHDOG_S = 40.0
 SYNCS = ("fsync", "fdatasync", "msync")
 REBOOTED = (*SYNCS, "write", "rename")  # after the others a machine that goes down finds what it ever does
+STARTING = ("socketpair", "pipe", "fork", "exec", "thread", "send", "recv")  # of these the start of a worker consists
 SYNCED = ("flush", "snapshot", "stop")  # phases that promise what a failed sync cannot keep
 ASIDE = ("snapshot", "install", "compact")  # what they sync is given up with its files, unless it is in place already
 _decode: Callable[[bytes], Frame] = msgspec.json.Decoder(Frame).decode
@@ -60,6 +62,16 @@ class Cell:
     durability: Mode
     phase: str
     rule: Rule | None = None
+
+    @property
+    def rebooted(self) -> bool:
+        """Whether what a power loss leaves is looked at."""
+        return self.rule is not None and self.rule.call in REBOOTED
+
+    @property
+    def starts(self) -> bool:
+        """Whether the workers of the phase are started, not forked."""
+        return DEEP or (self.rule.call in STARTING if self.rule is not None else self.phase != "open")
 
     @property
     def syncs(self) -> bool:
@@ -126,7 +138,7 @@ def prepare(directory: Path, durability: Mode, phase: str) -> None:
 
 def live(cell: Cell, place: Path, zygote: Zygote) -> Trace:
     """Run the life of `cell` in `place`, on whose disk its directory lies."""
-    orders = msgspec.json.encode(Orders(cell.phase, cell.durability, cell.syncs)).decode()
+    orders = msgspec.json.encode(Orders(cell.phase, cell.durability, cell.syncs, cell.rebooted, cell.starts)).decode()
     with Faults.create(place) as faults:
         if cell.rule is not None:
             faults.arm(cell.rule)
@@ -292,7 +304,7 @@ def findings(cell: Cell, trace: Trace, place: Path, zygote: Zygote) -> list[str]
     """All that is wrong with a life and with what it left in `place`, each with the name of its cell."""
     verdict = Verdict(cell, trace)
     data, looking = place / DISK / "data", Cell(cell.durability, "open")
-    if cell.rule is not None and cell.rule.call in REBOOTED:
+    if cell.rebooted:
         after = place / "after"
         after.mkdir()
         image_of(place, after / DISK)

@@ -3,6 +3,9 @@
 It opens a directory, comes to the phase that it was told, and lives through that with the faults armed; then without:
 it feeds and flushes if the engine says that it runs, stops, and starts again where that is a question. All that it
 finds goes to its standard output, a JSON line each, for tests/faults/judging.py.
+
+Workers are forked (tests/nursery.py), but for those that the faulty phase starts where the calls count of which a start
+consists.
 """
 
 from __future__ import annotations
@@ -20,15 +23,17 @@ from typing import Literal
 import msgspec
 
 from shardengine import Engine, EngineConfig, EngineError, KeyValue, run
+from shardengine.engine.run.processes import Workers
 from shardengine.engine.snapshot.check import Claim, judge
 from shardengine.engine.storage.generations import Directory
-from tests.faults.control import DISK, Faults, serve
+from tests.faults.control import DISK, Faults, begun_as, serve
 from tests.inside import runtime_of
+from tests.nursery import Nursery
 from tests.streams import entries
 
 SEED = 7
-PREPARED = 1500  # entries in the directory that a life begins with, and in its snapshot
-DECIDED = 1540  # up to here, where the last life ended behind a decision
+PREPARED = 500  # entries in the directory that a life begins with, and in its snapshot
+DECIDED = 540  # up to here, where the last life ended behind a decision
 STARTS = ("create", "start", "recover", "redo")
 SIZES = {"apply": (1, 1, 2, 30), "respawn": (1, 4), "": (6,), "after": (1, 3)}
 HOLD_S = 4.0  # then the faults are lifted: who retries has had his tries
@@ -38,11 +43,14 @@ ATTEMPTS = 5
 
 
 class Orders(msgspec.Struct, frozen=True):
-    """The faults are in `phase`. With `once` nothing is started again at the end."""
+    """The faults are in `phase`. With `once` nothing is started again at the end; with `image` it is kept what a power
+    loss would leave; with `starts` workers are started in that phase, else they are forked there too."""
 
     phase: str
     durability: Literal["process", "power"]
     once: bool
+    image: bool
+    starts: bool
 
 
 class Sent(msgspec.Struct, frozen=True, tag=True):
@@ -107,8 +115,9 @@ Frame = Opened | Sent | Acknowledged | Outcome | Seen | Left | Wrong | Ended
 def config(durability: Literal["process", "power"]) -> EngineConfig:
     return EngineConfig(
         durability=durability,
-        map_bytes=16 << 20,
-        ring_bytes=1 << 20,
+        map_bytes=2 << 20,
+        ring_bytes=128 << 10,
+        value_bytes_max=16 << 10,
         spin_us=0,
         worker_timeout_ms=3_000,
         start_timeout_ms=8_000,
@@ -280,15 +289,24 @@ class Life:
 
 def main(place: Path, text: str) -> None:
     orders = msgspec.json.decode(text, type=Orders)
+    nursery, start = Nursery.of_its_own(), Workers._spawn
 
     async def life() -> None:
         await asyncio.to_thread(int)  # what the loop opens for its first thread is no leak
         with Faults(place) as faults:
+
+            def spawn(workers: Workers, shard: int, link: int) -> object:
+                if orders.starts and not faults.passing:
+                    return start(workers, shard, link)
+                return nursery.spawn(workers, shard, link, begun_as(place, f"worker {shard}"))
+
+            setattr(Workers, "_spawn", spawn)  # noqa: B010
             life = Life(place, orders, faults)
             if orders.phase == "open":
                 await life.look_in()
             else:
-                faults.image(place / DISK)
+                if orders.image:
+                    faults.image(place / DISK)
                 await life.live()
         say(Ended())
 

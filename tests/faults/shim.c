@@ -75,8 +75,8 @@ static uint64_t which_process(void)
     return 1 + (told ? strtoull(told + 13, NULL, 10) : json ? strtoull(json + 8, NULL, 10) : 0) % (PROCESSES - 1);
 }
 
-/* From here on this process is under control. Also called by a forked child that executes nothing. */
-void faults_begin(const char *path)
+/* From here on this process is under control, as this one. */
+void faults_begin_as(const char *path, uint64_t number)
 {
     int descriptor = open(path, O_RDWR | O_CLOEXEC);
     if (descriptor < 0)
@@ -85,12 +85,15 @@ void faults_begin(const char *path)
     close(descriptor);
     if (map == MAP_FAILED)
         abort();
-    process = which_process();
+    process = number;
     self = getpid();
     control = map;
     if (atomic_fetch_add(&control->starts, 1) >= control->starts_max)
         _exit(STORM_EXIT);
 }
+
+/* As what its command line tells. Also called by a forked child that executes nothing. */
+void faults_begin(const char *path) { faults_begin_as(path, which_process()); }
 
 __attribute__((constructor)) static void begin(void)
 {
