@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from shardengine import LogClosedError, LogFailedError, LogReplacedError
+from shardengine import LogClosedError, LogFailedError, LogReplacedError, LogUnreachableError
 from shardengine.engine.cluster.servers import Servers
 from shardengine.engine.node.jetstream import connection, guarding, link, session, stream
 from shardengine.engine.node.jetstream.stream import Stream
@@ -154,6 +154,41 @@ async def test_a_call_that_is_cancelled_comes_before_those_that_begin_later_or_n
         read = await frames_up_to(other, await other.last())
         assert [logged.frame for logged in read] in ([b"under way", b"later"], [b"later"])
         assert read[-1].position == later[0]
+
+
+async def test_an_append_that_was_cut_away_unacknowledged_is_not_made_again_and_says_what_is_not_known(
+    servers: Servers,
+) -> None:
+    async with proxied(servers) as (proxy, log, other):
+        (zero,) = await log.append([b"zero"])
+        proxy.mute()
+        proxy.shut = True
+        call, asked = asyncio.create_task(log.append([b"once"])), asyncio.create_task(log.last())
+        assert [logged.frame for logged in await frames_up_to(other, zero + 1, zero)] == [b"once"]
+        (position,) = await other.append([b"kept"])
+        await other.truncate_before(position)
+        proxy.shut = False
+        with pytest.raises(LogUnreachableError, match="not known") as lost:
+            await asyncio.wait_for(call, WATCHDOG_S)
+        assert (lost.value.position, lost.value.first) == (zero, position)
+        assert await asyncio.wait_for(asked, WATCHDOG_S) > position, "who only asks is told by the next try"
+        given = await log.append([b"next"])
+        read = await frames_up_to(other, given[0], position - 1)
+        assert [logged.frame for logged in read] == [b"kept", b"next"]
+
+
+async def test_an_append_that_no_server_took_is_made_again_though_the_log_was_cut_before_it(servers: Servers) -> None:
+    async with proxied(servers) as (proxy, log, other):
+        await log.append([b"zero"])
+        position = (await other.append([b"known", b"kept"]))[-1]
+        await frames_up_to(log, position)
+        proxy.hold()
+        proxy.shut = True
+        call = asyncio.create_task(log.append([b"once"]))
+        await other.truncate_before(position)
+        proxy.shut = False
+        given = await asyncio.wait_for(call, WATCHDOG_S)
+        assert [logged.frame for logged in await frames_up_to(other, given[0], position - 1)] == [b"kept", b"once"]
 
 
 async def test_what_was_under_way_as_a_log_was_closed_comes_before_what_its_next_opening_appends_or_never(

@@ -84,6 +84,9 @@ class Appender:
                     await self._append(calls)
             except (LogFullError, FrameTooLargeError) as error:
                 self._refuse(calls, error)
+            except LogUnreachableError as error:
+                self._refuse([call for call in calls if call.frames], error)
+                self._queue.extendleft(call for call in calls if not call.frames)
             self._under_way = []
             if not self._queue:
                 self._some.clear()
@@ -158,9 +161,11 @@ class Appender:
         """Have frames added behind the message at `expected`, and return the position of the last one. None: that
         message was cut away, and they are not in the log, nor will be.
 
-        Raises LogFullError, FrameTooLargeError: so are they; LogError of `Guard.check`.
+        Raises LogFullError, FrameTooLargeError: so are they; LogUnreachableError: a try was not answered, and whether
+        it was cut away as well is not known; LogError of `Guard.check`.
         """
         unanswered, waits = False, pauses()
+        before = max(expected, self._guard.seen)
         while True:
             await self._guard.trusted.wait()
             outcome = await self._stream.add(subject, frames, expected)
@@ -168,7 +173,11 @@ class Appender:
                 self._doubt.settled()
                 return outcome.position
             if isinstance(outcome, Elsewhere):
-                if await self._cut_away(expected, outcome.position):
+                first = await self._cut_to(expected, outcome.position)
+                if first > before + 1 and unanswered:
+                    self._subject = ""
+                    raise _lost_sight(frames, before, first)
+                if first > expected:
                     return None
             elif isinstance(outcome, Later):
                 if not unanswered:
@@ -178,19 +187,20 @@ class Appender:
                 raise _refusal(outcome, frames)
             await asyncio.sleep(next(waits))
 
-    async def _cut_away(self, ours: int, last: int) -> bool:
-        """Whether our last message was cut away with all before it, when a server says that the last one of the subject
-        is not at `ours` but at `last`; False: it is behind the times, or it is too early to tell."""
+    async def _cut_to(self, ours: int, last: int) -> int:
+        """The first position that is left, where our last message was cut away with all before it; asked when a server
+        says that the last one of the subject is not at `ours` but at `last`. 0: that one is behind the times, or it is
+        too early to tell."""
         try:
             info = await self._guard.check()
         except LogUnreachableError:
-            return False
+            return 0
         if info is None:
-            return False
+            return 0
         if info.state.first_seq > ours:
-            return True
+            return info.state.first_seq
         self._doubt.heard(regressed(self._stream.name, last, ours))
-        return False
+        return 0
 
     def _refuse(self, calls: Iterable[Call], error: EngineError) -> None:
         for call in calls:
@@ -198,6 +208,16 @@ class Appender:
 
     def _no_op(self) -> bytes:
         return encode_frame(Frame(next(self._ids), []))
+
+
+def _lost_sight(frames: Sequence[bytes], before: int, first: int) -> LogUnreachableError:
+    return LogUnreachableError(
+        f"no server answered for {len(frames)} frames, which came behind position {before} if they came at all, and "
+        f"the log was cut up to position {first} meanwhile: whether they were in it is not known",
+        hint="look for what they would have done; nodes that apply the log may have read them",
+        position=before,
+        first=first,
+    )
 
 
 def _refusal(outcome: Outcome, frames: Sequence[bytes]) -> LogError:

@@ -97,7 +97,9 @@ class JetStreamLog:
     async def append(self, frames: Sequence[bytes]) -> list[int]:
         """See `Log.append`. Up to 1000 frames of 96 MiB at once; more are a FrameTooLargeError.
 
-        It waits for as long as the servers do not answer, and asks again. LogFailedError: the log was closed meanwhile.
+        It waits for as long as the servers do not answer, and asks again. LogUnreachableError: they did not, and
+        meanwhile the log was cut where these frames may have been; whether they were is not known, and others can be
+        appended. LogFailedError: the log was closed meanwhile.
         LogReplacedError, LogRegressedError, LogSettingsError: the stream is not what it was; nothing is appended any
         more until the log is opened anew, and whether these frames are in it is not known.
         """
