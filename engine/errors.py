@@ -247,8 +247,8 @@ class NodeStoppedError(EngineStoppedError):
 
 
 class OutcomeUnknownError(EngineError):
-    """Whether a proposal is in the log, and was or will be applied, is not known: the node ended before it could tell.
-    `id` is its frame's, to be looked for in the log."""
+    """Whether a proposal was or will be applied, or with what results, is not known: the node ended before it could
+    tell, or went on from a snapshot that may hold it. `id` is its frame's, to be looked for in the log."""
 
 
 class RehearsalError(EngineError):

@@ -10,7 +10,8 @@ Why nothing is lost, and nothing comes out of order:
   the same: being told that our subject ends where only what we sent can be.
 - Each opening appends to a *subject* of its own, and names with each batch the position of its last message there. So
   a batch has one place where it fits: sent twice it is added once, and a batch that was stuck in a server, or on its
-  way, and comes when a later one was added, is refused. What is not answered is therefore sent again, for ever.
+  way, and comes when a later one was added, is refused. What is not answered is therefore sent again, for ever; only
+  where the log was cut meanwhile beyond all that was seen of it is it not known what was there.
 - Frames that are appended together are an *atomic batch* of the servers: all or none, next to each other.
 - Where the log ends is never asked for, since a server that was cut off answers what was true before: a frame is
   appended, which such a server cannot acknowledge. So it is at `open`, where it proves that most servers take frames,
