@@ -97,7 +97,7 @@ async def test_a_node_that_closes_before_an_outcome_is_known_says_that(tmp_path:
     call = asyncio.ensure_future(node.propose(Put(b"k", b"v")))
     await soon(lambda: len(log.appends) == 1)
     await node.aclose()
-    with pytest.raises(OutcomeUnknownError, match="the node ended before it could tell") as caught:
+    with pytest.raises(OutcomeUnknownError, match="what became of it is not known") as caught:
         await call
     assert len(caught.value.id) == 16
 

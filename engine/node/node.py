@@ -227,7 +227,8 @@ class Node:
             BadEntryError, FrameTooLargeError: it must not enter the log. Nothing of it did.
             LogFullError, NodeStoppedError, NotAppendedError: not accepted; it is not in the log, and may be proposed
                 again.
-            OutcomeUnknownError: the node ended before it could tell. It may be in the log, and be applied later.
+            OutcomeUnknownError: the node ended, or went on from a snapshot, before it could tell. It may be in the log,
+                and be applied later.
             TimeoutError: after `timeout` seconds. While it waited for room it is withdrawn; after that it goes on, and
                 nothing is said of what becomes of it.
 

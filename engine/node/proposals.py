@@ -242,9 +242,8 @@ class Proposals:
 
 def _unknown(sent: Sent, why: EngineError) -> OutcomeUnknownError:
     return OutcomeUnknownError(
-        f"frame {sent.id.hex()} was given to the log, and the node ended before it could tell what became of it: "
-        f"{why.message}",
-        hint="start the node again: it applies what is in the log; then look for what the proposal would have done",
+        f"frame {sent.id.hex()} was given to the log, and what became of it is not known: {why.message}",
+        hint="look for what the proposal would have done, on a node that runs, or is started again",
         id=sent.id,
     )
 
