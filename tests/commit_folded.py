@@ -62,7 +62,10 @@ class Told(NamedTuple):
 
 class Folded:
     """The model, folded. From the lowest bits up, a state holds the numbers of its sides, how many deaths, kills and
-    failures are left, and the number of its coordinator: all of a World but sides and budget."""
+    failures are left, and the number of its coordinator: all of a World but sides and budget.
+
+    Its attributes are the model, the numbers, what was worked out of each, and where in a state they stand.
+    """
 
     def __init__(self, model: Model) -> None:
         self._model = model
