@@ -9,12 +9,20 @@ from typing import Any
 Row = dict[str, Any]
 Facts = Mapping[str, Any]
 SAMPLES = "_samples"
+STEADY = 1.25
+"""The fastest round is so many times the slowest one at most."""
 
 
 def figure(name: str, values: Iterable[float]) -> Row:
     """The median over rounds, and the values of those."""
     taken = list(values)
     return {name: median(taken), f"{name}{SAMPLES}": taken}
+
+
+def is_steady(row: Row, name: str) -> bool:
+    """Whether the rounds of a figure agree as well as can be told from; else something beside it was at work."""
+    samples = row[f"{name}{SAMPLES}"]
+    return bool(max(samples) <= STEADY * min(samples))
 
 
 def of_apply(facts: Facts) -> list[Row]:

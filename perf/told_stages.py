@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from perf.bars import Bar, bars
 from perf.documents import Document
 from perf.lines import Line, lines
-from perf.rows import SAMPLES, Row
+from perf.rows import SAMPLES, STEADY, Row, is_steady
 from perf.svg import told
 from perf.telling import bar, count, load_of, point, where
 
@@ -101,12 +103,20 @@ def model_says(document: Document) -> str:
         for place, row in enumerate([rows[0]] if len(rows) == 1 else [rows[0], rows[-1]])
     ]
     checks = [row for row in document["rows"] if row["kind"] == "check"]
-    worst = max((abs(row["error_percent"]) for row in checks), default=None)
-    if worst is None:
-        checked = "None of it was checked in this report."
-    else:
-        checked = f"Of {len(checks)} that were measured here, too, the largest error is {worst:.0f} %."
+    steady = [row for row in checks if is_steady(row, "entries_per_s")]
+    checked = "None of it was checked in this report."
+    if checks:
+        checked = f"Of {len(checks)} that were measured here, too, the largest error is {_worst(checks):.0f} %"
+        if steady and len(steady) < len(checks):
+            checked += (
+                f"; of the {len(steady)} whose rounds are less than {STEADY - 1:.0%} apart, {_worst(steady):.0f} %"
+            )
+        checked += "."
     return f"{'; '.join(said)}. These are predictions, and nobody has measured hosts that are larger. {checked}"
+
+
+def _worst(checks: Sequence[Row]) -> float:
+    return max(abs(float(row["error_percent"])) for row in checks)
 
 
 def model_drawn(document: Document) -> str:

@@ -168,6 +168,27 @@ def test_the_model_checks_itself_where_it_is(
     assert all(f"{assumption}" in told for assumption in model.ASSUMPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("torn", "said"),
+    [
+        ([], "the largest error is 20.0 %, NOT WITHIN 15 %"),
+        ([1], "the rounds of 1 of 2 are more than 25% apart; the largest error of the others is 10.0 %, within 15 %"),
+        ([0, 1], "the rounds of 2 of 2 are more than 25% apart\n"),
+    ],
+)
+def test_the_verdict_says_which_rounds_do_not_agree(
+    capsys: pytest.CaptureFixture[str], torn: list[int], said: str
+) -> None:
+    told = {"pin": "none", "cores": 2, "shards": 2, "bottleneck": "cores", "predicted_entries_per_s": 110.0}
+    rows = [
+        {**told, "error_percent": error, "cores_busy": 1.9, "entries_per_s": 100.0}
+        | {"entries_per_s_samples": [50.0, 100.0, 101.0] if place in torn else [99.0, 100.0, 101.0]}
+        for place, error in enumerate((10.0, 20.0))
+    ]
+    predicting._show_check(rows)
+    assert said in capsys.readouterr().out
+
+
 def test_the_model_takes_the_stages_of_another_host_and_measures_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

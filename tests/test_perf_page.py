@@ -20,6 +20,7 @@ from tests.figures import (
     SVG,
     USUAL,
     Looked,
+    around,
     defaults,
     made_up,
     open_loop,
@@ -248,6 +249,17 @@ def test_every_other_sentence_is_what_the_figures_say(part: str, said: str) -> N
 
 
 # ---- plots -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_checked_in_rounds_that_do_not_agree_is_told_apart() -> None:
+    document = made_up()["model"]
+    (steady,) = [row for row in document["rows"] if row["kind"] == "check"]
+    torn = {**steady, "error_percent": 60.0, **around("entries_per_s", 100, (0.5, 1.0, 1.0))}
+    said = SECTIONS["model"].says({**document, "rows": [*document["rows"], torn]})
+    assert "Of 2 that were measured here, too, the largest error is 60 %; of the 1 whose rounds" in said
+    assert said.endswith("are less than 25% apart, 20 %.")
+    said = SECTIONS["model"].says({**document, "rows": [torn if row is steady else row for row in document["rows"]]})
+    assert said.endswith("the largest error is 60 %.")
 
 
 def test_a_line_plot_holds_whatever_text_and_figures_it_is_given() -> None:
