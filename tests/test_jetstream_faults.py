@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -189,6 +189,29 @@ async def test_an_append_that_no_server_took_is_made_again_though_the_log_was_cu
         proxy.shut = False
         given = await asyncio.wait_for(call, WATCHDOG_S)
         assert [logged.frame for logged in await frames_up_to(other, given[0], position - 1)] == [b"kept", b"once"]
+
+
+async def test_a_frame_that_began_an_opening_and_was_stuck_is_not_taken_for_one_that_was_appended_later(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, stuck = Stream.add, list[tuple[Stream, str, Sequence[bytes], int]]()
+
+    async def stick(asked: Stream, subject: str, frames: Sequence[bytes], expected: int) -> stream.Outcome:
+        if stuck:
+            return await add(asked, subject, frames, expected)
+        stuck.append((asked, subject, frames, expected))
+        return stream.Later("it is stuck")
+
+    name = new_name()
+    async with opened(servers.urls, name) as other:
+        monkeypatch.setattr(Stream, "add", stick)
+        async with opened(servers.urls, name) as log:
+            (kept,) = await other.append([b"kept"])
+            await other.truncate_before(kept)
+            assert isinstance(await add(*stuck[0]), stream.Added)
+            given = await asyncio.wait_for(log.append([b"once"]), WATCHDOG_S)
+            read = await frames_up_to(other, await other.last(), kept - 1)
+            assert [(one.position, one.frame) for one in read] == [(kept, b"kept"), (given[0], b"once")]
 
 
 async def test_what_was_under_way_as_a_log_was_closed_comes_before_what_its_next_opening_appends_or_never(

@@ -115,12 +115,24 @@ class Appender:
         await self._settle(subject, [self._no_op()], last)
 
     async def begin(self) -> int:
-        """Append a frame without entries to a new subject; returns its position. Raises LogFullError, LogError."""
-        subject = f"{self._stream.name}.{self._stream.mark}.{os.urandom(8).hex()}"
-        position = await self._settle(subject, [self._no_op()], 0)
-        assert position is not None, "a subject that nobody knows has a message that was cut away"
-        self._subject, self._last = subject, position
-        return position
+        """Append a frame without entries to a new subject; returns its position. Raises LogFullError, LogError.
+
+        Each try is for a subject of its own. One that got stuck would fit where all of a subject was cut away, and be
+        taken for what was sent there last.
+        """
+        waits = pauses()
+        while True:
+            await self._guard.trusted.wait()
+            subject = f"{self._stream.name}.{self._stream.mark}.{os.urandom(8).hex()}"
+            outcome = await self._stream.add(subject, frames := [self._no_op()], 0)
+            if isinstance(outcome, Added):
+                self._doubt.settled()
+                self._subject, self._last = subject, outcome.position
+                return outcome.position
+            if isinstance(outcome, (Full, TooLarge)):
+                raise _refusal(outcome, frames)
+            log.debug("where an opening appends is not acknowledged yet: %s", outcome)
+            await asyncio.sleep(next(waits))
 
     # ---- one batch -----------------------------------------------------------------------------------------------
 
