@@ -128,13 +128,14 @@ def write(path: Path, text: str) -> None:
     which names it."""
     file = path.resolve()
     beside = file.with_name(f"{file.name}.new")
-    at_once = file.exists() and not (file.is_file() and os.access(file.parent, os.W_OK))
+    at_once = path.exists() and not (path.is_file() and os.access(file.parent, os.W_OK))
     try:
         if at_once:
-            file.write_text(text)
+            path.write_text(text)  # a pipe has no name of its own
         else:
             beside.write_text(text)
             beside.replace(file)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        if not at_once:
+            beside.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error

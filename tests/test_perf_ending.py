@@ -114,6 +114,14 @@ def test_what_was_there_stays_where_the_disk_is_full(tmp_path: Path, monkeypatch
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
+def test_what_is_written_goes_through_a_pipe_that_has_no_name() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as pipe:
+        with os.fdopen(writing, "w"):
+            write(Path(f"/dev/fd/{writing}"), "all of it")
+        assert pipe.read() == "all of it"
+
+
 def _raiser(error: Exception) -> Callable[[], int]:
     def work() -> int:
         raise error
