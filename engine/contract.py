@@ -49,7 +49,8 @@ class StateMachine(Protocol):
         """The newest entry that reads see; (0, 0): none."""
 
     def entry_term(self, index: int) -> int | None:
-        """The term of an applied entry; None for one that is not applied, or not remembered."""
+        """The term of an applied entry, always of `last_applied()`; None for one that is not applied, or not
+        remembered."""
 
     def update_last_applied(self, last: LogId) -> None:
         """Stand at `last` from now on: the entries up to it that were not applied carry no command. At or below
@@ -61,7 +62,8 @@ class StateMachine(Protocol):
 
     def save_hard_state(self, state: HardState | None = None) -> None:
         """Return when `state` is on the disk; None: what was saved last, once more. Blocks. Raises when its term falls,
-        or it gives a vote to another; or what the disk said. The one before counts on then."""
+        or in one term a vote is given to another, or taken back; or what the disk said. The one before counts on
+        then."""
 
     def hard_state(self) -> HardState | None:
         """What was saved last, before a restart too; None: nothing ever was. Nothing that becomes of the state changes
@@ -90,7 +92,7 @@ class StateMachine(Protocol):
     async def apply_snapshot_from_file(self, metadata: SnapshotMetadata, path: str | os.PathLike[str]) -> None:
         """Replace the whole state by the snapshot at `path`, at once, if it is the one that `metadata` names, whole,
         and no older than the state. Raises otherwise, and changes nothing; a call that is cancelled may have replaced
-        it already."""
+        it already. What is at `path` stays as it is, and is not needed afterwards."""
 
     def snapshot_metadata(self) -> SnapshotMetadata | None:
         """The snapshot that was taken, installed or named last; None: none yet."""

@@ -195,7 +195,7 @@ class Engine:
         """Records whose key starts with `prefix`, in key order over all shards, at `last_applied()`.
 
         Args:
-            limit: at most so many; None: all, in memory.
+            limit: at most so many, 0 or more, else a ValueError; None: all, in memory.
             start_after: only keys behind this one (before it, with `reverse`): the last key of the page before.
             reverse: from the last key down.
         """
