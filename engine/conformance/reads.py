@@ -55,11 +55,13 @@ class Reading(Hooks):
         log = self.log()
         with self.running(tmp_path / "machine") as machine:
             await self.feed(machine, log, 1, 30)
-            records = log.contents(30)
+            records, absent = log.contents(30), self.key(900)
+            longest = max(map(len, (*self.keys(), absent)))  # a longer one may be no key
             with refusal("a scan with limit=-1 raises"):
                 machine.scan_prefix(b"", limit=-1)
-            for prefix in (b"", *(self.key(4)[:at] for at in (1, -1, None)), self.key(900)):
-                for after in (None, *self.keys()[::3], self.key(900), prefix + b"\0", prefix + b"\xff\xff"):
+            for prefix in (b"", *(self.key(4)[:at] for at in (1, -1, None)), absent):
+                behind = (key for key in (prefix + b"\0", prefix + b"\xff\xff") if len(key) <= longest)
+                for after in (None, *self.keys()[::3], absent, *behind):
                     for reverse in (False, True):
                         whole = _behind(records, prefix, after, reverse)
                         for limit in (None, 0, 1, len(whole), len(whole) + 1):
