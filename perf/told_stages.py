@@ -108,9 +108,7 @@ def model_says(document: Document) -> str:
     if checks:
         checked = f"Of {len(checks)} that were measured here, too, the largest error is {_worst(checks):.0f} %"
         if steady and len(steady) < len(checks):
-            checked += (
-                f"; of the {len(steady)} whose rounds are less than {STEADY - 1:.0%} apart, {_worst(steady):.0f} %"
-            )
+            checked += f"; of the {len(steady)} whose rounds are {STEADY - 1:.0%} apart or less, {_worst(steady):.0f} %"
         checked += "."
     return f"{'; '.join(said)}. These are predictions, and nobody has measured hosts that are larger. {checked}"
 

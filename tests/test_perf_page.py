@@ -257,7 +257,7 @@ def test_what_was_checked_in_rounds_that_do_not_agree_is_told_apart() -> None:
     torn = {**steady, "error_percent": 60.0, **around("entries_per_s", 100, (0.5, 1.0, 1.0))}
     said = SECTIONS["model"].says({**document, "rows": [*document["rows"], torn]})
     assert "Of 2 that were measured here, too, the largest error is 60 %; of the 1 whose rounds" in said
-    assert said.endswith("are less than 25% apart, 20 %.")
+    assert said.endswith("are 25% apart or less, 20 %.")
     said = SECTIONS["model"].says({**document, "rows": [torn if row is steady else row for row in document["rows"]]})
     assert said.endswith("the largest error is 60 %.")
 
