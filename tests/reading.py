@@ -1,6 +1,7 @@
 """A process that reads what `tests/writing.py` writes, in cuts of its own, until it has seen the last version.
 
-Run as `python -m tests.reading DIRECTORY LAST`; it prints what it saw as one line of JSON.
+Run as `python -m tests.reading DIRECTORY LAST`; it says "reading" behind its first cut, and "enough" when it has seen
+as much as a test asks for; last it prints what it saw as one line of JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from tests.writing import KEYS
 
 WATCHDOG_S = 90
 _PATIENCE_S = 0.05
+VERSIONS, GENERATIONS = 51, 2
+"""So many are enough."""
 
 
 class Seen(msgspec.Struct):
@@ -34,9 +37,15 @@ class Seen(msgspec.Struct):
     tries_max: int = 0
 
 
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def read(directory: str, last: int) -> Seen:
     seen, versions, newest = Seen(), set[int](), dict[str, tuple[int, int]]()
     followed: Cuts | None = None
+    enough = False
     with Reader(directory) as reader:
         version = -1
         while version != last:
@@ -61,6 +70,11 @@ def read(directory: str, last: int) -> Seen:
             seen.fell += place < newest.get(name, place)
             newest[name] = place
             versions.add(version)
+            if seen.cuts == 1:
+                say("reading")
+            if not enough and len(versions) >= VERSIONS and len(newest) >= GENERATIONS:
+                enough = True
+                say("enough")
             with suppress(TimeoutError):  # another state may have a lower index
                 reader.wait_applied(view.revision + 1, _PATIENCE_S)
     seen.versions, seen.generations = len(versions), len(newest)
@@ -69,4 +83,4 @@ def read(directory: str, last: int) -> Seen:
 
 if __name__ == "__main__":
     signal.alarm(WATCHDOG_S)
-    sys.stdout.write(msgspec.json.encode(read(sys.argv[1], int(sys.argv[2]))).decode() + "\n")
+    say(msgspec.json.encode(read(sys.argv[1], int(sys.argv[2]))).decode())

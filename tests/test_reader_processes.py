@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ from shardengine import NoCutError, Reader
 from shardengine.engine.read import follow
 from tests.commands import cli, started
 from tests.killing import ROOT, environment, note, seeded
-from tests.reading import Seen
+from tests.reading import GENERATIONS, VERSIONS, Seen
 from tests.writing import ALONE, KEYS, Writer
 
 READERS = 4
-FLIPS = 3_000
+FLIPS = 400  # behind each event
+LAST = 1_000_000
+"""The version that readers wait for."""
 ROUNDS = 6
 WATCHDOG_S = 100
 
@@ -31,17 +34,32 @@ def readers(directory: Path, last: int) -> Iterator[list[subprocess.Popen[bytes]
         subprocess.Popen(
             [sys.executable, "-m", "tests.reading", str(directory), str(last)],
             stdout=subprocess.PIPE,
+            bufsize=0,  # so that nothing is read that `select` then does not see
             cwd=ROOT,
             env=environment(),
         )
         for _ in range(READERS)
     ]
     try:
+        for process in started:
+            assert process.stdout is not None and process.stdout.readline() == b"reading\n"
         yield started
     finally:
         for process in started:
             process.kill()
             process.communicate()
+
+
+def flip_until_enough(writer: Writer, started: list[subprocess.Popen[bytes]], first: int) -> None:
+    """From version `first` on, until every reader says that it has seen enough."""
+    waiting = [process.stdout for process in started if process.stdout is not None]
+    while waiting:
+        assert writer.ask("flip", first, FLIPS), "the readers have not seen enough in time"
+        first += FLIPS
+        for stdout in select.select(waiting, [], [], 0)[0]:
+            assert stdout.readline() == b"enough\n"
+            waiting.remove(stdout)
+    assert first < LAST
 
 
 def what_they_saw(started: list[subprocess.Popen[bytes]]) -> list[Seen]:
@@ -56,25 +74,24 @@ def test_no_reader_ever_sees_two_versions_or_an_older_one_whatever_happens_to_th
     path = tmp_path / "db"
     with Writer(path) as writer:
         assert writer.ask("flip", 1, 1) == "64"
-        part, first = FLIPS // 6, 2
-        with readers(path, FLIPS) as started:
-            for event in ("noop", "kill 0", "compact", "restart", "snapshot", "kill 2"):
+        with readers(path, LAST) as started:
+            events = ("noop", "kill 0", "compact", "restart", "snapshot", "kill 2")
+            for number, event in enumerate(events):
                 said = writer.ask(event)
                 if event == "snapshot":
                     writer.ask("restore", said)
-                count = min(part, FLIPS + 1 - first)
-                writer.ask("flip", first, count)
-                first += count
+                writer.ask("flip", 2 + number * FLIPS, FLIPS)
+            flip_until_enough(writer, started, 2 + len(events) * FLIPS)
+            writer.ask("flip", LAST, 1)
             saw = what_they_saw(started)
         index = int(writer.ask("noop"))
         with Reader(path) as reader:
             reader.wait_applied(index, 30)
             assert reader.digest().hex() == writer.ask("digest")
     note(f"{saw}")
-    assert first == FLIPS + 1
     for seen in saw:
         assert (seen.mixed, seen.fell) == (0, 0), seen
-        assert seen.versions > 50 and seen.generations >= 2, seen
+        assert seen.versions >= VERSIONS and seen.generations >= GENERATIONS, seen
         assert seen.tries_max <= follow.TRIES_MAX and seen.refused <= 4, seen
 
 
