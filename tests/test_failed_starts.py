@@ -129,13 +129,19 @@ async def test_a_start_without_descriptors_leaves_none_open_and_says_what_to_rai
 
 @contextmanager
 def spare_descriptors(spare: int) -> Iterator[None]:
-    """Leave so many descriptors beyond the highest open one."""
+    """Leave so many descriptors beyond the highest open one, and none below: whoever started this process may have left
+    it some of any number."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 1 + spare, hard))
+    highest = max(open_descriptors())
+    filling = list(iter(lambda: os.open(os.devnull, os.O_RDONLY), highest + 1))
+    os.close(highest + 1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in filling:
+            os.close(descriptor)
 
 
 async def test_a_directory_in_the_place_of_the_workers_log_is_named_and_nothing_stays_open(tmp_path: Path) -> None:
