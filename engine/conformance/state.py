@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from shardengine import HardState, LogId
-from shardengine.engine.conformance.base import Hooks, check, expect, refusal
+from shardengine.engine.conformance.base import Hooks, MachineUnderTest, check, expect, refusal
+from shardengine.engine.conformance.log import Log
 
 _ENTRIES = 60
 
@@ -13,15 +14,18 @@ _ENTRIES = 60
 class Standing(Hooks):
     """Checks of `reset`, `save_hard_state`, `update_last_applied`."""
 
+    async def _fill_and_reset(self, machine: MachineUnderTest, log: Log, hard: HardState) -> None:
+        if "hard_state" in self.supports:
+            machine.save_hard_state(hard)
+        await self.feed(machine, log, 1, _ENTRIES)
+        await machine.reset()
+
     @check("reset")
     async def test_a_reset_leaves_an_empty_machine_at_index_0(self, tmp_path: Path) -> None:
         """With its hard state, and for good."""
         log, other, hard = self.log(), self.log(seed=5), HardState(7, "a")
         with self.running(tmp_path / "machine") as machine:
-            if "hard_state" in self.supports:
-                machine.save_hard_state(hard)
-            await self.feed(machine, log, 1, _ENTRIES)
-            await machine.reset()
+            await self._fill_and_reset(machine, log, hard)
             self.expect_state(machine, log, 0, "after reset()")
             if "hard_state" in self.supports:
                 expect(machine.hard_state(), hard, "hard_state() after chunks of other terms, and reset()")
@@ -35,10 +39,7 @@ class Standing(Hooks):
     async def test_a_reset_is_there_after_reopening(self, tmp_path: Path) -> None:
         log, other, hard = self.log(), self.log(seed=5), HardState(7, "a")
         with self.running(tmp_path / "machine") as machine:
-            if "hard_state" in self.supports:
-                machine.save_hard_state(hard)
-            await self.feed(machine, log, 1, _ENTRIES)
-            await machine.reset()
+            await self._fill_and_reset(machine, log, hard)
         with self.running(tmp_path / "machine") as machine:
             self.expect_state(machine, log, 0, "after reset() and reopening")
             if "hard_state" in self.supports:

@@ -85,6 +85,7 @@ class Appender:
             except (LogFullError, FrameTooLargeError) as error:
                 self._refuse(calls, error)
             except LogUnreachableError as error:
+                self._subject = ""
                 self._refuse([call for call in calls if call.frames], error)
                 self._queue.extendleft(call for call in calls if not call.frames)
             self._under_way = []
@@ -187,7 +188,6 @@ class Appender:
             if isinstance(outcome, Elsewhere):
                 first = await self._cut_to(expected, outcome.position)
                 if first > before + 1 and unanswered:
-                    self._subject = ""
                     raise _lost_sight(frames, before, first)
                 if first > expected:
                     return None
